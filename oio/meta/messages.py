@@ -1,0 +1,376 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""What travels between the proxy (and tools) and the meta services.
+
+Each request structure names its operation; it is sent as msgpack in ``POST /v1/<operation>``. Both ends
+decode with these structures, so a malformed message is one clear 400 at the border and nothing else has to
+check types. Absent fields take the default written here, which lets both ends be upgraded apart.
+
+Names: ``cid`` is the container id, 64 upper-case hex digits. Property keys of containers are complete
+(``user.color``, ``sys.m2.quota``). Hashes and content ids are upper-case hex text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, ClassVar
+
+import msgspec
+
+CID_PATTERN = r"^[0-9A-F]{64}$"
+Cid = Annotated[str, msgspec.Meta(pattern=CID_PATTERN)]
+HexText = Annotated[str, msgspec.Meta(pattern=r"^([0-9A-F]{2})*$")]
+
+_CAMEL = re.compile(r"(?<!^)(?=[A-Z])")
+
+
+class Message(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=False, kw_only=True):
+    """Base of everything on the wire."""
+
+
+class Operation(Message):
+    """Base of requests; ``reply`` is the type of the answer, ``None`` when there is no body."""
+
+    reply: ClassVar[type | None] = None
+
+    @classmethod
+    def operation(cls) -> str:
+        """Last token of the URL: ``ContentPut`` is sent to ``/v1/content_put``."""
+        return _CAMEL.sub("_", cls.__name__).lower()
+
+
+class ErrorReply(Message):
+    """Body of every failure: internal code and one sentence."""
+
+    status: int
+    message: str
+
+
+# --- common parts -----------------------------------------------------------------------------
+
+
+class ServiceLink(Message):
+    """One set of services linked to a reference (``host`` is a comma-separated list of ids)."""
+
+    seq: int = 1
+    type: str
+    host: str
+    args: str = ""
+
+
+class Chunk(Message):
+    """A chunk as the container knows it."""
+
+    url: str
+    pos: str
+    size: int
+    hash: HexText
+
+
+class Properties(Message):
+    """Answer holding complete property keys."""
+
+    properties: dict[str, str] = {}
+
+
+class ContainerTarget(Operation):
+    """Base of requests on one container; names are stored when the base is created, and travel to events."""
+
+    cid: Cid
+    account: str = ""
+    name: str = ""
+
+
+# --- meta0: prefix -> meta1 services ------------------------------------------------------------
+
+
+class PrefixMapping(Message):
+    """``services[i]`` serve prefixes ``prefixes[i]`` … : one entry per 4-digit hex prefix."""
+
+    mapping: dict[str, list[str]] = {}
+
+
+class Meta0Get(Operation):
+    """Which meta1 services hold this prefix (1 to 4 hex digits; empty: the whole mapping)."""
+
+    reply: ClassVar[type | None] = PrefixMapping
+    prefix: str = ""
+
+
+class Meta0Set(Operation):
+    """Replace the mapping of the given prefixes (the whole 65536 of them at bootstrap)."""
+
+    mapping: dict[str, list[str]]
+
+
+# --- meta1: references ----------------------------------------------------------------------------
+
+
+class Created(Message):
+    """Did the request create the thing, or was it there?"""
+
+    created: bool
+
+
+class ReferenceReply(Message):
+    """A reference: names, links, properties."""
+
+    cid: str
+    account: str
+    name: str
+    services: list[ServiceLink] = []
+    properties: dict[str, str] = {}
+
+
+class ServiceLinks(Message):
+    """Links of one type, by increasing ``seq``."""
+
+    services: list[ServiceLink] = []
+
+
+class ReferenceCreate(ContainerTarget):
+    """Create a reference (idempotent)."""
+
+    reply: ClassVar[type | None] = Created
+    properties: dict[str, str] = {}
+
+
+class ReferenceDestroy(ContainerTarget):
+    """Delete a reference; 407 when services are linked, unless ``force``."""
+
+    force: bool = False
+
+
+class ReferenceShow(ContainerTarget):
+    """Names, links (of one type when given) and properties; 406 when absent."""
+
+    reply: ClassVar[type | None] = ReferenceReply
+    type: str = ""
+
+
+class ReferenceLink(ContainerTarget):
+    """Link services of a type. What is linked already wins over ``proposed`` (idempotent, decided under
+    the base's writer); with an empty ``proposed`` and nothing linked: 454. ``autocreate`` creates the
+    reference, else 406. ``renew`` adds ``proposed`` under the next seq instead."""
+
+    reply: ClassVar[type | None] = ServiceLinks
+    type: str
+    proposed: list[str] = []
+    autocreate: bool = False
+    dryrun: bool = False
+    renew: bool = False
+
+
+class ReferenceUnlink(ContainerTarget):
+    """Remove the links of a type (of one seq when > 0); 454 when none."""
+
+    type: str
+    seq: int = 0
+
+
+class ReferenceForce(ContainerTarget):
+    """Store this link as it is; 455 when the seq is taken, unless ``replace``."""
+
+    service: ServiceLink
+    replace: bool = False
+    autocreate: bool = False
+
+
+class ReferenceSetProperties(ContainerTarget):
+    """Set properties (an empty value deletes); ``clear`` removes the former ones first."""
+
+    properties: dict[str, str]
+    clear: bool = False
+
+
+class ReferenceDelProperties(ContainerTarget):
+    """Delete properties by name; an empty list deletes all."""
+
+    names: list[str] = []
+
+
+# --- meta2: containers ----------------------------------------------------------------------------
+
+
+class ContainerCreate(ContainerTarget):
+    """Create the base of a container (idempotent: then properties are ignored)."""
+
+    reply: ClassVar[type | None] = Created
+    namespace: str
+    peers: list[str] = []
+    properties: dict[str, str] = {}
+
+
+class ContainerDestroy(ContainerTarget):
+    """Delete the base; 438 when it holds chunks, unless ``force``."""
+
+    force: bool = False
+
+
+class ContainerGetProperties(ContainerTarget):
+    """All admin keys; with ``stats`` also ``stats.page_count`` and friends."""
+
+    reply: ClassVar[type | None] = Properties
+    stats: bool = False
+
+
+class ContainerSetProperties(ContainerTarget):
+    """Set complete keys (``user.*``, ``sys.*``); empty value deletes; ``clear`` drops user keys first."""
+
+    properties: dict[str, str]
+    clear: bool = False
+
+
+class ContainerDelProperties(ContainerTarget):
+    """Delete complete keys; an empty list deletes all user keys."""
+
+    names: list[str] = []
+
+
+class ContainerTouch(ContainerTarget):
+    """Re-emit the container's state, recomputing its counters first when asked."""
+
+    recompute: bool = False
+
+
+class ListReply(Message):
+    """One page. ``objects`` is the JSON text of the array that HTTP clients receive, encoded once by the
+    service that has the rows; the proxy copies it through."""
+
+    objects: bytes
+    prefixes: list[str] = []
+    truncated: bool = False
+    next_marker: str = ""
+    properties: dict[str, str] = {}
+
+
+class ContentList(ContainerTarget):
+    """List objects; see the contract of ``container/list`` for each parameter."""
+
+    reply: ClassVar[type | None] = ListReply
+    prefix: str = ""
+    marker: str = ""
+    end_marker: str = ""
+    delimiter: str = ""
+    max: int = 1000
+    deleted: bool = False
+    all_versions: bool = False
+    properties: bool = False
+    chunk_id: str = ""
+    content_hash: str = ""
+
+
+# --- meta2: contents ------------------------------------------------------------------------------
+
+
+class Security(Message):
+    """What the policy promises, resolved by the proxy: ``plain`` with nb_copy, or ``ec`` with k and m."""
+
+    type: str = "plain"
+    nb_copy: int = 1
+    k: int = 0
+    m: int = 0
+
+
+class ContentPut(ContainerTarget):
+    """Commit an object whose chunks are written. 421/424 on version conflicts, 425 when the chunks
+    cannot make the object, 436 when the container is frozen or disabled."""
+
+    path: str
+    version: int
+    content_id: HexText
+    size: int
+    hash: HexText = ""
+    mime_type: str = "application/octet-stream"
+    chunk_method: str = "plain"
+    policy: str = "NONE"
+    security: Security = Security()
+    chunks: list[Chunk]
+    properties: dict[str, str] = {}
+    append: bool = False
+    force_versioning: int | None = None
+    simulate_versioning: bool = False
+
+
+class ContentReply(Message):
+    """An object version."""
+
+    name: str
+    version: int
+    deleted: bool
+    ctime: int
+    mtime: int
+    content_id: str
+    hash: str = ""
+    size: int = 0
+    mime_type: str = ""
+    chunk_method: str = ""
+    policy: str = ""
+    chunks: list[Chunk] = []
+    properties: dict[str, str] = {}
+
+
+class ContentTarget(ContainerTarget):
+    """Base of requests on one object: by path (and version, 0 = latest), or by content id."""
+
+    path: str = ""
+    version: int = 0
+    content_id: HexText = ""
+
+
+class ContentShow(ContentTarget):
+    """Read an object. 420 absent, 426 when the version found is a delete marker (unless ``deleted``),
+    427 drained (unless ``drained``)."""
+
+    reply: ClassVar[type | None] = ContentReply
+    deleted: bool = False
+    drained: bool = False
+    chunks: bool = True
+    properties: bool = True
+
+
+class ContentSetProperties(ContentTarget):
+    """Set object properties (an empty value deletes); ``clear`` removes the others."""
+
+    properties: dict[str, str]
+    clear: bool = False
+
+
+class ContentDelProperties(ContentTarget):
+    """Delete object properties by name; an empty list deletes all."""
+
+    names: list[str] = []
+
+
+class ContentDelete(ContentTarget):
+    """Delete an object, or add a delete marker, after the container's versioning mode."""
+
+    delete_marker: bool = False
+    force_versioning: int | None = None
+    simulate_versioning: bool = False
+
+
+class ItemStatus(Message):
+    """Outcome of one item of a bulk request (204 or an internal code)."""
+
+    status: int
+    message: str = "ok"
+
+
+class BulkReply(Message):
+    """Outcomes in the order of the request."""
+
+    items: list[ItemStatus]
+
+
+class ContentDeleteMany(ContainerTarget):
+    """Delete several objects by name, each on its own."""
+
+    reply: ClassVar[type | None] = BulkReply
+    paths: list[str]
+    force_versioning: int | None = None
+    simulate_versioning: bool = False
+
+
+class ContentTouch(ContentTarget):
+    """Re-emit ``storage.content.new`` for an object."""
