@@ -28,7 +28,7 @@ class Message(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=False, k
     """Base of everything on the wire."""
 
 
-class Operation(Message):
+class Operation(Message, kw_only=True):
     """Base of requests; ``reply`` is the type of the answer, ``None`` when there is no body."""
 
     reply: ClassVar[type | None] = None
@@ -39,7 +39,7 @@ class Operation(Message):
         return _CAMEL.sub("_", cls.__name__).lower()
 
 
-class ErrorReply(Message):
+class ErrorReply(Message, kw_only=True):
     """Body of every failure: internal code and one sentence."""
 
     status: int
@@ -49,7 +49,7 @@ class ErrorReply(Message):
 # --- common parts -----------------------------------------------------------------------------
 
 
-class ServiceLink(Message):
+class ServiceLink(Message, kw_only=True):
     """One set of services linked to a reference (``host`` is a comma-separated list of ids)."""
 
     seq: int = 1
@@ -58,7 +58,7 @@ class ServiceLink(Message):
     args: str = ""
 
 
-class Chunk(Message):
+class Chunk(Message, kw_only=True):
     """A chunk as the container knows it."""
 
     url: str
@@ -67,13 +67,13 @@ class Chunk(Message):
     hash: HexText
 
 
-class Properties(Message):
+class Properties(Message, kw_only=True):
     """Answer holding complete property keys."""
 
     properties: dict[str, str] = {}
 
 
-class ContainerTarget(Operation):
+class ContainerTarget(Operation, kw_only=True):
     """Base of requests on one container; names are stored when the base is created, and travel to events."""
 
     cid: Cid
@@ -84,20 +84,20 @@ class ContainerTarget(Operation):
 # --- meta0: prefix -> meta1 services ------------------------------------------------------------
 
 
-class PrefixMapping(Message):
+class PrefixMapping(Message, kw_only=True):
     """``services[i]`` serve prefixes ``prefixes[i]`` … : one entry per 4-digit hex prefix."""
 
     mapping: dict[str, list[str]] = {}
 
 
-class Meta0Get(Operation):
+class Meta0Get(Operation, kw_only=True):
     """Which meta1 services hold this prefix (1 to 4 hex digits; empty: the whole mapping)."""
 
     reply: ClassVar[type | None] = PrefixMapping
     prefix: str = ""
 
 
-class Meta0Set(Operation):
+class Meta0Set(Operation, kw_only=True):
     """Replace the mapping of the given prefixes (the whole 65536 of them at bootstrap)."""
 
     mapping: dict[str, list[str]]
@@ -106,13 +106,13 @@ class Meta0Set(Operation):
 # --- meta1: references ----------------------------------------------------------------------------
 
 
-class Created(Message):
+class Created(Message, kw_only=True):
     """Did the request create the thing, or was it there?"""
 
     created: bool
 
 
-class ReferenceReply(Message):
+class ReferenceReply(Message, kw_only=True):
     """A reference: names, links, properties."""
 
     cid: str
@@ -122,33 +122,33 @@ class ReferenceReply(Message):
     properties: dict[str, str] = {}
 
 
-class ServiceLinks(Message):
+class ServiceLinks(Message, kw_only=True):
     """Links of one type, by increasing ``seq``."""
 
     services: list[ServiceLink] = []
 
 
-class ReferenceCreate(ContainerTarget):
+class ReferenceCreate(ContainerTarget, kw_only=True):
     """Create a reference (idempotent)."""
 
     reply: ClassVar[type | None] = Created
     properties: dict[str, str] = {}
 
 
-class ReferenceDestroy(ContainerTarget):
+class ReferenceDestroy(ContainerTarget, kw_only=True):
     """Delete a reference; 407 when services are linked, unless ``force``."""
 
     force: bool = False
 
 
-class ReferenceShow(ContainerTarget):
+class ReferenceShow(ContainerTarget, kw_only=True):
     """Names, links (of one type when given) and properties; 406 when absent."""
 
     reply: ClassVar[type | None] = ReferenceReply
     type: str = ""
 
 
-class ReferenceLink(ContainerTarget):
+class ReferenceLink(ContainerTarget, kw_only=True):
     """Link services of a type. What is linked already wins over ``proposed`` (idempotent, decided under
     the base's writer); with an empty ``proposed`` and nothing linked: 454. ``autocreate`` creates the
     reference, else 406. ``renew`` adds ``proposed`` under the next seq instead."""
@@ -161,14 +161,14 @@ class ReferenceLink(ContainerTarget):
     renew: bool = False
 
 
-class ReferenceUnlink(ContainerTarget):
+class ReferenceUnlink(ContainerTarget, kw_only=True):
     """Remove the links of a type (of one seq when > 0); 454 when none."""
 
     type: str
     seq: int = 0
 
 
-class ReferenceForce(ContainerTarget):
+class ReferenceForce(ContainerTarget, kw_only=True):
     """Store this link as it is; 455 when the seq is taken, unless ``replace``."""
 
     service: ServiceLink
@@ -176,14 +176,14 @@ class ReferenceForce(ContainerTarget):
     autocreate: bool = False
 
 
-class ReferenceSetProperties(ContainerTarget):
+class ReferenceSetProperties(ContainerTarget, kw_only=True):
     """Set properties (an empty value deletes); ``clear`` removes the former ones first."""
 
     properties: dict[str, str]
     clear: bool = False
 
 
-class ReferenceDelProperties(ContainerTarget):
+class ReferenceDelProperties(ContainerTarget, kw_only=True):
     """Delete properties by name; an empty list deletes all."""
 
     names: list[str] = []
@@ -192,7 +192,7 @@ class ReferenceDelProperties(ContainerTarget):
 # --- meta2: containers ----------------------------------------------------------------------------
 
 
-class ContainerCreate(ContainerTarget):
+class ContainerCreate(ContainerTarget, kw_only=True):
     """Create the base of a container (idempotent: then properties are ignored)."""
 
     reply: ClassVar[type | None] = Created
@@ -201,39 +201,39 @@ class ContainerCreate(ContainerTarget):
     properties: dict[str, str] = {}
 
 
-class ContainerDestroy(ContainerTarget):
+class ContainerDestroy(ContainerTarget, kw_only=True):
     """Delete the base; 438 when it holds chunks, unless ``force``."""
 
     force: bool = False
 
 
-class ContainerGetProperties(ContainerTarget):
+class ContainerGetProperties(ContainerTarget, kw_only=True):
     """All admin keys; with ``stats`` also ``stats.page_count`` and friends."""
 
     reply: ClassVar[type | None] = Properties
     stats: bool = False
 
 
-class ContainerSetProperties(ContainerTarget):
+class ContainerSetProperties(ContainerTarget, kw_only=True):
     """Set complete keys (``user.*``, ``sys.*``); empty value deletes; ``clear`` drops user keys first."""
 
     properties: dict[str, str]
     clear: bool = False
 
 
-class ContainerDelProperties(ContainerTarget):
+class ContainerDelProperties(ContainerTarget, kw_only=True):
     """Delete complete keys; an empty list deletes all user keys."""
 
     names: list[str] = []
 
 
-class ContainerTouch(ContainerTarget):
+class ContainerTouch(ContainerTarget, kw_only=True):
     """Re-emit the container's state, recomputing its counters first when asked."""
 
     recompute: bool = False
 
 
-class ListReply(Message):
+class ListReply(Message, kw_only=True):
     """One page. ``objects`` is the JSON text of the array that HTTP clients receive, encoded once by the
     service that has the rows; the proxy copies it through."""
 
@@ -244,7 +244,7 @@ class ListReply(Message):
     properties: dict[str, str] = {}
 
 
-class ContentList(ContainerTarget):
+class ContentList(ContainerTarget, kw_only=True):
     """List objects; see the contract of ``container/list`` for each parameter."""
 
     reply: ClassVar[type | None] = ListReply
@@ -263,7 +263,7 @@ class ContentList(ContainerTarget):
 # --- meta2: contents ------------------------------------------------------------------------------
 
 
-class Security(Message):
+class Security(Message, kw_only=True):
     """What the policy promises, resolved by the proxy: ``plain`` with nb_copy, or ``ec`` with k and m."""
 
     type: str = "plain"
@@ -272,7 +272,7 @@ class Security(Message):
     m: int = 0
 
 
-class ContentPut(ContainerTarget):
+class ContentPut(ContainerTarget, kw_only=True):
     """Commit an object whose chunks are written. 421/424 on version conflicts, 425 when the chunks
     cannot make the object, 436 when the container is frozen or disabled."""
 
@@ -292,7 +292,7 @@ class ContentPut(ContainerTarget):
     simulate_versioning: bool = False
 
 
-class ContentReply(Message):
+class ContentReply(Message, kw_only=True):
     """An object version."""
 
     name: str
@@ -310,7 +310,7 @@ class ContentReply(Message):
     properties: dict[str, str] = {}
 
 
-class ContentTarget(ContainerTarget):
+class ContentTarget(ContainerTarget, kw_only=True):
     """Base of requests on one object: by path (and version, 0 = latest), or by content id."""
 
     path: str = ""
@@ -318,7 +318,7 @@ class ContentTarget(ContainerTarget):
     content_id: HexText = ""
 
 
-class ContentShow(ContentTarget):
+class ContentShow(ContentTarget, kw_only=True):
     """Read an object. 420 absent, 426 when the version found is a delete marker (unless ``deleted``),
     427 drained (unless ``drained``)."""
 
@@ -329,20 +329,20 @@ class ContentShow(ContentTarget):
     properties: bool = True
 
 
-class ContentSetProperties(ContentTarget):
+class ContentSetProperties(ContentTarget, kw_only=True):
     """Set object properties (an empty value deletes); ``clear`` removes the others."""
 
     properties: dict[str, str]
     clear: bool = False
 
 
-class ContentDelProperties(ContentTarget):
+class ContentDelProperties(ContentTarget, kw_only=True):
     """Delete object properties by name; an empty list deletes all."""
 
     names: list[str] = []
 
 
-class ContentDelete(ContentTarget):
+class ContentDelete(ContentTarget, kw_only=True):
     """Delete an object, or add a delete marker, after the container's versioning mode."""
 
     delete_marker: bool = False
@@ -350,20 +350,20 @@ class ContentDelete(ContentTarget):
     simulate_versioning: bool = False
 
 
-class ItemStatus(Message):
+class ItemStatus(Message, kw_only=True):
     """Outcome of one item of a bulk request (204 or an internal code)."""
 
     status: int
     message: str = "ok"
 
 
-class BulkReply(Message):
+class BulkReply(Message, kw_only=True):
     """Outcomes in the order of the request."""
 
     items: list[ItemStatus]
 
 
-class ContentDeleteMany(ContainerTarget):
+class ContentDeleteMany(ContainerTarget, kw_only=True):
     """Delete several objects by name, each on its own."""
 
     reply: ClassVar[type | None] = BulkReply
@@ -372,5 +372,5 @@ class ContentDeleteMany(ContainerTarget):
     simulate_versioning: bool = False
 
 
-class ContentTouch(ContentTarget):
+class ContentTouch(ContentTarget, kw_only=True):
     """Re-emit ``storage.content.new`` for an object."""
