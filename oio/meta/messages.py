@@ -263,7 +263,7 @@ class ContentList(ContainerTarget, kw_only=True):
 # --- meta2: contents ------------------------------------------------------------------------------
 
 
-class Security(Message, kw_only=True):
+class Security(Message, kw_only=True, frozen=True):
     """What the policy promises, resolved by the proxy: ``plain`` with nb_copy, or ``ec`` with k and m."""
 
     type: str = "plain"
