@@ -1,0 +1,216 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Variables of the services: typed, bounded, changeable at run time through ``/config``.
+
+Each is declared once, with kind, default, bounds and meaning. Values come as text from ``sds.conf`` or from a
+request; durations are seconds inside the code and microseconds in ``/config`` (contract: "Values").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+TRUE_WORDS = frozenset({"1", "yes", "true", "on", "enable", "enabled", "yeah"})
+FALSE_WORDS = frozenset({"0", "no", "false", "off", "disable", "disabled", "nope"})
+
+_SIZE_UNITS = {
+    "": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15, "e": 10**18,
+    "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40, "pi": 2**50, "ei": 2**60,
+}
+_DURATION_UNITS = {
+    "": 1.0, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0,
+    "w": 7 * 86400.0, "M": 28 * 86400.0,
+}
+_NUMBER = re.compile(r"^([+-]?\d+(?:\.\d*)?)\s*([A-Za-z]*)$")
+
+
+def parse_boolean(text: str, default: bool = False) -> bool:
+    """Boolean of headers, parameters and variables; any other text gives the default."""
+    word = text.strip().lower()
+    return word in TRUE_WORDS or (default and word not in FALSE_WORDS)
+
+
+@dataclass(frozen=True)
+class Variable:
+    """Declaration of a variable.
+
+    :ivar kind: ``bool``, ``int``, ``size`` (bytes), ``duration`` (seconds inside), ``float`` or ``str``.
+    """
+
+    name: str
+    kind: str
+    default: Any
+    doc: str
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def parse(self, text: str) -> Any:
+        """Value of a text, clamped to the bounds. :raises ValueError: when it cannot be read."""
+        text = str(text).strip()
+        if self.kind == "str":
+            return text
+        if self.kind == "bool":
+            word = text.lower()
+            if word not in TRUE_WORDS and word not in FALSE_WORDS:
+                raise ValueError(f"{self.name}: not a boolean: {text!r}")
+            return word in TRUE_WORDS
+        match = _NUMBER.match(text)
+        if not match:
+            raise ValueError(f"{self.name}: not a {self.kind}: {text!r}")
+        number, unit = float(match[1]), match[2]
+        if self.kind == "duration":
+            factor = _DURATION_UNITS.get(unit, _DURATION_UNITS.get(unit.lower()))
+        else:
+            factor = _SIZE_UNITS.get(unit.lower())
+        if factor is None:
+            raise ValueError(f"{self.name}: unknown unit {unit!r}")
+        value = number * factor
+        if self.minimum is not None:
+            value = max(value, self.minimum)
+        if self.maximum is not None:
+            value = min(value, self.maximum)
+        if self.kind in ("int", "size"):
+            # Large integers must not lose digits through a float.
+            exact = int(match[1]) * int(factor) if "." not in match[1] else int(value)
+            return exact if value == number * factor else int(value)
+        return value
+
+    def text(self, value: Any) -> str:
+        """Text of a value, as ``/config`` shows it."""
+        if self.kind == "bool":
+            return "on" if value else "off"
+        if self.kind == "duration":
+            return str(round(value * 1e6))
+        if self.kind == "float":
+            return f"{value:.6f}"
+        return str(value)
+
+
+def _declare(*variables: Variable) -> dict[str, Variable]:
+    return {variable.name: variable for variable in variables}
+
+
+DECLARED: dict[str, Variable] = _declare(
+    # Namespace.
+    Variable("ns.chunk_size", "size", 10 * 2**20, "Size of a chunk", 1, 2**63),
+    Variable("ns.flat_bits", "int", 17, "Bits of automatic container names", 0, 64),
+    Variable("ns.master", "bool", True, "Does the namespace accept writes?"),
+    Variable("ns.worm", "bool", False, "Write once, read many"),
+    Variable("ns.meta1_digits", "int", 4, "Significant hex digits of meta1 prefixes", 0, 4),
+    Variable(
+        "ns.service_update_policy", "str", "meta2=KEEP|3|1;sqlx=KEEP|1|1|;rdir=KEEP|1|1|",
+        "How services are linked to references, by type",
+    ),
+    Variable("ns.storage_policy", "str", "NONE", "Storage policy when nothing else tells"),
+    # Proxy.
+    Variable("proxy.cache.enabled", "bool", True, "All the caches of the proxy"),
+    Variable("proxy.bulk.max.create_many", "int", 100, "Containers per request", 1, 100000),
+    Variable("proxy.bulk.max.delete_many", "int", 100, "Objects per request", 1, 100000),
+    Variable("proxy.location", "str", "", "Location of the proxy"),
+    Variable("proxy.outgoing.timeout.common", "float", 30.0, "Seconds for a request", 0.01, 3600),
+    Variable("proxy.outgoing.timeout.config", "float", 10.0, "Seconds, forward/config", 0.01, 3600),
+    Variable("proxy.outgoing.timeout.stat", "float", 10.0, "Seconds, forward/stats", 0.01, 3600),
+    Variable(
+        "proxy.outgoing.timeout.conscience", "float", 10.0, "Seconds, conscience", 0.01, 3600
+    ),
+    Variable("proxy.outgoing.timeout.info", "float", 5.0, "Seconds, forward/info", 0.01, 3600),
+    Variable("proxy.period.cs.downstream", "duration", 5.0, "Services are read again", 0.05, 3600),
+    Variable("proxy.period.cs.upstream", "duration", 1.0, "Registrations are sent", 0.05, 3600),
+    Variable("proxy.period.reload.nsinfo", "duration", 30.0, "Policies are read again", 0.05, 3600),
+    Variable("proxy.period.refresh.csurl", "duration", 30.0, "Consciences reread", 0.05, 3600),
+    Variable("proxy.quirk.local_scores", "bool", False, "Real scores in local/list"),
+    Variable("proxy.request.max_delay", "duration", 60.0, "Default deadline", 0.01, 86400),
+    Variable("proxy.srv_local.patch", "bool", False, "Prefer near services in chunk lists"),
+    Variable("proxy.srv_local.prepare", "int", 0, "Prefer near services at prepare", 0, 2),
+    Variable("proxy.srv_shuffle", "bool", True, "Shuffle the replicas of a container"),
+    Variable("proxy.dir_shuffle", "bool", True, "Shuffle the meta1 replicas"),
+    Variable("proxy.ttl.services.down", "duration", 5.0, "Memory of down services", 0, 86400),
+    Variable("proxy.ttl.services.known", "duration", 5 * 86400.0, "Memory of services", 0, 1e8),
+    Variable("proxy.ttl.services.local", "duration", 30.0, "Memory of local services", 0, 86400),
+    Variable("proxy.url.path.maxlen", "int", 2048, "Longest path of a route", 1, 65536),
+    # Resolver.
+    Variable("resolver.cache.csm0.max.default", "int", 4194304, "Prefixes cached", 0, 2**32),
+    Variable("resolver.cache.csm0.ttl.default", "duration", 0.0, "0 = no expiry", 0, 1e8),
+    Variable("resolver.cache.srv.max.default", "int", 4194304, "References cached", 0, 2**32),
+    Variable("resolver.cache.srv.ttl.default", "duration", 0.0, "0 = no expiry", 0, 1e8),
+    # Placement.
+    Variable("core.lb.allow_distance_bypass", "bool", True, "Lower the distance when targets crowd"),
+    Variable("core.lb.generate_random_chunk_ids", "bool", True, "Random or predictable chunk ids"),
+    Variable("core.lb.weighted_random_attempts", "int", 8, "Draws before the full walk", 1, 1000),
+    Variable("core.sds.strict_utf8", "bool", True, "Refuse names that are not UTF-8"),
+    # Containers.
+    Variable("meta2.max_versions", "int", 1, "Versions kept per object", -1, 2**31),
+    Variable("meta2.retention_period", "duration", 604800.0, "Delete markers kept", 0, 1e10),
+    Variable("meta2.delete_exceeding_versions", "bool", False, "Purge at put"),
+    Variable("meta2.flush_limit", "int", 1000, "Objects per flush", 1, 2**31),
+    # Events.
+    Variable("rawx.events_allowed", "bool", True, "Do chunk servers emit events?"),
+    Variable("events.common.pending.max", "int", 10000, "Events kept in memory", 1, 2**31),
+    # Bases.
+    Variable("sqliterepo.repo.hard_max", "int", 1024, "Open bases at most", 1, 2**20),
+    Variable("sqliterepo.cache.timeout.open", "duration", 20.0, "Wait for a base", 0.01, 3600),
+    Variable("sqliterepo.cache.waiting.max", "int", 256, "Waiters per base", 1, 65536),
+    Variable("sqliterepo.page_size", "int", 4096, "Page size of new bases", 512, 65536),
+    Variable(
+        "sqliterepo.sync", "str", "full",
+        "full: every commit is on disk; normal: a power cut loses the last commits; off: test only",
+    ),
+    # Servers.
+    Variable("server.cnx.timeout.idle", "duration", 300.0, "Idle connections closed", 1, 1e6),
+    Variable("server.request.max_size", "size", 2**30, "Largest request body", 1024, 2**40),
+    Variable("server.pool.max_threads", "int", 64, "Threads that answer requests", 1, 4096),
+)
+
+
+class Variables:
+    """Values of the declared variables in one process.
+
+    >>> v = Variables({"ns.chunk_size": "1Mi", "proxy.period.cs.downstream": "500ms"})
+    >>> v["ns.chunk_size"], v["proxy.period.cs.downstream"]
+    (1048576, 0.5)
+    """
+
+    def __init__(self, conf: Mapping[str, str] | None = None) -> None:
+        self._values: dict[str, Any] = {}
+        self.errors: list[str] = []
+        self.reset(conf)
+
+    def reset(self, conf: Mapping[str, str] | None = None) -> None:
+        """Go back to defaults, then take the configuration; bad values are kept in ``errors``."""
+        values = {name: variable.default for name, variable in DECLARED.items()}
+        errors = []
+        for name, text in (conf or {}).items():
+            variable = DECLARED.get("ns.meta1_digits" if name == "meta1_digits" else name)
+            if variable is None:
+                continue
+            try:
+                values[variable.name] = variable.parse(text)
+            except ValueError as exc:
+                errors.append(str(exc))
+        self._values, self.errors = values, errors
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def set(self, name: str, text: Any) -> bool:
+        """Set a variable from its text; False when it is unknown or the text cannot be read."""
+        variable = DECLARED.get(name)
+        if variable is None:
+            return False
+        try:
+            value = variable.parse("on" if text is True else "off" if text is False else str(text))
+        except ValueError:
+            return False
+        self._values[name] = value
+        return True
+
+    def as_text(self) -> dict[str, str]:
+        """All the variables as texts, sorted by name."""
+        return {name: DECLARED[name].text(self._values[name]) for name in sorted(self._values)}
