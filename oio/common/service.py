@@ -1,0 +1,131 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What every daemon does the same way: options, logs, signals, graceful stop.
+
+A daemon's ``main`` parses its command line, builds its server and calls :func:`run_until_stopped`, which returns
+once SIGTERM or SIGINT came, the requests that were running are answered (or the grace is over), and every
+``on_stop`` callback has run.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+LOG_FORMAT = "%(asctime)s.%(msecs)03d %(process)d %(name)s %(levelname)s %(message)s"
+SYSLOG_FORMAT = "%(process)d %(name)s %(levelname)s %(message)s"
+# Running requests have this long to finish once a stop is asked for (contract: rawx, 10 s).
+STOP_GRACE_S = 10.0
+# SIGUSR1 makes logs more verbose for this long (contract: common.verbosity.reset_delay is 5 min, rawx 15).
+VERBOSE_PERIOD_S = 300.0
+
+
+class Stoppable(Protocol):
+    """A server that runs in the background."""
+
+    def start(self) -> None:
+        """Begin to answer."""
+
+    def stop(self, grace_s: float = ...) -> object:
+        """Refuse what is new, finish what runs within the grace."""
+
+
+def setup_logging(
+    syslog_id: str | None = None, level: int | str = "INFO", stderr: bool = True
+) -> logging.Logger:
+    """Configure the root logger of a daemon: standard error, and syslog under an identifier.
+
+    :raises ValueError: when the level is not one of the logging module.
+    """
+    root = logging.getLogger()
+    root.setLevel(level)
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    if stderr:
+        console = logging.StreamHandler(sys.stderr)
+        console.setFormatter(logging.Formatter(LOG_FORMAT, "%Y-%m-%d %H:%M:%S"))
+        root.addHandler(console)
+    if syslog_id and os.path.exists("/dev/log"):
+        syslog = logging.handlers.SysLogHandler("/dev/log")
+        syslog.setFormatter(logging.Formatter(f"{syslog_id}: {SYSLOG_FORMAT}"))
+        root.addHandler(syslog)
+    if not root.handlers:
+        root.addHandler(logging.NullHandler())
+    return root
+
+
+def install_verbosity_signals(period_s: float = VERBOSE_PERIOD_S) -> None:
+    """SIGUSR1: debug logs for a while; SIGUSR2: back to normal at once."""
+    root = logging.getLogger()
+    normal = root.level
+    timers: list[threading.Timer] = []
+
+    def restore(*_args: object) -> None:
+        while timers:
+            timers.pop().cancel()
+        root.setLevel(normal)
+
+    def raise_verbosity(*_args: object) -> None:
+        restore()
+        root.setLevel(logging.DEBUG)
+        timer = threading.Timer(period_s, restore)
+        timer.daemon = True
+        timers.append(timer)
+        timer.start()
+
+    signal.signal(signal.SIGUSR1, raise_verbosity)
+    signal.signal(signal.SIGUSR2, restore)
+
+
+def run_until_stopped(
+    servers: Iterable[Stoppable],
+    on_stop: Iterable[Callable[[], object]] = (),
+    grace_s: float = STOP_GRACE_S,
+    name: str = "service",
+) -> int:
+    """Start the servers, wait for SIGTERM or SIGINT, stop; returns the exit code of the process.
+
+    Must be called from the main thread (signals). A second signal does not shorten the grace: a
+    supervisor that cannot wait sends SIGKILL, which loses nothing that was acknowledged.
+    """
+    servers = list(servers)
+    logger = logging.getLogger(f"oio.{name}")
+    asked = threading.Event()
+
+    def ask(signum: int, _frame: object) -> None:
+        logger.info("%s: stop asked by %s", name, signal.Signals(signum).name)
+        asked.set()
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    install_verbosity_signals()
+    for server in servers:
+        server.start()
+    logger.info("%s: ready", name)
+    asked.wait()
+    begin = time.monotonic()
+    for server in servers:
+        server.stop(max(0.1, grace_s - (time.monotonic() - begin)))
+    for callback in on_stop:
+        callback()
+    logger.info("%s: stopped", name)
+    return 0
+
+
+def parse_dash_o(values: Iterable[str]) -> list[tuple[str, str]]:
+    """Split ``-O Key=Value`` options. :raises ValueError: on a value without ``=``."""
+    pairs = []
+    for value in values:
+        key, equal, text = value.partition("=")
+        if not equal or not key:
+            raise ValueError(f"-O wants KEY=VALUE, not {value!r}")
+        pairs.append((key.strip(), text.strip()))
+    return pairs

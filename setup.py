@@ -1,0 +1,87 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""Packaging: one package, its programs, and the ranges of its dependencies (see docs/dependencies.md)."""
+
+import re
+from glob import glob
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "([^"]+)"', (HERE / "oio/__init__.py").read_text(), re.M)[1]
+
+INSTALL_REQUIRES = [
+    "apsw>=3.46,<4",
+    "blake3>=1.0,<2",
+    "cliff>=4.7,<5",
+    "httptools>=0.7,<1",
+    "msgspec>=0.19,<1",
+    "prometheus_client>=0.20,<1",
+    "pyeclib>=1.7,<2",
+    "PyYAML>=6.0,<7",
+    "setuptools>=68",
+    "supervisor>=4.3,<5",
+]
+EXTRAS_REQUIRE = {
+    # Green applications: nothing in the library imports these by itself.
+    "green": ["eventlet>=0.36,<1", "greenlet>=3.0,<4"],
+    "urllib3": ["urllib3>=2.0,<3"],
+    "test": [
+        "eventlet>=0.36,<1",
+        "greenlet>=3.0,<4",
+        "hypothesis>=6.100,<7",
+        "mypy>=1.10,<3",
+        "psutil>=5.9,<8",
+        "pytest>=8.0,<10",
+        "pytest-timeout>=2.3,<3",
+        "ruff>=0.6,<1",
+        "types-PyYAML>=6.0",
+        "urllib3>=2.0,<3",
+    ],
+}
+
+setup(
+    name="oio-sds",
+    version=VERSION,
+    description="A distributed object store: containers, replication, erasure coding",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The OIO-SDS authors",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["oio", "oio.*"]),
+    package_data={"oio": ["py.typed"]},
+    scripts=sorted(glob("bin/oio-*")),
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    entry_points={
+        "console_scripts": ["openio = oio.cli.openio:main"],
+        "openio.cluster": [
+            "cluster_show = oio.cli.cluster:ClusterShow",
+            "cluster_list = oio.cli.cluster:ClusterList",
+            "cluster_wait = oio.cli.cluster:ClusterWait",
+        ],
+        "openio.container": [
+            "container_create = oio.cli.container:CreateContainer",
+            "container_show = oio.cli.container:ShowContainer",
+            "container_list = oio.cli.container:ListContainer",
+            "container_delete = oio.cli.container:DeleteContainer",
+        ],
+        "openio.object": [
+            "object_create = oio.cli.object:CreateObject",
+            "object_show = oio.cli.object:ShowObject",
+            "object_list = oio.cli.object:ListObject",
+            "object_save = oio.cli.object:SaveObject",
+            "object_locate = oio.cli.object:LocateObject",
+            "object_delete = oio.cli.object:DeleteObject",
+            "object_set = oio.cli.object:SetObject",
+            "object_unset = oio.cli.object:UnsetObject",
+        ],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+    ],
+)
