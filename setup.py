@@ -22,6 +22,7 @@ INSTALL_REQUIRES = [
     "PyYAML>=6.0,<7",
     "setuptools>=68",
     "supervisor>=4.3,<5",
+    "tqdm>=4.66,<5",
 ]
 EXTRAS_REQUIRE = {
     # Green applications: nothing in the library imports these by itself.

@@ -3,7 +3,7 @@
 
 """What every daemon does the same way: options, logs, signals, graceful stop.
 
-A daemon's ``main`` parses its command line, builds its server and calls :func:`run_until_stopped`, which returns
+A daemon's ``main`` parses its command line, builds its server and calls :func:`run_until_stopped`: it returns
 once SIGTERM or SIGINT came, the requests that were running are answered (or the grace is over), and every
 ``on_stop`` callback has run.
 """

@@ -3,8 +3,8 @@
 
 """Internal codes of the system, and how each is said in HTTP.
 
-A service raises :class:`StatusError`; the border turns it into an HTTP status by :func:`http_status` and a body
-``{"status": code, "message": text}``. Codes and mapping: contract of the proxy, "Error body and HTTP mapping".
+A service raises :class:`StatusError`; its border turns it into an HTTP status by :func:`http_status` and a
+body ``{"status": code, "message": text}`` (contract of the proxy, "Error body and HTTP mapping").
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ class GeneratorIO(io.RawIOBase):
                 return b""
             data, self._left = bytes(self._left), memoryview(b"")
             return data
-        if self._left and size <= len(self._left) or self._fill() and size <= len(self._left):
+        if (self._left and size <= len(self._left)) or (self._fill() and size <= len(self._left)):
             data = bytes(self._left[:size])
             self._left = self._left[size:]
             return data

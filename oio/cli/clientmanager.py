@@ -1,0 +1,96 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Clients of the command line, built on first use so that a command pays only for what it calls."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from oio.common.exceptions import CommandError
+
+if TYPE_CHECKING:
+    from oio.api.object_storage import ObjectStorageApi
+    from oio.common.autocontainer import HashedContainerBuilder
+    from oio.conscience.client import ConscienceClient
+    from oio.directory.client import DirectoryClient
+
+
+class ClientManager:
+    """Holds the options that matter to clients, and the clients."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self._flat_builder: HashedContainerBuilder | None = None
+
+    @property
+    def namespace(self) -> str:
+        """Namespace. :raises CommandError: when none is set."""
+        namespace = self._options.get("namespace")
+        if not namespace:
+            raise CommandError("Missing parameter:\nSet a namespace with --ns, OIO_NS")
+        return str(namespace)
+
+    @property
+    def account(self) -> str:
+        """Account. :raises CommandError: when none is set."""
+        account = self._options.get("account")
+        if not account:
+            raise CommandError("Missing parameter:\nSet an account name with --account, OIO_ACCOUNT")
+        return str(account)
+
+    @property
+    def conf(self) -> dict[str, Any]:
+        """Configuration given to every client."""
+        return {"namespace": self.namespace, "is_cli": True}
+
+    @property
+    def _endpoint(self) -> str | None:
+        return self._options.get("proxyd_url") or None
+
+    @cached_property
+    def storage(self) -> ObjectStorageApi:
+        """Object storage client."""
+        from oio.api.object_storage import ObjectStorageApi
+
+        return ObjectStorageApi(
+            self.namespace,
+            endpoint=self._endpoint,
+            admin_mode=self._options.get("admin_mode", False),
+            perfdata=self._options.get("perfdata"),
+        )
+
+    @cached_property
+    def conscience(self) -> ConscienceClient:
+        """Client of the conscience, through the proxy."""
+        from oio.conscience.client import ConscienceClient
+
+        return ConscienceClient(self.conf, endpoint=self._endpoint)
+
+    @property
+    def directory(self) -> DirectoryClient:
+        """Client of the directory."""
+        return self.storage.directory
+
+    def flat_builder(self, bits: int | None) -> HashedContainerBuilder:
+        """Name of the container of an object (``--auto``); the first one made serves the session.
+
+        :raises CommandError: when the namespace has no such configuration.
+        """
+        from oio.common.autocontainer import HashedContainerBuilder
+
+        if self._flat_builder is None:
+            options = self.conscience.info().get("options", {})
+            try:
+                offset = int(options.get("flat_hash_offset") or 0)
+                size = options.get("flat_hash_size")
+                count = bits or int(options.get("flat_bitlength") or 0)
+                if not count:
+                    raise CommandError("Namespace not configured for autocontainers")
+                self._flat_builder = HashedContainerBuilder(
+                    offset=offset, size=int(size) if size else None, bits=count
+                )
+            except ValueError as exc:
+                raise CommandError("Invalid autocontainer config: offset/size") from exc
+        return self._flat_builder

@@ -1,0 +1,140 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Base classes of commands, and the argument groups that several of them share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cliff.command import Command
+from cliff.lister import Lister
+from cliff.show import ShowOne
+
+from oio.common.exceptions import CommandError
+
+
+class _WithSuccess:
+    """Commands whose rows may fail: the exit code is 1 once all is written."""
+
+    success = True
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """Run the command; the code counts rows that failed while they were produced."""
+        status = super().run(parsed_args)  # type: ignore[misc]
+        return status or (0 if self.success else 1)
+
+
+class ListCommand(_WithSuccess, Lister):
+    """Command that gives rows."""
+
+
+class ShowCommand(_WithSuccess, ShowOne):
+    """Command that gives keys and values."""
+
+
+class PlainCommand(_WithSuccess, Command):
+    """Command that prints nothing when all is well."""
+
+
+class KeyValueAction(argparse.Action):
+    """``KEY=VALUE`` adds to a dictionary; ``KEY`` alone removes what was added before."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        properties: dict[str, str] = getattr(namespace, self.dest, None) or {}
+        key, equal, value = str(values).partition("=")
+        if equal:
+            properties[key] = value
+        else:
+            properties.pop(key, None)
+        setattr(namespace, self.dest, properties)
+
+
+class ValueFormatAction(argparse.Action):
+    """Flag that also selects the ``value`` output format (a later ``-f`` wins)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, nargs=0, **kwargs)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, True)
+        namespace.formatter = "value"
+
+
+def add_properties(parser: argparse.ArgumentParser, help_text: str) -> None:
+    """Add ``--property KEY=VALUE``."""
+    parser.add_argument(
+        "--property", dest="property", metavar="KEY=VALUE", action=KeyValueAction, help=help_text
+    )
+
+
+def add_container(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add the container(s) of a container command, by name or by id."""
+    parser.add_argument(
+        "containers" if several else "container",
+        metavar="<container>",
+        nargs="+" if several else None,
+        help="Name of the container",
+    )
+    parser.add_argument("--cid", dest="is_cid", action="store_true", help="Names are container ids")
+
+
+def add_object_container(parser: argparse.ArgumentParser) -> None:
+    """Add the container of an object command: named, by id, or computed from the object's name."""
+    parser.add_argument("container", metavar="<container>", nargs="?", help="Name of the container")
+    parser.add_argument(
+        "--auto", action="store_true", help="Compute the container name from the object name"
+    )
+    parser.add_argument("--flat-bits", type=int, metavar="BITS", help="Bits of computed names")
+    parser.add_argument("--cid", dest="is_cid", action="store_true", help="The container is an id")
+
+
+def add_object(parser: argparse.ArgumentParser) -> None:
+    """Add the object of an object command, and its version."""
+    add_object_container(parser)
+    parser.add_argument("object", metavar="<object>", help="Name of the object")
+    parser.add_argument("--object-version", type=int, metavar="VERSION", help="Version of the object")
+
+
+def container_kwargs(name: str, is_cid: bool) -> tuple[str | None, dict[str, Any]]:
+    """(container name or None, keyword arguments) to address a container."""
+    return (None, {"cid": name}) if is_cid else (name, {})
+
+
+def check_object_container(parsed: argparse.Namespace) -> None:
+    """:raises CommandError: when neither a container nor ``--auto`` is given."""
+    if not parsed.container and not parsed.auto:
+        raise CommandError("Missing value for container or --auto")
+
+
+def sorted_columns(data: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    """Keys and values of a show command, sorted by key."""
+    keys = sorted(data)
+    return tuple(keys), tuple(data[key] for key in keys)
+
+
+def format_properties(properties: Mapping[str, str], formatter: str) -> Any:
+    """Cell of properties: lines in a table, one line in value and csv, else the dictionary."""
+    separator = {"table": "\n", "value": " ", "csv": " "}.get(formatter)
+    if separator is None:
+        return dict(properties)
+    return separator.join(f"{key}={value}" for key, value in properties.items())
+
+
+def single_line(texts: Iterable[Any]) -> str:
+    """Join texts with commas."""
+    return ", ".join(str(text) for text in texts)

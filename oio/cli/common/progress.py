@@ -1,0 +1,77 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Progress of a transfer on the terminal: rate and time left, on standard error, and only on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, BinaryIO
+
+# A transfer below this size is over before a bar could tell anything.
+MINIMUM_BYTES = 8 * 2**20
+
+
+class Progress:
+    """Context manager that counts bytes; silent when standard error is not a terminal.
+
+    >>> with Progress("file", 10) as progress:
+    ...     progress.advance(10)
+    """
+
+    def __init__(self, label: str, total_bytes: int | None) -> None:
+        self._bar: Any = None
+        worth_it = total_bytes is None or total_bytes >= MINIMUM_BYTES
+        if worth_it and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total_bytes, unit="B", unit_scale=True, desc=label, file=sys.stderr,
+                leave=False, dynamic_ncols=True,
+            )
+
+    def advance(self, size_bytes: int) -> None:
+        """Count bytes."""
+        if self._bar is not None:
+            self._bar.update(size_bytes)
+
+    def reader(self, source: BinaryIO) -> BinaryIO:
+        """The source itself, or one that counts what is read from it."""
+        return source if self._bar is None else _CountingReader(source, self)  # type: ignore[return-value]
+
+    def blocks(self, stream: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass blocks through, counting them."""
+        for block in stream:
+            self.advance(len(block))
+            yield block
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class _CountingReader:
+    def __init__(self, source: BinaryIO, progress: Progress) -> None:
+        self._source = source
+        self._progress = progress
+        self.name = getattr(source, "name", None)
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._source.read(size)
+        self._progress.advance(len(data))
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._source.readinto(buffer)  # type: ignore[attr-defined]
+        self._progress.advance(count or 0)
+        return int(count or 0)
+
+    def close(self) -> None:
+        self._source.close()
