@@ -115,12 +115,12 @@ class MetaClient:
 def network_code(err: HttpClientError) -> int:
     """Internal code of a failure to reach a service or to hear its answer."""
     if isinstance(err, ConnectTimeout):
-        return status.CONNECT_TIMEOUT
+        return status.CONNECTION_TIMEOUT
     if isinstance(err, ConnectError):
-        return status.CONNECT_REFUSED
+        return status.CONNECTION_REFUSED
     if isinstance(err, ConnectionClosed):
         cause = err.__cause__
-        return status.CONNECT_RESET if isinstance(cause, ConnectionResetError) else status.CONNECT_CLOSED
+        return status.CONNECTION_RESET if isinstance(cause, ConnectionResetError) else status.CONNECTION_CLOSED
     if isinstance(err, (ReadTimeout, WriteTimeout)):
         return status.READ_TIMEOUT
     return status.NETWORK_ERROR

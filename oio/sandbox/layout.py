@@ -1,0 +1,203 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""Where everything of a local cluster is: directories, services, addresses, volumes.
+
+The layout is computed once from the options, stored as JSON, and read again by every later command, so that
+restarts keep ports and volumes::
+
+    HOME/.oio/sds.conf               the namespace, for programs
+    HOME/.oio/sds/layout.json        this
+    HOME/.oio/sds/conf               one file per service; watch/ is what the conscience agent reads
+    HOME/.oio/sds/{run,logs,spool}   sockets and pids; one log per service; events on their way
+    DATA/NS-TYPE-N                   volumes
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import uuid
+
+import msgspec
+
+from oio.sandbox import ports
+from oio.sandbox.errors import SandboxError
+from oio.sandbox.options import TYPES, Options
+
+#: Longest path of a Unix socket that works everywhere, less what supervisord appends while it binds.
+_SOCKET_PATH_MAX = 90
+
+#: Types that own a volume.
+VOLUME_TYPES = frozenset({"conscience", "meta0", "meta1", "meta2", "rawx"})
+
+
+class Service(msgspec.Struct, kw_only=True):
+    """One service of the cluster. ``port`` is 0 when it does not listen."""
+
+    type: str
+    num: int
+    name: str
+    host: str = ""
+    port: int = 0
+    service_id: str = ""
+    volume: str = ""
+    location: str = ""
+    slots: list[str] = []
+
+    @property
+    def addr(self) -> str:
+        """``host:port``"""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def id(self) -> str:
+        """What the conscience knows it by."""
+        return self.service_id or self.addr
+
+
+class Layout(msgspec.Struct, kw_only=True):
+    """A whole cluster."""
+
+    home: str
+    options: Options
+    services: list[Service]
+    #: Mark in the environment of every process of this cluster: proof that a process is ours.
+    mark: str
+
+    @property
+    def root(self) -> str:
+        """``HOME/.oio/sds``"""
+        return root_of(self.home)
+
+    @property
+    def conf_dir(self) -> str:
+        """Configuration of the services."""
+        return os.path.join(self.root, "conf")
+
+    @property
+    def run_dir(self) -> str:
+        """Socket and pid of the supervisor."""
+        return os.path.join(self.root, "run")
+
+    @property
+    def log_dir(self) -> str:
+        """One log per service."""
+        return os.path.join(self.root, "logs")
+
+    @property
+    def spool_dir(self) -> str:
+        """Events on their way to the event agent."""
+        return os.path.join(self.root, "spool")
+
+    @property
+    def data_dir(self) -> str:
+        """Volumes of the services."""
+        return self.options.data_dir or os.path.join(self.root, "data")
+
+    @property
+    def sds_conf(self) -> str:
+        """Namespace configuration, as programs read it."""
+        return os.path.join(self.home, ".oio", "sds.conf")
+
+    @property
+    def supervisor_socket(self) -> str:
+        """Control socket of the supervisor; elsewhere when the path is too long for a socket."""
+        path = os.path.join(self.run_dir, "supervisor.sock")
+        if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
+            return path
+        digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
+        return os.path.join(tempfile.gettempdir(), f"oio-{os.getuid()}-{digest}.sock")
+
+    def of_type(self, *types: str) -> list[Service]:
+        """Services of these types."""
+        return [service for service in self.services if service.type in types]
+
+    def select(self, targets: list[str]) -> list[Service]:
+        """Services named by targets: nothing or ``@NS`` is everything, ``@rawx`` a type, else a name.
+
+        :raises SandboxError: when a target matches nothing.
+        """
+        chosen: dict[str, Service] = {}
+        for target in targets or [f"@{self.options.namespace}"]:
+            if target == f"@{self.options.namespace}":
+                matching = self.services
+            elif target.startswith("@"):
+                matching = self.of_type(target[1:])
+            else:
+                matching = [one for one in self.services if target in (one.name, one.service_id)]
+            if not matching:
+                raise SandboxError(
+                    f"{target} is no service of this cluster; types: "
+                    + ", ".join(f"@{type_}" for type_ in dict.fromkeys(s.type for s in self.services))
+                )
+            chosen.update((one.name, one) for one in matching)
+        return list(chosen.values())
+
+    def save(self) -> None:
+        """Write the layout, whole or not at all."""
+        path = layout_path(self.home)
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(f"{path}.tmp", "wb") as out:
+            out.write(msgspec.json.format(msgspec.json.encode(self), indent=1))
+        os.replace(f"{path}.tmp", path)
+
+
+def root_of(home: str) -> str:
+    """Directory of a cluster below its home."""
+    return os.path.join(home, ".oio", "sds")
+
+
+def layout_path(home: str) -> str:
+    """File of the layout."""
+    return os.path.join(root_of(home), "layout.json")
+
+
+def load(home: str) -> Layout | None:
+    """Layout of the cluster of this home, ``None`` when there is none."""
+    try:
+        with open(layout_path(home), "rb") as stream:
+            return msgspec.json.decode(stream.read(), type=Layout)
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError as err:
+        raise SandboxError(f"{layout_path(home)} is damaged: {err}") from err
+
+
+def compute(home: str, options: Options) -> Layout:
+    """Lay a cluster out, with ports that are free now and reserved from now on."""
+    options.check()
+    layout = Layout(home=home, options=options, services=[], mark=uuid.uuid4().hex)
+    add = layout.services.append
+    add(_service(layout, "proxy", 1))
+    for type_ in TYPES:
+        for num in range(1, getattr(options, type_) + 1):
+            add(_service(layout, type_, num))
+    count = len(layout.services)
+    # The file must exist before ports are reserved in its name: a reservation whose layout is gone is void.
+    layout.save()
+    found = ports.reserve(options.hosts, options.base_port, count, layout_path(home))
+    for service, port in zip(layout.services, found, strict=True):
+        service.port = port
+    add(_service(layout, "conscience-agent", 1))
+    add(_service(layout, "event-agent", 1))
+    layout.save()
+    return layout
+
+
+def _service(layout: Layout, type_: str, num: int) -> Service:
+    options = layout.options
+    name = f"{options.namespace}-{type_}-{num}"
+    host = options.hosts[(num - 1) % len(options.hosts)]
+    service = Service(type=type_, num=num, name=name)
+    if type_ in ("conscience-agent", "event-agent"):
+        return service
+    service.host = host
+    service.location = f"rack.{host.replace('.', '-').replace(':', '-')}.{num}"
+    if options.service_ids and type_ in ("meta2", "rawx"):
+        service.service_id = name
+    if type_ in VOLUME_TYPES:
+        service.volume = os.path.join(layout.data_dir, name)
+    if type_ == "rawx":
+        service.slots = ["rawx", "rawx-odd" if num % 2 else "rawx-even"]
+    return service

@@ -1,0 +1,177 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a local cluster is made of: options, their defaults, and the YAML files that set them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from oio.sandbox.errors import SandboxError
+
+#: Counted types, in the order in which they take ports.
+TYPES = ("conscience", "meta0", "meta1", "meta2", "rawx")
+
+#: Keys of option files that concern parts this tool does not run: accepted, with a warning.
+IGNORED_KEYS = frozenset(
+    """account backblaze beanstalkd container_versions key_file monitor_period opensuse
+    preserve_events profile rdir redis replication_events tls_cert_file tls_key_file use_tls
+    webhook_enabled webhook_endpoint xcute""".split()
+)
+
+_NAMESPACE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+_POLICIES = ("SINGLE", "TWOCOPIES", "THREECOPIES", "17COPIES", "EC", "EC21", "ECX21")
+
+
+class Options(msgspec.Struct, kw_only=True):
+    """Options of a local cluster. All have a default; the default cluster is durable."""
+
+    #: Name of the namespace; also the prefix of service ids.
+    namespace: str = "OPENIO"
+    #: Addresses to listen on: service n of a type listens on the n-th of them, in turn.
+    hosts: list[str] = ["127.0.0.1"]
+    #: First port; ports that are in use are skipped.
+    base_port: int = 6000
+    #: Directory of the volumes (empty: ``.oio/sds/data`` of the home).
+    data_dir: str = ""
+    #: Number of services of each type.
+    conscience: int = 1
+    meta0: int = 1
+    meta1: int = 1
+    meta2: int = 1
+    rawx: int = 12
+    #: Processes of the proxy.
+    proxy_workers: int = 2
+    #: Policy of containers that have none of their own.
+    storage_policy: str = "THREECOPIES"
+    #: Size of chunks (bytes).
+    chunk_size: int = 10 * 1024 * 1024
+    #: ``durable``: what is acknowledged is on disk. ``relaxed``: a power cut may lose the last writes.
+    durability: str = "durable"
+    #: Compression of chunks by even-numbered rawx (``off``, ``zlib``).
+    compression: str = "off"
+    #: Significant digits of directory prefixes: 16 to this power is the number of meta1 bases.
+    meta1_digits: int = 2
+    #: Copies of the directory and of the containers (more than one needs ``zookeeper``).
+    directory_replicas: int = 1
+    container_replicas: int = 1
+    #: ZooKeeper connection string.
+    zookeeper: str = ""
+    #: Do meta2 and rawx have ids (``NS-rawx-1``) instead of addresses?
+    service_ids: bool = True
+    #: Seconds between two checks of a service by the conscience agent.
+    check_interval_s: float = 1.0
+    #: Further variables for ``sds.conf``.
+    config: dict[str, Any] = {}
+
+    def check(self) -> None:
+        """:raises SandboxError: when the options contradict themselves."""
+        if not _NAMESPACE.match(self.namespace):
+            raise SandboxError(f"Not a namespace name: {self.namespace!r}")
+        if not self.hosts:
+            raise SandboxError("No host to listen on")
+        for type_ in TYPES:
+            count = getattr(self, type_)
+            low = 0 if type_ == "rawx" else 1
+            if not low <= count <= 200:
+                raise SandboxError(f"Number of {type_} out of bounds ({low}..200): {count}")
+        if not 1 <= self.base_port <= 65000:
+            raise SandboxError(f"First port out of bounds (1..65000): {self.base_port}")
+        if not 1 <= self.proxy_workers <= 64:
+            raise SandboxError(f"Number of proxy processes out of bounds: {self.proxy_workers}")
+        if self.durability not in ("durable", "relaxed"):
+            raise SandboxError(f"Durability is durable or relaxed, not {self.durability!r}")
+        if self.compression not in ("off", "zlib", "deflate", "lzw"):
+            raise SandboxError(f"Unknown compression: {self.compression!r}")
+        if not 0 <= self.meta1_digits <= 4:
+            raise SandboxError(f"meta1_digits is 0 to 4, not {self.meta1_digits}")
+        if self.chunk_size < 1:
+            raise SandboxError(f"A chunk has at least one byte, not {self.chunk_size}")
+        if self.storage_policy not in _POLICIES:
+            raise SandboxError(
+                f"Unknown storage policy {self.storage_policy}; known: {', '.join(_POLICIES)}"
+            )
+        for name, type_ in (("directory_replicas", "meta1"), ("container_replicas", "meta2")):
+            copies = getattr(self, name)
+            if not 1 <= copies <= getattr(self, type_):
+                raise SandboxError(f"{name} is {copies}, with {getattr(self, type_)} {type_}")
+            if copies > 1 and not self.zookeeper:
+                raise SandboxError(f"{name} above 1 needs zookeeper (host:port)")
+
+
+def load_file(path: str) -> dict[str, Any]:
+    """Read a YAML option file into the fields of :class:`Options`, and warnings under ``""``."""
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as stream:
+            raw = yaml.safe_load(stream)
+    except OSError as err:
+        raise SandboxError(f"Cannot read {path}: {err.strerror}") from err
+    except yaml.YAMLError as err:
+        raise SandboxError(f"Cannot parse {path}: {err}") from err
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise SandboxError(f"{path}: a map of options is expected, not {type(raw).__name__}")
+    return from_map(raw, path)
+
+
+def from_map(raw: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Translate the keys of option files: ``{"rawx": {"count": 3}}`` gives ``{"rawx": 3}``."""
+    fields: dict[str, Any] = {}
+    warnings: list[str] = []
+    known = set(Options.__struct_fields__)
+    for key, value in raw.items():
+        if key in IGNORED_KEYS:
+            warnings.append(f"{origin}: {key} is ignored, this tool does not run that part")
+        elif key in TYPES and isinstance(value, Mapping):
+            for inner, inner_value in value.items():
+                if inner == "count":
+                    fields[key] = inner_value
+                else:
+                    warnings.append(f"{origin}: {key}.{inner} is ignored")
+        elif key == "rawx_fsync":
+            fields["durability"] = "durable" if value else "relaxed"
+        elif key == "zookeeper" and isinstance(value, bool):
+            if value:
+                fields[key] = "127.0.0.1:2181"
+        elif key == "config":
+            fields[key] = dict(value or {})
+        elif key in known:
+            fields[key] = value
+        else:
+            raise SandboxError(f"{origin}: unknown option {key}")
+    if warnings:
+        fields[""] = warnings
+    return fields
+
+
+def merge(*layers: Mapping[str, Any]) -> Options:
+    """Build options of several layers, the last one wins; ``config`` maps are merged key by key."""
+    fields: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    for layer in layers:
+        fields.update((name, value) for name, value in layer.items() if name)
+        config.update(layer.get("config") or {})
+    fields["config"] = config
+    if "ns.chunk_size" in config and not any("chunk_size" in layer for layer in layers):
+        fields["chunk_size"] = _bytes(config["ns.chunk_size"])
+    try:
+        options = msgspec.convert(fields, Options)
+    except msgspec.ValidationError as err:
+        raise SandboxError(f"Bad option: {err}") from err
+    options.check()
+    return options
+
+
+def _bytes(text: object) -> int:
+    from oio.common.variables import DECLARED
+
+    try:
+        return int(DECLARED["ns.chunk_size"].parse(str(text)))
+    except ValueError as err:
+        raise SandboxError(str(err)) from err
