@@ -3,8 +3,8 @@
 
 """Metrics in the text format of Prometheus.
 
-Services count with plain integers, which costs nothing on the request path; the Prometheus library is loaded and
-given those numbers only when ``/metrics`` is read.
+Services count with plain integers, which costs nothing on the request path; the Prometheus library is loaded,
+and given those numbers, only when ``/metrics`` is read.
 """
 
 from __future__ import annotations

@@ -1,0 +1,144 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Client of the account service."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from oio.api.base import HttpApi
+from oio.common.exceptions import OioNetworkException
+from oio.common.logger import get_logger
+from oio.conscience.client import ConscienceClient
+
+_TIMEOUTS = ("connection_timeout", "read_timeout", "write_timeout")
+
+
+class AccountClient(HttpApi):
+    """Talks to one account service, found through the proxy unless an endpoint is given.
+
+    :param refresh_delay: seconds after which the service is chosen again.
+    """
+
+    def __init__(
+        self,
+        conf: dict[str, Any],
+        endpoint: str | None = None,
+        proxy_endpoint: str | None = None,
+        refresh_delay: float = 3600.0,
+        logger: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            endpoint=f"http://{endpoint.removeprefix('http://')}/v1.0/account" if endpoint else None,
+            service_type="account-service", **kwargs,
+        )
+        self.logger = logger or get_logger(conf)
+        self.cs = ConscienceClient(
+            conf, endpoint=proxy_endpoint, logger=self.logger, **{**kwargs, "pool_manager": self.pool_manager}
+        )
+        self._global_kwargs = {
+            key: float(kwargs[key]) for key in _TIMEOUTS if kwargs.get(key) not in (None, "", "None")
+        }
+        self._refresh_delay_s = refresh_delay if not endpoint else -1.0
+        self._last_refresh = 0.0
+
+    def _get_account_addr(self, **kwargs: Any) -> str:
+        """Address of one account service, chosen by the load balancer."""
+        return str(self.cs.next_instance("account", **kwargs)["addr"])
+
+    def _refresh_endpoint(self, **kwargs: Any) -> None:
+        addr = self._get_account_addr(**kwargs)
+        if ":" not in addr:
+            addr = self.cs.resolve_service_id("account", addr)
+        self.endpoint = f"http://{addr}/v1.0/account"
+        self._last_refresh = time.monotonic()
+
+    def _maybe_refresh_endpoint(self, **kwargs: Any) -> None:
+        if self._refresh_delay_s < 0 and self.endpoint:
+            return
+        age_s = time.monotonic() - self._last_refresh
+        if not self.endpoint or age_s > self._refresh_delay_s:
+            self._refresh_endpoint(**kwargs)
+
+    def account_request(
+        self,
+        account: str | None,
+        method: str,
+        action: str,
+        params: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, Any]:
+        """Send a request about an account; returns (response, body).
+
+        :raises OioNetworkException: the service is chosen again at the next call.
+        """
+        for key, value in self._global_kwargs.items():
+            kwargs.setdefault(key, value)
+        self._maybe_refresh_endpoint(reqid=kwargs.get("reqid"))
+        query = {"id": account, **(params or {})}
+        try:
+            return self._request(method, action, params=query, **kwargs)
+        except OioNetworkException:
+            if self._refresh_delay_s >= 0:
+                self.endpoint = None
+            raise
+
+    def account_create(self, account: str, **kwargs: Any) -> bool:
+        """Create an account; False when it existed."""
+        resp, _body = self.account_request(account, "PUT", "create", **kwargs)
+        return bool(resp.status == 201)
+
+    def account_delete(self, account: str, **kwargs: Any) -> None:
+        """Delete an account without containers."""
+        self.account_request(account, "POST", "delete", **kwargs)
+
+    def account_list(self, **kwargs: Any) -> list[str]:
+        """Names of all accounts."""
+        _resp, body = self.account_request(None, "GET", "list", **kwargs)
+        return list(body)
+
+    def account_show(self, account: str, **kwargs: Any) -> dict[str, Any]:
+        """Counters and metadata."""
+        _resp, body = self.account_request(account, "GET", "show", **kwargs)
+        return dict(body)
+
+    def account_update(
+        self, account: str, metadata: dict[str, str] | None, to_delete: list[str] | None, **kwargs: Any
+    ) -> None:
+        """Delete, then set properties."""
+        data = {"metadata": metadata, "to_delete": to_delete}
+        self.account_request(account, "PUT", "update", json=data, **kwargs)
+
+    def container_list(
+        self,
+        account: str,
+        limit: int | None = None,
+        marker: str | None = None,
+        end_marker: str | None = None,
+        prefix: str | None = None,
+        delimiter: str | None = None,
+        s3_buckets_only: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The account, with ``listing``: entries ``[name, objects, bytes, is_prefix, mtime]``."""
+        params = {
+            "limit": limit, "marker": marker, "end_marker": end_marker, "prefix": prefix,
+            "delimiter": delimiter, "s3_buckets_only": s3_buckets_only or None,
+        }
+        _resp, body = self.account_request(account, "GET", "containers", params=params, **kwargs)
+        return dict(body)
+
+    def container_show(self, account: str, container: str, **kwargs: Any) -> dict[str, Any]:
+        """Counters of a container."""
+        params = {"container": container}
+        _resp, body = self.account_request(account, "GET", "show-container", params=params, **kwargs)
+        return dict(body)
+
+    def container_update(self, account: str, container: str, metadata: dict[str, Any], **kwargs: Any) -> Any:
+        """Tell the state of a container. :raises Conflict: when it is older than what is known."""
+        data = {**metadata, "name": container}
+        _resp, body = self.account_request(account, "PUT", "container/update", json=data, **kwargs)
+        return body

@@ -1,0 +1,200 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Routes of the account service: accounts, and the containers that events make known."""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from oio.account.store import (
+    AccountNotEmpty,
+    AccountStore,
+    ContainerUpdate,
+    StaleUpdate,
+    UnknownAccount,
+    normalize_time,
+)
+from oio.common.metrics import CONTENT_TYPE, Metric, render
+from oio.common.service import run_until_stopped, setup_logging
+from oio.http.router import Router
+from oio.http.server import HttpError, Request, Response, Server, ServerConfig
+
+JSON_TYPE = [("Content-Type", "text/json")]
+# Properties of accounts may be large (contract: 2048 properties, values up to 1 MiB).
+BODY_MAX_BYTES = 64 * 2**20
+
+log = logging.getLogger("oio.account")
+
+
+class _MetadataBody(msgspec.Struct):
+    metadata: dict[str, str] | None = None
+    to_delete: list[str] | None = None
+
+
+class _ContainerBody(msgspec.Struct):
+    name: str
+    mtime: float | str | None = None
+    dtime: float | str | None = None
+    objects: int = 0
+    bytes: int = 0
+    damaged_objects: int = 0
+    missing_chunks: int = 0
+    bucket: str | None = None
+
+
+class AccountService:
+    """Handlers of the account service over one store."""
+
+    def __init__(self, store: AccountStore) -> None:
+        self.store = store
+        self.router = Router()
+        route = self._route
+        route("/status", self.status, "GET", "HEAD")
+        route("/metrics", self.metrics, "GET")
+        route("/v1.0/account/create", self.create, "PUT")
+        route("/v1.0/account/delete", self.delete, "POST")
+        route("/v1.0/account/list", self.list_accounts, "GET", "HEAD")
+        route("/v1.0/account/update", self.update, "PUT", "POST")
+        route("/v1.0/account/show", self.show, "GET", "HEAD")
+        route("/v1.0/account/containers", self.list_containers, "GET", "HEAD")
+        route("/v1.0/account/container/update", self.update_container, "PUT", "POST")
+        route("/v1.0/account/container/show", self.show_container, "GET", "HEAD")
+        route("/v1.0/account/show-container", self.show_container, "GET", "HEAD")
+
+    def _route(self, path: str, handler: Callable[[Request], Response], *methods: str) -> None:
+        def guarded(request: Request) -> Response:
+            try:
+                return handler(request)
+            except UnknownAccount as exc:
+                return _text(404, f"Account {exc} not found")
+
+        for method in methods:
+            self.router.add(method, path, guarded)
+
+    def status(self, _request: Request) -> Response:
+        """How many accounts there are."""
+        return _json({"account_count": self.store.count()})
+
+    def metrics(self, _request: Request) -> Response:
+        """Prometheus metrics."""
+        families = [Metric("oio_account_accounts", "gauge", "Accounts", [({}, self.store.count())])]
+        return Response(200, render(families), [("Content-Type", CONTENT_TYPE)])
+
+    def create(self, request: Request) -> Response:
+        """201 with the name, 202 when it existed."""
+        account = _needed(request, "id", "account")
+        return _text(201, account) if self.store.create(account) else Response(202)
+
+    def delete(self, request: Request) -> Response:
+        """204, or 409 while there are containers."""
+        try:
+            self.store.delete(_needed(request, "id", "account"))
+        except AccountNotEmpty:
+            return _text(409, "Account not empty")
+        return Response(204)
+
+    def list_accounts(self, _request: Request) -> Response:
+        """Names of all accounts."""
+        return _json(self.store.names())
+
+    def update(self, request: Request) -> Response:
+        """Change the metadata of an account."""
+        account = _needed(request, "id", "account")
+        body = _body(request, _MetadataBody)
+        self.store.update_metadata(account, body.metadata or {}, body.to_delete or [])
+        return Response(204)
+
+    def show(self, request: Request) -> Response:
+        """Counters and metadata."""
+        return _json(self.store.show(_needed(request, "id", "account")))
+
+    def list_containers(self, request: Request) -> Response:
+        """The account, with one page of its containers."""
+        account = _needed(request, "id", "account")
+        query = request.query
+        try:
+            limit = int(query.get("limit") or 0)
+        except ValueError:
+            raise HttpError(400, f"limit: not a number: {query['limit']!r}") from None
+        info = self.store.show(account)
+        words = [query.get(key, "") for key in ("marker", "end_marker", "prefix", "delimiter")]
+        info["listing"] = self.store.list_containers(account, limit, *words)
+        return _json(info)
+
+    def update_container(self, request: Request) -> Response:
+        """Take the state of a container as an event tells it; 409 when it is not news."""
+        account = _needed(request, "id", "account")
+        body = _body(request, _ContainerBody)
+        if not body.name:
+            raise HttpError(400, "Missing container ID")
+        try:
+            update = ContainerUpdate(
+                body.name, normalize_time(body.mtime), normalize_time(body.dtime), body.objects,
+                body.bytes, body.damaged_objects, body.missing_chunks,
+            )
+            self.store.update_container(account, update)
+        except ValueError as exc:
+            raise HttpError(400, f"mtime, dtime: {exc}") from None
+        except StaleUpdate:
+            return _text(409, "No update needed, event older than last container update")
+        return Response(200, msgspec.json.encode(body.name))
+
+    def show_container(self, request: Request) -> Response:
+        """Counters of one container."""
+        account = _needed(request, "id", "account")
+        return _json(self.store.show_container(account, _needed(request, "container", "container")))
+
+
+def _needed(request: Request, key: str, what: str) -> str:
+    value = request.query.get(key)
+    if not value:
+        raise HttpError(400, f"Missing {what} ID")
+    return value
+
+
+def _body(request: Request, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(request.read_all(BODY_MAX_BYTES) or b"{}", type=kind)
+    except msgspec.MsgspecError as exc:
+        raise HttpError(400, f"Bad body: {exc}") from None
+
+
+def _json(data: Any) -> Response:
+    return Response(200, msgspec.json.encode(data), JSON_TYPE)
+
+
+def _text(status: int, message: str) -> Response:
+    return Response(status, message.encode(), [("Content-Type", "text/plain; charset=utf-8")])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``oio-account-server CONFIG``"""
+    parser = argparse.ArgumentParser(prog="oio-account-server", description="Account service")
+    parser.add_argument("config", help="configuration file, section [account-server]")
+    options = parser.parse_args(argv)
+    conf = configparser.ConfigParser(interpolation=None)
+    if not conf.read(options.config, encoding="utf-8") or "account-server" not in conf:
+        print(f"oio-account-server: no section [account-server] in {options.config}", file=sys.stderr)
+        return 1
+    section = conf["account-server"]
+    setup_logging(section.get("syslog_prefix"), section.get("log_level", "INFO").upper())
+    if "db_path" not in section:
+        print(f"oio-account-server: missing key db_path in {options.config}", file=sys.stderr)
+        return 1
+    store = AccountStore(section["db_path"], section.get("synchronous", "FULL").upper())
+    service = AccountService(store)
+    address = (section.get("bind_addr", "127.0.0.1"), section.getint("bind_port", 8000))
+    server = Server(service.router, [address], ServerConfig(generate_reqid_prefix="account-"))
+    return run_until_stopped([server], [store.close], name="account")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
