@@ -1,0 +1,140 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Connection pools under the names that programs know, and the conversion of transport errors.
+
+``get_pool_manager`` returns our own pool. ``urllib3`` and ``SafePoolManager`` are loaded when a program asks
+for them: a ``SafePoolManager`` (or any urllib3 ``PoolManager``) is accepted wherever a pool is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from oio.common.easy_value import float_value, int_value
+from oio.common.exceptions import OioException, OioNetworkException, OioTimeout
+from oio.http import client as http_client
+
+if TYPE_CHECKING:
+    from oio.http.client import HttpPool
+
+DEFAULT_POOLSIZE = 32
+DEFAULT_RETRIES = 0
+DEFAULT_BACKOFF = 0
+
+URLLIB3_REQUESTS_KWARGS = (
+    "fields",
+    "headers",
+    "body",
+    "retries",
+    "redirect",
+    "assert_same_host",
+    "timeout",
+    "pool_timeout",
+    "release_conn",
+    "chunked",
+)
+URLLIB3_POOLMANAGER_KWARGS = (
+    "pool_connections",
+    "pool_maxsize",
+    "max_retries",
+    "backoff_factor",
+    "socket_options",
+    "source_address",
+    "cert_reqs",
+    "ca_certs",
+)
+
+
+def get_pool_manager(
+    pool_connections: int | str = DEFAULT_POOLSIZE,
+    pool_maxsize: int | str = DEFAULT_POOLSIZE,
+    max_retries: int | str = DEFAULT_RETRIES,
+    backoff_factor: float | str = DEFAULT_BACKOFF,
+    **kwargs: Any,
+) -> HttpPool:
+    """Make a pool of keep-alive connections.
+
+    :param pool_connections: accepted; the number of addresses is not bounded.
+    :param pool_maxsize: idle connections kept for each address.
+    :param max_retries: accepted; a request is repeated once, when its connection proves stale.
+    :keyword source_address: address (or ``(address, port)``) to connect from.
+    :raises ValueError: when a figure is not a number.
+    """
+    int_value(pool_connections, DEFAULT_POOLSIZE)
+    max_idle = int_value(pool_maxsize, DEFAULT_POOLSIZE)
+    if int_value(max_retries, DEFAULT_RETRIES):
+        float_value(backoff_factor, DEFAULT_BACKOFF)
+    source_address = kwargs.get("source_address") or None
+    if isinstance(source_address, str):
+        source_address = (source_address, 0)
+    return http_client.HttpPool(max_idle_per_address=max_idle, source_address=source_address)
+
+
+def oio_exception_from_httperror(
+    exc: BaseException, reqid: str | None = None, url: str | None = None
+) -> NoReturn:
+    """Raise the exception of the package that a transport error stands for.
+
+    The first argument of what is raised tells the request id and the address.
+    """
+    facts = []
+    if reqid:
+        facts.append(f"reqid={reqid}")
+    if url:
+        facts.append(f"host={_netloc(url)}")
+    args = (", ".join(facts), str(exc)) if facts else (str(exc),)
+    raise _class_of(exc)(*args) from exc
+
+
+def _netloc(url: str) -> str:
+    return url.split("://", 1)[-1].split("/", 1)[0]
+
+
+def _class_of(exc: BaseException) -> type[OioException]:
+    if isinstance(exc, http_client.HttpClientError):
+        if isinstance(exc, (http_client.ConnectTimeout, http_client.ReadTimeout, http_client.WriteTimeout)):
+            return OioTimeout
+        return OioNetworkException
+    if not type(exc).__module__.startswith("urllib3"):
+        return OioException
+    from urllib3 import exceptions as errors
+
+    if isinstance(exc, errors.MaxRetryError):
+        if isinstance(exc.reason, errors.NewConnectionError):
+            return OioNetworkException
+        return OioTimeout if isinstance(exc.reason, errors.TimeoutError) else OioNetworkException
+    if isinstance(exc, errors.NewConnectionError):
+        return OioNetworkException
+    if isinstance(exc, errors.TimeoutError):
+        return OioTimeout
+    if isinstance(exc, (errors.ProtocolError, errors.ProxyError, errors.ClosedPoolError)):
+        return OioNetworkException
+    return OioException
+
+
+def _make_safe_pool_manager() -> type[Any]:
+    import urllib3
+
+    class SafePoolManager(urllib3.PoolManager):
+        """urllib3 pool whose ``request`` drops unknown keywords."""
+
+        def request(self, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
+            """Send a request with the keywords that urllib3 knows."""
+            kept = {name: kwargs[name] for name in URLLIB3_REQUESTS_KWARGS if name in kwargs}
+            return super().request(method, url, *args, **kept)
+
+    return SafePoolManager
+
+
+def __getattr__(name: str) -> Any:
+    if name == "urllib3":
+        import urllib3
+
+        value: Any = urllib3
+    elif name == "SafePoolManager":
+        value = _make_safe_pool_manager()
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value

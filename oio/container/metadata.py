@@ -1,0 +1,75 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Translation between what the proxy sends about objects and the dictionaries that callers see."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from oio.common.constants import OBJECT_METADATA_PREFIX
+
+CONTENT_HEADER_PREFIX = OBJECT_METADATA_PREFIX
+SYSMETA_KEYS = (
+    "chunk-method",
+    "ctime",
+    "mtime",
+    "deleted",
+    "hash",
+    "hash-method",
+    "id",
+    "length",
+    "mime-type",
+    "name",
+    "policy",
+    "size",
+    "version",
+)
+CHUNK_SYSMETA_PREFIX = "__OIO_CHUNK__"
+_CHUNK_SIZE_HEADER = "x-oio-ns-chunk-size"
+
+_PREFIX_LENGTH = len(CONTENT_HEADER_PREFIX)
+_KEY_OF_HEADER = {CONTENT_HEADER_PREFIX + key: key.replace("-", "_") for key in SYSMETA_KEYS}
+
+
+def extract_content_headers_meta(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the metadata of an object from the headers of an answer.
+
+    :returns: texts by name (``chunk_method``, ``hash``, ``version``…), ``properties`` (a dictionary), and
+        ``chunk_size`` (int) when the answer tells it.
+    """
+    properties: dict[str, str] = {}
+    meta: dict[str, Any] = {"properties": properties}
+    for name, value in headers.items():
+        name = name.lower()
+        key = _KEY_OF_HEADER.get(name)
+        if key is not None:
+            meta[key] = unquote(value) if type(value) is str and "%" in value else value
+        elif name.startswith(CONTENT_HEADER_PREFIX):
+            text = str(value)
+            properties[unquote(name[_PREFIX_LENGTH:])] = unquote(text)
+        elif name == _CHUNK_SIZE_HEADER:
+            meta["chunk_size"] = int(value)
+    return meta
+
+
+def extract_chunk_qualities(
+    properties: Mapping[str, str] | Iterable[Mapping[str, str]], raw: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Find the placement quality of chunks among the properties of an object.
+
+    :param raw: the properties are a list of ``{"key": …, "value": …}``.
+    :returns: ``{chunk url: {"expected_dist": …, "final_dist": …, …}}``.
+    """
+    if raw:
+        pairs = [(item["key"], item["value"]) for item in properties]  # type: ignore[index]
+    else:
+        pairs = list(properties.items())  # type: ignore[union-attr]
+    return {
+        key[len(CHUNK_SYSMETA_PREFIX) :]: json.loads(value)
+        for key, value in pairs
+        if key.startswith(CHUNK_SYSMETA_PREFIX)
+    }
