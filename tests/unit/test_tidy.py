@@ -1,0 +1,158 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""The style of the house, as far as a machine can check it."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted((ROOT / "oio").rglob("*.py"))
+ALL_PYTHON = sorted([*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "tools").rglob("*.py")])
+LONGEST_FILE_LINES = 620
+
+# Rooms by height: a room may import its own height's packages listed here and everything below.
+HEIGHTS = [
+    {"http"},
+    {"common"},
+    {"event"},
+    {"api.base", "common.client", "common.http_urllib3"},
+    {"conscience", "directory", "blob", "container", "account", "api", "common.storage_functions"},
+    {"meta", "proxy", "rawx"},
+    {"sandbox"},
+    {"cli"},
+]
+# Servers talk HTTP to each other; only clients and messages may be shared.
+SERVERS = {"meta", "proxy", "rawx"}
+SHARED_MODULES = re.compile(r"^oio\.(meta\.(client|messages)|conscience\.(messages|registry_client))$")
+FORBIDDEN = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+def module_name(path):
+    return relative(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+
+
+def imports_of(path):
+    """Modules imported at run time (imports for type checkers only are left out)."""
+    found = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return {name for name in found if name == "oio" or name.startswith("oio.")}
+
+
+def height(module):
+    inner = module.removeprefix("oio.")
+    for level, rooms in reversed(list(enumerate(HEIGHTS))):
+        for room in rooms:
+            if "." in room and (inner == room or inner.startswith(room + ".")):
+                return level
+    for level, rooms in enumerate(HEIGHTS):
+        if inner.split(".")[0] in rooms:
+            return level
+    return None
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_imports_go_downwards(path):
+    here = height(module_name(path))
+    if here is None:
+        return
+    for name in imports_of(path):
+        there = height(name)
+        if there is not None:
+            assert there <= here, f"{relative(path)} imports {name}, which lies above it"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_servers_do_not_import_each_other(path):
+    room = module_name(path).split(".")[1] if "." in module_name(path) else ""
+    if room not in SERVERS:
+        return
+    for name in imports_of(path):
+        other = name.split(".")[1] if "." in name else ""
+        if other in SERVERS - {room}:
+            assert SHARED_MODULES.match(name), f"{relative(path)} imports {name}, another server"
+
+
+@pytest.mark.parametrize("path", ALL_PYTHON, ids=relative)
+def test_files_are_short(path):
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= LONGEST_FILE_LINES, f"{relative(path)} has {lines} lines"
+
+
+@pytest.mark.parametrize("path", ALL_PYTHON, ids=relative)
+def test_files_carry_the_license_and_no_leftover(path):
+    text = path.read_text(encoding="utf-8")
+    assert "SPDX-License-Identifier: Apache-2.0" in text[:300], relative(path)
+    if path != Path(__file__):
+        found = FORBIDDEN.search(text)
+        assert not found, f"{relative(path)}: {found[0]}"
+
+
+def public_definitions(tree):
+    """Public modules' functions and classes, and the public methods of public classes."""
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                for item in node.body:
+                    if isinstance(item, ast.FunctionDef) and not item.name.startswith("_"):
+                        yield item
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_public_names_have_a_docstring(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    missing = [node.name for node in public_definitions(tree) if not ast.get_docstring(node)]
+    assert not missing, f"{relative(path)}: no docstring for {', '.join(missing)}"
+
+
+def sample_keys():
+    """Keys of the sample files, commented ones included."""
+    for sample in sorted((ROOT / "etc").glob("*-sample")):
+        for line in sample.read_text(encoding="utf-8").splitlines():
+            found = re.match(r"^#?([A-Za-z][\w.-]*)(?:\s*[=:]|\s+\S+$)", line)
+            if found and not line.startswith("# "):
+                yield sample.name, found[1]
+
+
+def test_every_key_of_the_samples_is_read_by_the_code():
+    code = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES).lower()
+    unknown = sorted({f"{name}: {key}" for name, key in sample_keys() if key.lower() not in code})
+    # Names that an operator chooses (services, policies, namespaces) are values, not keys.
+    chosen = re.compile(r": (SINGLE|TWOCOPIES|THREECOPIES|EC\w*|DUP\w*|NONE|OPENIO)$")
+    assert [item for item in unknown if not chosen.search(item)] == []
+
+
+def test_importing_the_package_patches_nothing_and_loads_no_eventlet():
+    modules = [module_name(path) for path in SOURCES if path.name not in ("green.py", "__main__.py")]
+    code = (
+        "import importlib, sys, socket, threading\n"
+        "before = (socket.socket, threading.Thread)\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "assert (socket.socket, threading.Thread) == before\n"
+        "assert 'eventlet' not in sys.modules, 'eventlet was imported'\n"
+    )
+    done = subprocess.run(
+        [__import__("sys").executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
