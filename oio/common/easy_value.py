@@ -11,6 +11,7 @@ TRUE_VALUES = frozenset({"true", "1", "yes", "on", "t", "y"})
 FALSE_VALUES = frozenset({"false", "0", "no", "off", "f", "n"})
 METRIC_SYMBOLS = ("", "K", "M", "G", "T", "P", "E", "Z", "Y")
 _UNSET = (None, "None", "")
+_HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 
 
 def int_value(value: Any, default: Any) -> Any:
@@ -61,11 +62,7 @@ def is_hexa(text: Any, size: int | None = None) -> bool:
     """Is this a hexadecimal ``str`` (of exactly ``size`` digits when given)?"""
     if not isinstance(text, str) or (size is not None and len(text) != size):
         return False
-    try:
-        int(text, 16)
-    except ValueError:
-        return False
-    return text.isalnum()
+    return bool(text) and set(text) <= _HEX_DIGITS
 
 
 def debinarize(something: Any) -> Any:
