@@ -119,8 +119,9 @@ def network_code(err: HttpClientError) -> int:
     if isinstance(err, ConnectError):
         return status.CONNECTION_REFUSED
     if isinstance(err, ConnectionClosed):
-        cause = err.__cause__
-        return status.CONNECTION_RESET if isinstance(cause, ConnectionResetError) else status.CONNECTION_CLOSED
+        if isinstance(err.__cause__, ConnectionResetError):
+            return status.CONNECTION_RESET
+        return status.CONNECTION_CLOSED
     if isinstance(err, (ReadTimeout, WriteTimeout)):
         return status.READ_TIMEOUT
     return status.NETWORK_ERROR
@@ -136,7 +137,6 @@ def _prepare(kind: type[Operation]) -> _Prepared:
 
 def _no_reply(data: bytes) -> None:
     """Decoder of operations that answer nothing, whatever the service sent."""
-    return None
 
 
 def _failure(address: str, path: str, http_status: int, data: bytes) -> StatusError:

@@ -5,11 +5,11 @@
 The layout is computed once from the options, stored as JSON, and read again by every later command, so that
 restarts keep ports and volumes::
 
-    HOME/.oio/sds.conf               the namespace, for programs
-    HOME/.oio/sds/layout.json        this
-    HOME/.oio/sds/conf               one file per service; watch/ is what the conscience agent reads
-    HOME/.oio/sds/{run,logs,spool}   sockets and pids; one log per service; events on their way
-    DATA/NS-TYPE-N                   volumes
+    HOME/sds.conf               the namespace, for programs (HOME is ~/.oio unless told otherwise)
+    HOME/sds/layout.json        this
+    HOME/sds/conf               one file per service; watch/ is what the conscience agent reads
+    HOME/sds/{run,logs,spool}   sockets and pids; one log per service; events on their way
+    DATA/NS-TYPE-N              volumes (DATA is HOME/sds/data unless told otherwise)
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Layout(msgspec.Struct, kw_only=True):
 
     @property
     def root(self) -> str:
-        """``HOME/.oio/sds``"""
+        """``HOME/sds``"""
         return root_of(self.home)
 
     @property
@@ -98,7 +98,7 @@ class Layout(msgspec.Struct, kw_only=True):
     @property
     def sds_conf(self) -> str:
         """Namespace configuration, as programs read it."""
-        return os.path.join(self.home, ".oio", "sds.conf")
+        return os.path.join(self.home, "sds.conf")
 
     @property
     def supervisor_socket(self) -> str:
@@ -145,7 +145,7 @@ class Layout(msgspec.Struct, kw_only=True):
 
 def root_of(home: str) -> str:
     """Directory of a cluster below its home."""
-    return os.path.join(home, ".oio", "sds")
+    return os.path.join(home, "sds")
 
 
 def layout_path(home: str) -> str:

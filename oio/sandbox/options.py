@@ -17,9 +17,12 @@ TYPES = ("conscience", "meta0", "meta1", "meta2", "rawx")
 
 #: Keys of option files that concern parts this tool does not run: accepted, with a warning.
 IGNORED_KEYS = frozenset(
-    """account backblaze beanstalkd container_versions key_file monitor_period opensuse
-    preserve_events profile rdir redis replication_events tls_cert_file tls_key_file use_tls
-    webhook_enabled webhook_endpoint xcute""".split()
+    {
+        "account", "backblaze", "beanstalkd", "container_versions", "key_file",
+        "monitor_period", "opensuse", "preserve_events", "profile", "rdir", "redis",
+        "replication_events", "tls_cert_file", "tls_key_file", "use_tls",
+        "webhook_enabled", "webhook_endpoint", "xcute",
+    }
 )
 
 _NAMESPACE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
@@ -35,7 +38,7 @@ class Options(msgspec.Struct, kw_only=True):
     hosts: list[str] = ["127.0.0.1"]
     #: First port; ports that are in use are skipped.
     base_port: int = 6000
-    #: Directory of the volumes (empty: ``.oio/sds/data`` of the home).
+    #: Directory of the volumes (empty: ``sds/data`` of the home).
     data_dir: str = ""
     #: Number of services of each type.
     conscience: int = 1

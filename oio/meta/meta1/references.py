@@ -38,12 +38,12 @@ from oio.meta.messages import (
 
 #: Tables of one base. ``services.url`` is the comma-separated list of the hosts of one set.
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS users (
+CREATE TABLE users (
     cid BLOB NOT NULL PRIMARY KEY,
     account TEXT NOT NULL,
     user TEXT NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS services (
+CREATE TABLE services (
     cid BLOB NOT NULL,
     srvtype TEXT NOT NULL,
     seq INTEGER NOT NULL,
@@ -51,7 +51,7 @@ CREATE TABLE IF NOT EXISTS services (
     args TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (cid, srvtype, seq)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS properties (
+CREATE TABLE properties (
     cid BLOB NOT NULL,
     name TEXT NOT NULL,
     value TEXT NOT NULL,

@@ -1,0 +1,166 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""The prefix table: which meta1 services hold the references whose container id starts with a prefix.
+
+The table has one entry for each of the 65536 prefixes of 4 hexadecimal digits. With fewer significant digits
+(``ns.meta1_digits``), all prefixes that share them form one *base* and have the same services.
+
+:func:`compute` is a function of its arguments; :func:`bootstrap` stores its result in meta0. Bootstrapping
+again never changes an entry that exists: references would be lost from sight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+
+from oio.common import status
+from oio.common.exceptions import ConfigurationException
+from oio.common.status import StatusError
+from oio.conscience.messages import Service
+from oio.conscience.registry_client import RegistryClient
+from oio.meta.client import MetaClient
+from oio.meta.messages import Meta0Get, Meta0Set
+
+DIGITS_MAX = 4
+PREFIXES = 16**DIGITS_MAX
+_HEX = "0123456789ABCDEF"
+
+#: Storing the whole table is one transaction of 65536 rows (seconds).
+_TIMEOUT_S = 30.0
+
+
+def count_prefixes(digits: int) -> int:
+    """Number of bases. :raises ValueError: when ``digits`` is not 0 to 4."""
+    if not 0 <= digits <= DIGITS_MAX:
+        raise ValueError(f"A prefix has 0 to {DIGITS_MAX} significant digits, not {digits}")
+    return int(16**digits)
+
+
+def generate_short_prefixes(digits: int) -> Iterable[str]:
+    """Every prefix of this many digits, in order; one empty prefix for 0 digits."""
+    count_prefixes(digits)
+    return ("".join(letters) for letters in product(_HEX, repeat=digits)) if digits else ("",)
+
+
+def generate_prefixes(digits: int) -> Iterable[str]:
+    """Names of the bases: short prefixes filled up to 4 digits with zeros."""
+    return (short.ljust(DIGITS_MAX, "0") for short in generate_short_prefixes(digits))
+
+
+def base_of(cid_or_prefix: str, digits: int) -> str:
+    """Name of the base of a container id: ``base_of("ABCDEF…", 2) == "AB00"``."""
+    return cid_or_prefix[:digits].ljust(DIGITS_MAX, "0")
+
+
+def siblings(base: str, digits: int) -> Iterable[str]:
+    """The prefixes of 4 digits that belong to a base."""
+    return (base[:digits] + end for end in generate_short_prefixes(DIGITS_MAX - digits))
+
+
+def compute(locations: Mapping[str, str], digits: int, replicas: int) -> dict[str, list[str]]:
+    """Spread the bases over meta1 services.
+
+    :param locations: location (``room.rack.host.volume``, may be empty) by address.
+    :returns: services by base. Every service holds the same number of bases, give or take one per
+        copy, and the copies of a base are on different services, as far apart as their number allows.
+    :raises ConfigurationException: when there are fewer services than copies.
+    """
+    if replicas < 1:
+        raise ConfigurationException(f"At least one copy of the directory is needed, not {replicas}")
+    if len(locations) < replicas:
+        raise ConfigurationException(
+            f"{replicas} copies of the directory need as many meta1, {len(locations)} found"
+        )
+    ring = _spread(locations)
+    size = len(ring)
+    return {
+        base: [ring[(index + copy) % size] for copy in range(replicas)]
+        for index, base in enumerate(generate_prefixes(digits))
+    }
+
+
+def expand(bases: Mapping[str, Sequence[str]], digits: int) -> dict[str, list[str]]:
+    """Entries of the prefix table for these bases."""
+    return {
+        prefix: list(services)
+        for base, services in bases.items()
+        for prefix in siblings(base, digits)
+    }
+
+
+def load(client: MetaClient, meta0: str) -> dict[str, list[str]]:
+    """The whole prefix table, as one meta0 service knows it."""
+    reply = client.call(meta0, Meta0Get(prefix=""), timeout_s=_TIMEOUT_S)
+    table: dict[str, list[str]] = reply.mapping
+    return table
+
+
+def bootstrap(
+    client: MetaClient, meta0: Sequence[str], meta1: Iterable[Service], digits: int, replicas: int
+) -> int:
+    """Complete the prefix table of every meta0 service; returns the number of entries that were added.
+
+    What one meta0 knows and another does not is copied; only then are missing bases given services.
+    """
+    if not meta0:
+        raise StatusError(status.UNAVAILABLE, "No meta0 service known")
+    tables = {address: load(client, address) for address in meta0}
+    known: dict[str, list[str]] = {}
+    for table in tables.values():
+        for prefix, services in table.items():
+            known.setdefault(prefix, services)
+    if len(known) < PREFIXES:
+        locations = {one.addr: str(one.tags.get("tag.loc", "")) for one in meta1}
+        planned = expand(compute(locations, digits, replicas), digits)
+        known = {**planned, **known}
+    added = 0
+    for address, table in tables.items():
+        missing = {prefix: known[prefix] for prefix in known.keys() - table.keys()}
+        if missing:
+            client.call(address, Meta0Set(mapping=missing), timeout_s=_TIMEOUT_S)
+            added += len(missing)
+    return added
+
+
+def bootstrap_namespace(
+    registry: RegistryClient, client: MetaClient, digits: int, replicas: int
+) -> int:
+    """:func:`bootstrap` with the services that the conscience knows."""
+    meta0 = [service.addr for service in registry.services("meta0")]
+    return bootstrap(client, meta0, registry.services("meta1"), digits, replicas)
+
+
+def _spread(locations: Mapping[str, str]) -> list[str]:
+    """Order services so that neighbours are as far apart as possible.
+
+    Services are sorted by location, then taken by turns from each of the widest areas, and so on inside
+    the areas.
+    """
+    return _interleave(
+        [(_tokens(location), address) for address, location in sorted(locations.items())], 0
+    )
+
+
+def _tokens(location: str) -> tuple[str, ...]:
+    tokens = location.split(".", DIGITS_MAX - 1)
+    return ("",) * (DIGITS_MAX - len(tokens)) + tuple(tokens)
+
+
+def _interleave(items: list[tuple[tuple[str, ...], str]], depth: int) -> list[str]:
+    if len(items) < 2 or depth == DIGITS_MAX:
+        return [address for _, address in items]
+    areas: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+    for item in items:
+        areas.setdefault(item[0][depth], []).append(item)
+    queues = [_interleave(members, depth + 1) for members in areas.values()]
+    if len(queues) == 1:
+        return queues[0]
+    queues.sort(key=len, reverse=True)
+    # Largest areas are dealt at even intervals: position k of an area of n goes at (k + 1/2) / n.
+    dealt = [
+        ((rank + 0.5) / len(queue), number, address)
+        for number, queue in enumerate(queues)
+        for rank, address in enumerate(queue)
+    ]
+    return [address for _, _, address in sorted(dealt)]

@@ -1,0 +1,216 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""Waits until a local cluster can serve, and finishes its set-up on the way.
+
+A cluster is ready when every service that runs is known with a score above 0, the prefix table is complete,
+every meta1 answers for its prefixes, and the proxy finds services to write to. Services that the conscience
+locked when it saw them for the first time are unlocked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from oio.common import status
+from oio.common.status import StatusError
+from oio.conscience.messages import ServiceDef
+from oio.conscience.registry_client import RegistryClient
+from oio.directory import mapping
+from oio.http.client import HttpClientError, HttpPool
+from oio.meta.client import MetaClient
+from oio.meta.messages import Meta0Get, ReferenceShow
+from oio.sandbox.errors import SandboxError
+from oio.sandbox.layout import Layout, Service
+from oio.sandbox.supervision import Supervision, tail
+
+_POLL_S = 0.1
+_CALL_TIMEOUT_S = 5.0
+#: Name of a reference that is only asked for: "not found" is the answer that shows a meta1 serves.
+_PROBE = "oio-sandbox probe"
+
+Report = Callable[[str], None]
+
+
+class Readiness:
+    """One wait, with one deadline for all its steps."""
+
+    def __init__(
+        self, layout: Layout, supervision: Supervision, timeout_s: float, report: Report
+    ) -> None:
+        self._layout = layout
+        self._supervision = supervision
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+        self._report = report
+        self._pool = HttpPool(connect_timeout_s=1.0, read_timeout_s=_CALL_TIMEOUT_S)
+        self._meta = MetaClient(self._pool)
+        self._registry = RegistryClient(
+            [service.addr for service in layout.of_type("conscience")], self._pool
+        )
+        self._bootstrapped = False
+
+    def close(self) -> None:
+        """Close the connections that were used."""
+        self._pool.close()
+
+    def wait_conscience(self) -> None:
+        """Wait for the consciences."""
+        self._wait("conscience", self._missing_consciences)
+
+    def wait_all(self, services: list[Service]) -> None:
+        """Wait for these services, and set up what the first start must set up."""
+        expected = [service for service in services if service.port]
+        types = {service.type for service in expected}
+        if "proxy" in types:
+            self._wait("proxy", self._missing_proxies)
+        self._wait("scores", lambda: self._missing_scores(expected))
+        if types & {"meta0", "meta1"}:
+            self._wait("directory", self._missing_directory)
+        if "proxy" in types or "rawx" in types:
+            self._wait("placement", self._missing_placement)
+
+    # --- the steps: each returns what is missing, by service name ---------------------------------
+
+    def _missing_consciences(self) -> dict[str, str]:
+        missing = {}
+        for service in self._layout.of_type("conscience"):
+            try:
+                RegistryClient([service.addr], self._pool).types()
+            except StatusError as err:
+                missing[service.name] = err.message
+        return missing
+
+    def _missing_proxies(self) -> dict[str, str]:
+        missing = {}
+        for service in self._layout.of_type("proxy"):
+            try:
+                answer = self._pool.request("GET", f"http://{service.addr}/v3.0/status").status
+            except HttpClientError as err:
+                missing[service.name] = str(err)
+            else:
+                if answer != 200:
+                    missing[service.name] = f"status {answer}"
+        return missing
+
+    def _missing_scores(self, expected: list[Service]) -> dict[str, str]:
+        try:
+            snapshot = self._registry.snapshot()
+        except StatusError as err:
+            return {service.name: err.message for service in self._layout.of_type("conscience")}
+        assert snapshot is not None  # no generation was given
+        known = {one.addr: one for group in snapshot.services.values() for one in group}
+        missing, locked = {}, []
+        for service in expected:
+            if service.type == "conscience":
+                continue
+            one = known.get(service.addr)
+            if one is None:
+                missing[service.name] = "not registered"
+            elif one.tags.get("tag.lock") and one.score <= 0:
+                locked.append(ServiceDef(type=one.type, addr=one.addr))
+                missing[service.name] = "locked"
+            elif one.score <= 0 and one.type in ("meta0", "meta1", "meta2", "rawx"):
+                up = one.tags.get("tag.up")
+                missing[service.name] = f"score {one.score}, up: {up}"
+        if locked:
+            self._registry.unlock(locked)
+        return missing
+
+    def _missing_directory(self) -> dict[str, str]:
+        """Complete the prefix table once, then ask every meta1 for a reference of one of its prefixes."""
+        options = self._layout.options
+        meta0 = self._layout.of_type("meta0")[0]
+        try:
+            if not self._bootstrapped:
+                added = mapping.bootstrap_namespace(
+                    self._registry, self._meta, options.meta1_digits, options.directory_replicas
+                )
+                if added:
+                    self._report(f"prefix table: {added} entries added")
+                self._bootstrapped = True
+            cid = hashlib.sha256(_PROBE.encode()).hexdigest().upper()
+            prefix = cid[: mapping.DIGITS_MAX]
+            reply = self._meta.call(
+                meta0.addr, Meta0Get(prefix=prefix), timeout_s=_CALL_TIMEOUT_S
+            )
+            serving = reply.mapping.get(prefix, [])
+        except StatusError as err:
+            return {meta0.name: str(err)}
+        names = {service.addr: service.name for service in self._layout.of_type("meta1")}
+        missing = {}
+        for address in serving:
+            try:
+                self._meta.call(address, ReferenceShow(cid=cid), timeout_s=_CALL_TIMEOUT_S)
+            except StatusError as err:
+                if err.code != status.REFERENCE_NOT_FOUND:
+                    missing[names.get(address, address)] = str(err)
+        return missing
+
+    def _missing_placement(self) -> dict[str, str]:
+        """Ask each process of the proxy, as far as fresh connections reach them all."""
+        options = self._layout.options
+        proxy = self._layout.of_type("proxy")[0]
+        types = [type_ for type_ in ("meta2", "rawx") if getattr(options, type_)]
+        for _ in range(2 * options.proxy_workers):
+            with_fresh_connection = HttpPool(connect_timeout_s=1.0, read_timeout_s=_CALL_TIMEOUT_S)
+            try:
+                for type_ in types:
+                    url = (
+                        f"http://{proxy.addr}/v3.0/{options.namespace}/lb/choose?type={type_}"
+                    )
+                    response = with_fresh_connection.request("GET", url)
+                    if response.status != 200:
+                        text = bytes(response.data[:200]).decode("utf-8", "replace")
+                        return {proxy.name: f"no {type_} to choose: {response.status} {text}"}
+            except HttpClientError as err:
+                return {proxy.name: str(err)}
+            finally:
+                with_fresh_connection.close()
+        return {}
+
+    # --- waiting ----------------------------------------------------------------------------------
+
+    def _wait(self, step: str, missing_of: Callable[[], dict[str, str]]) -> None:
+        begin = time.monotonic()
+        checked_at = begin
+        while True:
+            try:
+                missing = missing_of()
+            except (StatusError, msgspec.MsgspecError) as err:
+                missing = {step: str(err)}
+            if not missing:
+                self._report(f"{step}: ready in {time.monotonic() - begin:.1f} s")
+                return
+            now = time.monotonic()
+            if now > self._deadline:
+                self._fail(f"{step}: not ready after {self._timeout_s:g} s", missing)
+            if now - checked_at > 1.0:
+                checked_at = now
+                self._check_supervisor()
+            time.sleep(_POLL_S)
+
+    def _check_supervisor(self) -> None:
+        dead = {
+            name: state["error"] or "it stopped again and again"
+            for name, state in self._supervision.states().items()
+            if state["state"] == "FATAL"
+        }
+        if dead:
+            self._fail("Services do not start", dead)
+
+    def _fail(self, problem: str, missing: dict[str, str]) -> None:
+        lines = [problem]
+        for name, reason in list(missing.items())[:5]:
+            lines.append(f"- {name}: {reason}")
+            path = os.path.join(self._layout.log_dir, f"{name}.log")
+            if os.path.exists(path):
+                lines.append(f"  end of {path}:")
+                lines += [f"    {line}" for line in tail(path).splitlines()]
+        if len(missing) > 5:
+            lines.append(f"- and {len(missing) - 5} more: {', '.join(list(missing)[5:])}")
+        raise SandboxError("\n".join(lines))

@@ -1,0 +1,207 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the services of a local cluster under ``supervisord``, and makes sure that none is left behind.
+
+The supervisor is driven through its control socket. Should it have been killed, its services live on without
+it: they are found by the mark of the cluster in their environment, which nothing else carries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import time
+import xmlrpc.client
+from collections.abc import Iterator
+from typing import Any
+
+from oio.sandbox.errors import SandboxError
+from oio.sandbox.generate import service_environment
+from oio.sandbox.layout import Layout, Service
+
+#: The supervisor itself starts within a second; a busy machine may need much more (seconds).
+_SUPERVISOR_START_S = 20.0
+#: Stopping waits for the slowest service, then for the kill (seconds).
+_SUPERVISOR_STOP_S = 40.0
+_POLL_S = 0.05
+
+_RPC_ERRORS = (OSError, http.client.HTTPException, xmlrpc.client.Error)
+#: Faults that mean that there is nothing to do (supervisor.xmlrpc.Faults).
+_ALREADY_STARTED, _NOT_RUNNING = 60, 70
+
+
+class Supervision:
+    """The supervisor of one cluster."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def alive(self) -> bool:
+        """Does the supervisor answer?"""
+        if not os.path.exists(self._layout.supervisor_socket):
+            return False
+        try:
+            with self._rpc() as rpc:
+                rpc.getState()
+        except _RPC_ERRORS:
+            return False
+        return True
+
+    def launch(self) -> None:
+        """Start the supervisor, unless it runs. :raises SandboxError: when it does not come up."""
+        if self.alive():
+            return
+        layout = self._layout
+        leftovers = self.leftovers()
+        if leftovers:
+            raise SandboxError(
+                f"Processes of a former run without supervisor: {leftovers}; stop the cluster first"
+            )
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(layout.supervisor_socket)
+        conf = os.path.join(layout.conf_dir, "supervisord.conf")
+        log_path = os.path.join(layout.log_dir, "supervisord.out")
+        with open(log_path, "ab") as log:
+            done = subprocess.run(
+                [sys.executable, "-m", "supervisor.supervisord", "-c", conf],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=layout.run_dir,
+                env={**os.environ, **service_environment(layout)},
+                check=False,
+            )
+        deadline = time.monotonic() + _SUPERVISOR_START_S
+        while not self.alive():
+            if done.returncode or time.monotonic() > deadline:
+                raise SandboxError(f"The supervisor does not start:\n{tail(log_path)}")
+            time.sleep(_POLL_S)
+
+    def start(self, service: Service) -> None:
+        """Ask for the start of a service, without waiting."""
+        with self._rpc() as rpc, _ignoring(_ALREADY_STARTED):
+            rpc.startProcess(f"{service.type}:{service.name}", False)
+
+    def stop(self, services: list[Service]) -> None:
+        """Stop services, all at once, and wait until they are."""
+        names = {service.name for service in services}
+        with self._rpc() as rpc:
+            for service in services:
+                with _ignoring(_NOT_RUNNING):
+                    rpc.stopProcess(f"{service.type}:{service.name}", False)
+            deadline = time.monotonic() + _SUPERVISOR_STOP_S
+            while True:
+                running = [
+                    info["name"]
+                    for info in rpc.getAllProcessInfo()
+                    if info["name"] in names and (info["pid"] or info["statename"] == "STOPPING")
+                ]
+                if not running:
+                    return
+                if time.monotonic() > deadline:
+                    raise SandboxError(f"Still running: {', '.join(running)}")
+                time.sleep(_POLL_S)
+
+    def signal(self, service: Service, number: int) -> None:
+        """Send a signal to a service."""
+        with self._rpc() as rpc, _ignoring(_NOT_RUNNING):
+            rpc.signalProcess(f"{service.type}:{service.name}", str(int(number)))
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """State of every service: ``{"NS-rawx-1": {"state": "RUNNING", "pid": 12, "uptime_s": 3}}``."""
+        if not os.path.exists(self._layout.supervisor_socket):
+            return {}
+        try:
+            with self._rpc() as rpc:
+                infos = rpc.getAllProcessInfo()
+        except _RPC_ERRORS:
+            return {}
+        return {
+            info["name"]: {
+                "state": info["statename"],
+                "pid": info["pid"],
+                "uptime_s": max(0, info["now"] - info["start"]) if info["pid"] else 0,
+                "error": info["spawnerr"],
+            }
+            for info in infos
+        }
+
+    def shutdown(self) -> None:
+        """Stop everything, the supervisor too. Afterwards no process and no socket is left."""
+        if self.alive():
+            with self._rpc() as rpc, contextlib.suppress(*_RPC_ERRORS):
+                rpc.shutdown()
+            self._wait_gone(_SUPERVISOR_STOP_S)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for pid in self.leftovers():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            if self._wait_gone(5.0):
+                break
+        for path in (
+            self._layout.supervisor_socket,
+            os.path.join(self._layout.run_dir, "supervisord.pid"),
+        ):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def leftovers(self) -> list[int]:
+        """Every process that carries the mark of this cluster."""
+        mark = f"OIO_SANDBOX={self._layout.mark}".encode()
+        found = []
+        for name in os.listdir("/proc"):
+            if not name.isdigit() or int(name) == os.getpid():
+                continue
+            try:
+                with open(f"/proc/{name}/environ", "rb") as stream:
+                    environment = stream.read()
+            except OSError:
+                continue  # it belongs to somebody else, or it is gone
+            if mark in environment.split(b"\0"):
+                found.append(int(name))
+        return found
+
+    def _wait_gone(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while self.leftovers():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+    @contextlib.contextmanager
+    def _rpc(self) -> Iterator[Any]:
+        from supervisor.xmlrpc import SupervisorTransport
+
+        transport = SupervisorTransport(
+            None, None, serverurl=f"unix://{self._layout.supervisor_socket}"
+        )
+        try:
+            yield xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport).supervisor
+        finally:
+            transport.close()
+
+
+@contextlib.contextmanager
+def _ignoring(code: int) -> Iterator[None]:
+    try:
+        yield
+    except xmlrpc.client.Fault as fault:
+        if fault.faultCode != code:
+            raise SandboxError(f"Supervisor: {fault.faultString}") from fault
+
+
+def tail(path: str, lines: int = 15, bytes_max: int = 8192) -> str:
+    """Last lines of a log."""
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, stream.tell() - bytes_max))
+            text = stream.read().decode("utf-8", "replace")
+    except OSError as err:
+        return f"(no log: {err.strerror})"
+    return "\n".join(text.splitlines()[-lines:]) or "(empty log)"
