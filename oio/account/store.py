@@ -107,7 +107,7 @@ class AccountStore:
     def count(self) -> int:
         """Number of accounts."""
         with self._lock:
-            return int(self._db.execute("SELECT count(*) FROM accounts").fetchone()[0])
+            return self._number("SELECT count(*) FROM accounts")
 
     def names(self) -> list[str]:
         """All the accounts."""
@@ -117,7 +117,8 @@ class AccountStore:
     def create(self, account: str) -> bool:
         """Create an account; False when it existed."""
         with self._lock, self._db:
-            return self._ensure(account)
+            created = self._ensure(account)
+        return created
 
     def _ensure(self, account: str) -> bool:
         self._db.execute(
@@ -155,11 +156,12 @@ class AccountStore:
         }
 
     def _count_containers(self, account: str) -> int:
-        return int(
-            self._db.execute(
-                "SELECT count(*) FROM containers WHERE account = ? AND listed", (account,)
-            ).fetchone()[0]
-        )
+        return self._number("SELECT count(*) FROM containers WHERE account = ? AND listed", account)
+
+    def _number(self, query: str, *values: str) -> int:
+        for row in self._db.execute(query, values):
+            return int(row[0])
+        raise AssertionError("an aggregate query always gives a row")
 
     def update_metadata(self, account: str, metadata: dict[str, str], to_delete: list[str]) -> None:
         """Delete, then set properties; the account is created when needed."""

@@ -40,7 +40,9 @@ class ClusterShow(ShowCommand):
 class ClusterList(ListCommand):
     """List the services and their scores."""
 
-    columns = ("Type", "Addr", "Service Id", "Volume", "Location", "Slots", "Up", "Score", "Locked")
+    columns: tuple[str, ...] = (
+        "Type", "Addr", "Service Id", "Volume", "Location", "Slots", "Up", "Score", "Locked"
+    )
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Arguments of the command."""

@@ -59,6 +59,7 @@ class OpenIOApp(App):
         )
         self.client_manager: ClientManager = ClientManager({})
         self.perfdata: dict[str, Any] = {}
+        self._batch_done = False
 
     def build_option_parser(
         self, description: str | None, version: str | None, argparse_kwargs: Any = None
@@ -126,7 +127,7 @@ class OpenIOApp(App):
         finally:
             if profiler is not None:
                 _save_profile(profiler, options)
-        return status or 0
+        return 0 if self._batch_done else status
 
     def initialize_app(self, argv: list[str]) -> None:
         """Build what commands take their clients from."""
@@ -151,10 +152,10 @@ class OpenIOApp(App):
         if self.options.dump_perfdata and self.perfdata:
             self.log.warning("Performance data: %s", json.dumps(self.perfdata, sort_keys=True, indent=4))
 
-    def interact(self) -> int:
+    def interact(self) -> None:
         """Interactive and batch mode: a failed line does not change the exit code."""
+        self._batch_done = True
         super().interact()
-        return 0
 
 
 def _start_profiler(options: argparse.Namespace) -> Any:

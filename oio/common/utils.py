@@ -161,7 +161,7 @@ class GeneratorIO(io.RawIOBase):
         super().__init__()
         if isinstance(gen, (bytes, bytearray, memoryview)):
             gen = (gen,)
-        self.generator = gen
+        self.generator: Any = gen
         self.iter_size = iter_size
         self._sub_generator = sub_generator
         self._items: Iterator[Any] | None = None

@@ -30,13 +30,19 @@ class _WithSuccess:
 class ListCommand(_WithSuccess, Lister):
     """Command that gives rows."""
 
+    app: Any
+
 
 class ShowCommand(_WithSuccess, ShowOne):
     """Command that gives keys and values."""
 
+    app: Any
+
 
 class PlainCommand(_WithSuccess, Command):
     """Command that prints nothing when all is well."""
+
+    app: Any
 
 
 class KeyValueAction(argparse.Action):
@@ -61,8 +67,8 @@ class KeyValueAction(argparse.Action):
 class ValueFormatAction(argparse.Action):
     """Flag that also selects the ``value`` output format (a later ``-f`` wins)."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, nargs=0, **kwargs)
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **kwargs)
 
     def __call__(
         self,
