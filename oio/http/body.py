@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading message bodies from a socket: by length, by chunks, or until the peer closes.
 
-Both ends use these readers. Nothing is ever read beyond what the caller asked for, save what fits in one receive buffer;
-big pieces are received by the kernel straight into the caller's buffer. `Source` is the receiving half of a connection,
-its subclasses decide what a timeout or a broken connection means.
+Both ends use these readers. Nothing is ever read beyond what the caller asked for, save what fits in one
+receive buffer; big pieces are received by the kernel straight into the caller's buffer. `Source` is the
+receiving half of a connection, its subclasses decide what a timeout or a broken connection means.
 """
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any
 
 from oio.http import wire
 from oio.http.errors import HeadError
@@ -32,16 +32,17 @@ TRAILERS_BYTES_MAX = 65536
 READ_STEP_BYTES = 4 << 20
 """`read` never allocates more than this ahead of the bytes that really came."""
 
-Buffer = Union[bytes, bytearray, memoryview]
+Buffer = bytes | bytearray | memoryview
 
 
 class Source:
     """The receiving half of a connection: a socket and the bytes already received but not yet consumed.
 
-    The bytes not consumed are ``buf[pos:end]``. They never grow beyond one receive plus a partial line or head.
+    The bytes not consumed are ``buf[pos:end]``. They never grow beyond one receive plus a partial line or
+    head.
     """
 
-    __slots__ = ("buf", "end", "pos", "side", "sock", "vectored")
+    __slots__ = ("buf", "end", "flags", "pos", "side", "sock", "vectored")
 
     def __init__(self, sock: Any, vectored: bool = True) -> None:
         self.sock = sock
@@ -50,6 +51,7 @@ class Source:
         self.end = 0
         self.side: bytearray | None = None
         self.vectored = vectored
+        self.flags = 0
 
     def stalled(self) -> None:
         """Handle a receive that timed out: return to wait again, or raise."""
@@ -71,7 +73,7 @@ class Source:
         """Receive some more bytes after those that remain; give how many, 0 when the peer closed."""
         while True:
             try:
-                data = self.sock.recv(RECEIVE_BYTES)
+                data = self.sock.recv(RECEIVE_BYTES, self.flags)
             except (BlockingIOError, TimeoutError):
                 self.stalled()
                 continue
@@ -89,7 +91,7 @@ class Source:
         """Receive straight into `view`; only when nothing remains in the buffer."""
         while True:
             try:
-                count: int = self.sock.recv_into(view)
+                count: int = self.sock.recv_into(view, 0, self.flags)
                 return count
             except (BlockingIOError, TimeoutError):
                 self.stalled()
@@ -97,7 +99,9 @@ class Source:
                 raise self.broken(error) from error
 
     def recv_split(self, view: memoryview) -> int:
-        """Receive into `view`, and what comes after it in the buffer, in one call; give the count put in `view`."""
+        """Receive into `view`, and what comes after it in the buffer, in one call; give the count put in
+        `view`.
+        """
         if not self.vectored:
             return self.recv_into(view)
         side = self.side
@@ -105,7 +109,7 @@ class Source:
             side = self.side = bytearray(SIDE_BYTES)
         while True:
             try:
-                count: int = self.sock.recvmsg_into((view, side))[0]
+                count: int = self.sock.recvmsg_into((view, side), 0, self.flags)[0]
             except (BlockingIOError, TimeoutError):
                 self.stalled()
                 continue
@@ -141,7 +145,9 @@ class BodyReader:
         self.trailers: dict[str, str] = {}
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
-        """Read between 1 byte and the size of `buffer`, waiting only for the first; 0 at the end of the body."""
+        """Read between 1 byte and the size of `buffer`, waiting only for the first; 0 at the end of the
+        body.
+        """
         raise NotImplementedError
 
     def left_at_most(self) -> int | None:
@@ -313,8 +319,8 @@ class ChunkedBody(BodyReader):
         return done
 
     def _next_chunk(self, wait: bool) -> bool:
-        """Go to the data of the next chunk; False at the end of the body, or when `wait` is False and its size line
-        has not been received whole."""
+        """Go to the data of the next chunk; False at the end of the body, or when `wait` is False and its
+        size line has not been received whole."""
         source = self.source
         while True:
             pos = source.pos + self._after_data

@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """One connection of the server: read a request, call the handler, send the answer, again.
 
-Guarantees: a request that breaks the rules gets one answer (400, 408, 413, 414, 431, 501 or 505) and a closed connection;
-nothing after it is read as a request. A body that the handler left unread is either skipped (when small) or makes the
-connection close. Neither side of a transfer is ever held whole in memory.
+Guarantees: a request that breaks the rules gets one answer (400, 408, 413, 414, 431, 501 or 505) and a
+closed connection; nothing after it is read as a request. A body that the handler left unread is either
+skipped (when small) or makes the connection close. Neither side of a transfer is ever held whole in memory.
 
-Timeouts without a system call per request: the socket's receive timeout stays at the short "linger" value. A receive
-that expires tells a lingering connection to go and park; in the middle of a message it only switches the socket to the
-longer timeout that applies there, once.
+Timeouts without a system call per request: the socket's receive timeout stays at the short "linger" value.
+A receive that expires tells a lingering connection to go and park; in the middle of a message it only
+switches the socket to the longer timeout that applies there, once.
 """
 
 from __future__ import annotations
@@ -45,11 +45,13 @@ REQID_CHARS_MAX = 63
 """Longer request ids are cut."""
 
 DRAIN_BYTES_MAX = 262144
-"""A body that the handler left unread is skipped up to this size; beyond, closing the connection is cheaper."""
+"""A body that the handler left unread is skipped up to this size; beyond, closing the connection is
+cheaper.
+"""
 
 CLOSE_DRAIN_S = 2.0
-"""How long a refused sender may go on sending before the connection is cut. Closing at once would make the kernel send
-a reset, which can destroy the answer before the peer has read it."""
+"""How long a refused sender may go on sending before the connection is cut. Closing at once would make the
+kernel send a reset, which can destroy the answer before the peer has read it."""
 
 _state = threading.local()
 
@@ -166,7 +168,9 @@ class Connection(Source):
     # ---- receiving
 
     def _read_head(self) -> bytes | None:
-        """Give the head of the next request without its empty line; b'' when the peer left, None when it is idle."""
+        """Give the head of the next request without its empty line; b'' when the peer left, None when it is
+        idle.
+        """
         config = self.server.config
         if self.pos == self.end:
             if self._timeout_s != config.linger_s:
@@ -367,7 +371,9 @@ class Connection(Source):
             config.access_log(request, response, 0)
 
     def _close_gently(self) -> None:
-        """Stop sending, then swallow for a while what the peer still sends, so that it can read the answer."""
+        """Stop sending, then swallow for a while what the peer still sends, so that it can read the
+        answer.
+        """
         deadline = time.monotonic() + CLOSE_DRAIN_S
         buffer = bytearray(RECEIVE_BYTES)
         with contextlib.suppress(OSError, BodyError):

@@ -2,15 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every error of the HTTP core, server side then client side.
 
-The server side errors carry the status that the peer gets; the client side errors carry the address of the peer.
+The server side errors carry the status that the peer gets; the client side errors carry the address of the
+peer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Union
 
-HeaderItems = Union[Mapping[str, str], Iterable[tuple[str, str]]]
+HeaderItems = Mapping[str, str] | Iterable[tuple[str, str]]
 """Headers as callers give them: a mapping, or pairs when a name may be repeated."""
 
 
@@ -82,7 +82,8 @@ class BodyTooLarge(BodyError):
 class HttpClientError(Exception):
     """Raised when no complete answer came from ``address``; parent of all errors of the client.
 
-    ``sent`` is False when it is certain that not a single byte of the request left, thus that it may be sent again.
+    ``sent`` is False when it is certain that not a single byte of the request left, thus that it may be
+    sent again.
     """
 
     def __init__(self, message: str = "", address: str = "", sent: bool = True) -> None:

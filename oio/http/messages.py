@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Union
 from urllib.parse import unquote_plus
 
 from oio.http.body import BodyReader
@@ -67,7 +66,9 @@ class Request:
 
     @property
     def query(self) -> dict[str, str]:
-        """Decoded parameters of the query string; the first value of a name wins, a bare name has the value ''."""
+        """Decoded parameters of the query string; the first value of a name wins, a bare name has the value
+        ''.
+        """
         query = self._query
         if query is None:
             query = self._query = parse_query(self.query_string)
@@ -97,7 +98,9 @@ class Request:
         return 0 if body is None else body.readinto(buffer)
 
     def read(self, count: int = -1) -> bytes:
-        """Read exactly `count` bytes, fewer only at the end of the body; all of it (`read_all`) when negative."""
+        """Read exactly `count` bytes, fewer only at the end of the body; all of it (`read_all`) when
+        negative.
+        """
         if count < 0:
             return self.read_all()
         body = self._reader()
@@ -109,7 +112,9 @@ class Request:
         return b"" if body is None else body.read_some(count)
 
     def read_all(self, limit_bytes: int | None = None) -> bytes:
-        """Read the whole body. Raises `BodyTooLarge` when it exceeds `limit_bytes`, or the server's limit if none."""
+        """Read the whole body. Raises `BodyTooLarge` when it exceeds `limit_bytes`, or the server's limit
+        if none.
+        """
         if self._body is None:
             return b""
         limit = self.body_limit if limit_bytes is None else limit_bytes
@@ -161,15 +166,15 @@ class FileBody:
             os.close(self.fd)
 
 
-Body = Union[bytes, bytearray, memoryview, FileBody, Iterator[bytes], Iterable[bytes]]
+Body = bytes | bytearray | memoryview | FileBody | Iterator[bytes] | Iterable[bytes]
 
 
 class Response:
     """An answer: status, body and headers (mapping or pairs).
 
-    The server adds Content-Length (or chunked coding for an iterator without `content_length`), Connection, Date and the
-    request id. `after_sent` runs when the last byte was handed to the kernel or the answer failed; `bytes_sent` (of the
-    body) is known then.
+    The server adds Content-Length (or chunked coding for an iterator without `content_length`), Connection,
+    Date and the request id. `after_sent` runs when the last byte was handed to the kernel or the answer
+    failed; `bytes_sent` (of the body) is known then.
     """
 
     __slots__ = ("after_sent", "body", "bytes_sent", "close", "content_length", "headers", "status")
@@ -193,7 +198,9 @@ class Response:
 
 
 def response_of_error(error: HttpError) -> Response:
-    """Build the answer to a request whose handler raised `error`: its body, else its message as plain text."""
+    """Build the answer to a request whose handler raised `error`: its body, else its message as plain
+    text.
+    """
     if error.body or not error.message:
         return Response(error.status, error.body, error.headers)
     headers = error.headers
@@ -205,7 +212,9 @@ def response_of_error(error: HttpError) -> Response:
 
 
 def parse_query(text: str) -> dict[str, str]:
-    """Decode a query string; '+' is a blank, the first value of a name wins, a name without '=' has the value ''."""
+    """Decode a query string; '+' is a blank, the first value of a name wins, a name without '=' has the
+    value ''.
+    """
     query: dict[str, str] = {}
     if not text:
         return query

@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where idle connections wait, and the threads that serve those that become ready.
 
-All free threads wait on one epoll set; the kernel wakes exactly one of them per ready connection, so that there is no
-dispatcher thread, no queue and no hand-over between threads. When all threads are busy, ready connections simply stay
-in the set until one is free.
+All free threads wait on one epoll set; the kernel wakes exactly one of them per ready connection, so that
+there is no dispatcher thread, no queue and no hand-over between threads. When all threads are busy, ready
+connections simply stay in the set until one is free.
 
-Who owns a connection: the one who takes it out of ``_parked``, a dictionary whose ``pop`` is atomic. A connection is in
-the dictionary *before* its descriptor is armed, and each arming is one-shot. A thread may hold an event of a descriptor
-that the reaper closed and the kernel gave to a newer connection: it then takes this newer one, finds nothing to read and
-parks it again; the event that was armed for it finds nobody in the dictionary and is dropped. Both are harmless.
+Who owns a connection: the one who takes it out of ``_parked``, a dictionary whose ``pop`` is atomic. A
+connection is in the dictionary *before* its descriptor is armed, and each arming is one-shot. A thread may
+hold an event of a descriptor that the reaper closed and the kernel gave to a newer connection: it then
+takes this newer one, finds nothing to read and parks it again; the event that was armed for it finds nobody
+in the dictionary and is dropped. Both are harmless.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ class ParkingLot:
                 connection.close()
 
     def may_linger(self) -> bool:
-        """Tell whether a thread may wait for the next request of its connection while others need threads too."""
+        """Tell whether a thread may wait for the next request of its connection while others need threads
+        too.
+        """
         return self.free_count > 0
 
     def parked_count(self) -> int:

@@ -23,8 +23,8 @@ def _not_found(request: Request) -> Response:
 class Router:
     """Routes of a service. Exact paths win over prefixes, long prefixes over short ones.
 
-    `not_found` answers everything else; `method_not_allowed`, when given, answers a known path asked with an unknown
-    method.
+    `not_found` answers everything else; `method_not_allowed`, when given, answers a known path asked with
+    an unknown method.
     """
 
     def __init__(

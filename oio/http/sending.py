@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sending an answer: its head, and its body in as few system calls as possible.
 
-A head and a small body leave in one `send`. A file leaves with `sendfile`, behind a head that the kernel holds back
-until the first bytes of the file are there. An iterator is never held beyond one piece.
+A head and a small body leave in one `send`. A file leaves with `sendfile`, behind a head that the kernel
+holds back until the first bytes of the file are there. An iterator is never held beyond one piece.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ _date_line = ""
 def send_response(
     connection: Connection, config: ServerConfig, request: Request, response: Response, keep: bool
 ) -> bool:
-    """Send `response`; give whether the connection may be kept. Raises OSError when the peer is gone or too slow."""
+    """Send `response`; give whether the connection may be kept. Raises OSError when the peer is gone or too
+    slow.
+    """
     try:
         head, length, head_only, chunked, keep = _format_head(config, request, response, keep)
     except ValueError as error:
@@ -85,8 +87,8 @@ def send_response(
 def _format_head(
     config: ServerConfig, request: Request, response: Response, keep: bool
 ) -> tuple[bytes, int | None, bool, bool, bool]:
-    """Give (head, Content-Length, whether only the head is sent, whether the body is chunked, whether to keep the
-    connection). Raises ValueError when a header of the handler is illegal."""
+    """Give (head, Content-Length, whether only the head is sent, whether the body is chunked, whether to
+    keep the connection). Raises ValueError when a header of the handler is illegal."""
     body = response.body
     status = response.status
     lines, length, keep = _own_headers(response, keep)

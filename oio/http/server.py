@@ -10,8 +10,8 @@
     ...  # server.addresses tells the port
     server.stop()
 
-A handler runs in a thread of its own for as long as it needs and may block. Idle connections hold no thread. Stopping
-finishes what runs, within a bound.
+A handler runs in a thread of its own for as long as it needs and may block. Idle connections hold no
+thread. Stopping finishes what runs, within a bound.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 from oio.http.connection import Connection, current_reqid, pack_timeout
 from oio.http.errors import (
@@ -61,7 +61,7 @@ __all__ = [
 logger = logging.getLogger("oio.http")
 _access_logger = logging.getLogger("oio.access")
 
-Listen = Union[tuple[str, int], str]
+Listen = tuple[str, int] | str
 Handler = Callable[[Request], Response]
 
 ACCEPT_BURST = 64
@@ -125,7 +125,8 @@ class ServerConfig:
 class Server:
     """An HTTP server on one or several addresses: ``(host, port)`` or ``"unix:/path"``.
 
-    `tls` is None, a (certificate file, key file) pair for all listeners, or a list with one such item per listener.
+    `tls` is None, a (certificate file, key file) pair for all listeners, or a list with one such item per
+    listener.
     """
 
     def __init__(
