@@ -3,8 +3,8 @@
 
 """How fast is this machine at this moment? Two figures that let results of different moments be compared.
 
-A figure in operations per second means little on a shared machine; divided by one of these, measured in the same
-minute, it can be compared.
+A figure in operations per second means little on a shared machine; divided by one of these, measured in the
+same minute, it can be compared.
 """
 
 from __future__ import annotations
