@@ -34,6 +34,8 @@ from oio.common.http_urllib3 import (
     URLLIB3_REQUESTS_KWARGS,
     get_pool_manager,
     oio_exception_from_httperror,
+    pool_errors,
+    pool_timeout,
 )
 from oio.common.logger import get_logger
 from oio.http.client import HttpClientError, HttpPool
@@ -42,6 +44,10 @@ from oio.http.client import HttpClientError, HttpPool
 _TOLD_PART_OF_TIMEOUT = 0.99
 _MICROSECONDS = 1000000
 _FORWARDED_KWARGS = frozenset(URLLIB3_REQUESTS_KWARGS) - {"headers", "body", "timeout"}
+
+# Last token of the POST routes that change nothing: the pool may send them again when a kept connection
+# proves dead.
+_READING_POSTS = frozenset({"get_properties", "poll", "prepare", "prepare2", "spare"})
 
 _decode_json = msgspec.json.Decoder().decode
 _encode_json = msgspec.json.Encoder().encode
@@ -123,6 +129,7 @@ class HttpApi:
                 self.logger.warning("Request id truncated to %d characters: %s", STRLEN_REQID, reqid)
                 reqid = reqid[:STRLEN_REQID]
             sent[REQID_HEADER] = reqid
+        idempotent = True if method == "POST" and url.rpartition("/")[2] in _READING_POSTS else None
         if params:
             query = encode_query(params)
             if query:
@@ -131,7 +138,8 @@ class HttpApi:
         if perfdata is not None:
             sent[PERFDATA_HEADER] = "enabled"
             start_s = time.monotonic()
-        resp = self._send(pool_manager or self.pool_manager, method, url, sent, data, timeout, kwargs)
+        pool = pool_manager or self.pool_manager
+        resp = self._send(pool, method, url, sent, data, timeout, idempotent, kwargs)
         if perfdata is not None:
             self._add_perfdata(perfdata, resp, time.monotonic() - start_s)
         body = resp.data
@@ -149,21 +157,28 @@ class HttpApi:
         headers: dict[str, str],
         data: bytes | str | None,
         timeout: Any,
+        idempotent: bool | None,
         kwargs: dict[str, Any],
     ) -> Any:
         if isinstance(pool, HttpPool):
             try:
-                return pool.request(method, url, headers, data, timeout=timeout)
+                return pool.request(
+                    method,
+                    url,
+                    headers,
+                    data,
+                    timeout=timeout,
+                    deadline=kwargs.get("deadline"),
+                    idempotent=idempotent,
+                )
             except HttpClientError as exc:
                 oio_exception_from_httperror(exc, headers.get(REQID_HEADER), url)
-        import urllib3
-
         if type(timeout) is tuple:
-            timeout = urllib3.Timeout(connect=timeout[0], read=timeout[1])
+            timeout = pool_timeout(pool, *timeout)
         kept = {name: kwargs[name] for name in _FORWARDED_KWARGS & kwargs.keys()}
         try:
             return pool.request(method, url, headers=headers, body=data, timeout=timeout, **kept)
-        except urllib3.exceptions.HTTPError as exc:
+        except pool_errors() as exc:
             oio_exception_from_httperror(exc, headers.get(REQID_HEADER), url)
 
     def _set_timeout(self, headers: dict[str, str], kwargs: dict[str, Any]) -> Any:

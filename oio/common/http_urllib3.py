@@ -9,6 +9,7 @@ for them: a ``SafePoolManager`` (or any urllib3 ``PoolManager``) is accepted whe
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from oio.common.easy_value import float_value, int_value
@@ -69,6 +70,23 @@ def get_pool_manager(
     if isinstance(source_address, str):
         source_address = (source_address, 0)
     return http_client.HttpPool(max_idle_per_address=max_idle, source_address=source_address)
+
+
+def pool_timeout(pool: Any, connect_s: float | None, read_s: float | None) -> Any:
+    """Timeout in the form that this kind of pool takes."""
+    if isinstance(pool, http_client.HttpPool):
+        return connect_s, read_s
+    import urllib3
+
+    return urllib3.Timeout(connect=connect_s, read=read_s)
+
+
+def pool_errors() -> tuple[type[Exception], ...]:
+    """Classes of the errors that a pool may raise."""
+    urllib3_errors = sys.modules.get("urllib3.exceptions")
+    if urllib3_errors is None:
+        return (http_client.HttpClientError,)
+    return (http_client.HttpClientError, urllib3_errors.HTTPError)
 
 
 def oio_exception_from_httperror(

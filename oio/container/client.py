@@ -3,9 +3,9 @@
 
 """``ContainerClient``: the ``container/*`` and ``content/*`` routes of the proxy, one method each.
 
-A container is designated by ``account, reference`` or by the keyword ``cid``; an object by its ``path``, or by
-its id (``content``). Unknown keywords go down to the HTTP layer, which ignores what it does not know. Methods
-that read an object may be served from the keyword ``cache``; methods that change one drop its entry.
+A container is designated by ``account, reference`` or by the keyword ``cid``; an object by its ``path``, or
+by its id (``content``). Unknown keywords go down to the HTTP layer, which ignores what it does not know.
+Methods that read an object may be served from the keyword ``cache``; methods that change one drop its entry.
 """
 
 from __future__ import annotations
@@ -425,7 +425,7 @@ class ContainerClient(ContainerRoutes):
         else:
             version = None
         cached = kwargs.get("cache") is not None and bool(path) and not params.get("content")
-        names = {"account": account, "reference": reference, "path": path, "cid": cid}
+        names: dict[str, Any] = {"account": account, "reference": reference, "path": path, "cid": cid}
         if cached:
             meta, _chunks = get_cached_object_metadata(**names, version=version, properties=True, **kwargs)
             if meta is not None:

@@ -1,0 +1,338 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Methods of ``ObjectStorageApi`` that change objects.
+
+An upload asks where to write (``prepare``), writes chunks to rawx services, and declares the object
+(``create``). The object appears by the last step only. When a step before it fails, or when it is refused,
+the chunks that were written are deleted; when its outcome is unknown they are kept, since the object may
+exist.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+from oio.api._core import ApiCore
+from oio.api.io import MetachunkPreparer
+from oio.api.replication import ReplicatedWriteHandler
+from oio.common.constants import OIO_VERSION
+from oio.common.decorators import api_call, raise_no_such_container, raise_no_such_object
+from oio.common.exceptions import (
+    Conflict,
+    DeadlineReached,
+    EtagMismatch,
+    FileNotFound,
+    InvalidStorageMethod,
+    MissingData,
+    MissingName,
+    NotFound,
+)
+from oio.common.fullpath import encode_fullpath
+from oio.common.utils import GeneratorIO, cid_from_name, set_deadline_from_read_timeout
+
+ObjectCreated = tuple[list[dict[str, Any]], int, str, dict[str, Any]]
+
+
+class ObjectWriteMethods(ApiCore):
+    """Methods that change objects."""
+
+    # --- creation ---
+
+    def object_create(
+        self, account: str, container: str, *args: Any, **kwargs: Any
+    ) -> tuple[list[dict[str, Any]], int, str]:
+        """Upload an object; see ``object_create_ext``. :returns: chunks, size, checksum."""
+        chunks, size, checksum, _meta = self.object_create_ext(account, container, *args, **kwargs)
+        return chunks, size, checksum
+
+    @api_call(raise_no_such_container, prefix="create-")
+    def object_create_ext(
+        self,
+        account: str,
+        container: str,
+        file_or_path: Any = None,
+        data: Any = None,
+        etag: str | None = None,
+        obj_name: str | None = None,
+        mime_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        policy: str | None = None,
+        key_file: str | None = None,
+        append: bool = False,
+        properties: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> ObjectCreated:
+        """Upload an object.
+
+        >>> api.object_create_ext("acme", "notes", data=b"hello", obj_name="a.txt")  # doctest: +SKIP
+
+        :param file_or_path: path of a file, or an object with ``read``.
+        :param data: ``bytes``, ``str`` (sent as UTF-8) or an iterable of ``bytes``, instead of a file.
+        :param etag: expected MD5 of the data. :raises EtagMismatch: when it differs.
+        :param obj_name: name of the object; default: base name of the file.
+        :param policy: storage policy; default: the container's, or the namespace's.
+        :param append: add the data at the end of the object.
+        :param properties: user properties (``metadata`` is a deprecated synonym).
+        :keyword content_id: id to give to the object. :keyword version: version to give to it.
+        :keyword container_properties: given to the container when it gets created on the way.
+        :returns: chunks, number of bytes and MD5 of this upload, metadata of the object.
+        """
+        if metadata:
+            properties = {**metadata, **(properties or {})}
+        sysmeta = {"mime_type": mime_type, "etag": etag}
+        source: Any
+        if data is not None:
+            if isinstance(data, str):
+                source = BytesIO(data.encode("utf-8"))
+            elif isinstance(data, (bytes, bytearray, memoryview)):
+                source = BytesIO(data)
+            else:
+                source = GeneratorIO(data)
+        elif file_or_path is None:
+            raise MissingData()
+        else:
+            source = file_or_path
+            if isinstance(source, os.PathLike):
+                source = os.fspath(source)
+        if not obj_name:
+            obj_name = _name_of(file_or_path)
+        given: dict[str, Any] = {
+            "properties": properties,
+            "policy": policy,
+            "key_file": key_file,
+            "append": append,
+        }
+        if not isinstance(source, str):
+            return self._object_create(account, container, obj_name, source, sysmeta, **given, **kwargs)
+        if not os.path.exists(source):
+            raise FileNotFound(f"File '{source}' not found.")
+        with open(source, "rb") as file:
+            return self._object_create(account, container, obj_name, file, sysmeta, **given, **kwargs)
+
+    def _object_create(
+        self,
+        account: str,
+        container: str,
+        obj_name: str,
+        source: Any,
+        sysmeta: dict[str, Any],
+        properties: Mapping[str, str] | None = None,
+        policy: str | None = None,
+        key_file: str | None = None,
+        append: bool = False,
+        change_policy: bool = False,
+        container_properties: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> ObjectCreated:
+        if append and not policy:
+            policy = self._policy_in_place(account, container, obj_name, kwargs)
+        meta, handler, preparer = self._object_prepare(
+            account, container, obj_name, source, sysmeta, policy=policy, **kwargs
+        )
+        if properties:
+            meta["properties"].update(properties)
+        chunks, size, checksum = self._object_upload(handler, preparer, meta["container_id"], **kwargs)
+        etag = sysmeta.get("etag")
+        if etag and etag.lower() != checksum.lower():
+            self._delete_orphan_chunks(chunks, meta["container_id"], **kwargs)
+            raise EtagMismatch(f"given etag {etag} != computed {checksum}")
+        meta["etag"] = checksum
+
+        data: dict[str, Any] = {"chunks": chunks, "properties": meta["properties"]}
+        if container_properties:
+            data["container_properties"] = container_properties
+        # The upload took what time it needed: the commit gets its own.
+        set_deadline_from_read_timeout(kwargs, force=True)
+        kwargs["version"] = meta["version"]
+        kwargs["content_id"] = meta["id"]
+        try:
+            self.container.content_create(
+                account,
+                container,
+                obj_name,
+                size=size,
+                checksum=checksum,
+                data=data,
+                stgpol=meta["policy"],
+                mime_type=meta["mime_type"],
+                chunk_method=meta["chunk_method"],
+                append=append,
+                change_policy=change_policy,
+                **kwargs,
+            )
+        except (Conflict, DeadlineReached) as exc:
+            self.logger.warning(
+                "Failed to commit %s/%s/%s to the directory, deleting its chunks: %s (reqid=%s)",
+                account, container, obj_name, exc, kwargs.get("reqid"),
+            )  # fmt: skip
+            self._delete_orphan_chunks(chunks, meta["container_id"], **kwargs)
+            raise
+        return chunks, size, checksum, meta
+
+    def _policy_in_place(
+        self, account: str, container: str, obj_name: str, kwargs: Mapping[str, Any]
+    ) -> str | None:
+        """Policy of the object to append to: all its chunks must follow one chunk method."""
+        kwargs = {**kwargs, "cache": None}
+        kwargs.pop("version", None)
+        kwargs.pop("content_id", None)
+        try:
+            meta = self.container.content_get_properties(account, container, obj_name, **kwargs)
+        except NotFound:
+            return None
+        return None if meta.get("deleted") == "True" else meta.get("policy")
+
+    def _object_prepare(
+        self,
+        account: str,
+        container: str,
+        obj_name: str,
+        source: Any,
+        sysmeta: Mapping[str, Any],
+        policy: str | None = None,
+        **kwargs: Any,
+    ) -> tuple[dict[str, Any], Any, Any]:
+        """Ask where to write. :returns: metadata of the object, its write handler, the preparer."""
+        preparer = MetachunkPreparer(self.container, account, container, obj_name, policy=policy, **kwargs)
+        meta: dict[str, Any] = preparer.obj_meta
+        meta.update(sysmeta)
+        meta["content_path"] = obj_name
+        meta["container_id"] = cid = kwargs.get("cid") or cid_from_name(account, container)
+        meta["ns"] = self.namespace
+        # Without names the full path cannot be written; the id keeps its place unambiguous.
+        meta["full_path"] = encode_fullpath(
+            account or "_", container or cid, obj_name, meta["version"], meta["id"]
+        )
+        meta["oio_version"] = meta.get("oio_version") or OIO_VERSION
+        method = preparer.stg_method
+        handler_class: Any
+        if method.ec:
+            from oio.api.ec import ECWriteHandler
+
+            handler_class = ECWriteHandler
+        elif method.backblaze:
+            raise InvalidStorageMethod(f"Chunk method {meta['chunk_method']} cannot be written")
+        else:
+            handler_class = ReplicatedWriteHandler
+        return meta, handler_class(source, meta, preparer, method, **kwargs), preparer
+
+    def _object_upload(
+        self, handler: Any, preparer: Any, cid: str, **kwargs: Any
+    ) -> tuple[list[dict[str, Any]], int, str]:
+        try:
+            return handler.stream()
+        except BaseException as exc:
+            # Timeouts of green programs are not Exceptions; interruptions of the program must not wait.
+            if isinstance(exc, Exception) or hasattr(exc, "seconds"):
+                chunks = preparer.all_chunks_so_far()
+                self.logger.warning("Upload failed, deleting %d chunks: %s", len(chunks), exc)
+                self._delete_orphan_chunks(chunks, cid, **kwargs)
+            raise
+
+    def _delete_orphan_chunks(self, chunks: list[dict[str, Any]], cid: str, **kwargs: Any) -> None:
+        """Delete chunks that belong to no object. Failures are only logged."""
+        kwargs.pop("cid", None)
+        for result in self.blob_client.chunk_delete_many(chunks, cid, **kwargs):
+            status = getattr(result, "status", None)
+            # A chunk that was never written is just as good.
+            if status in (200, 204, 404):
+                continue
+            self.logger.warning(
+                "Failed to delete chunk %s: %s",
+                result.chunk.get("real_url", result.chunk["url"]),
+                result if status is None else f"HTTP {status}",
+            )
+
+    # --- deletion ---
+
+    @api_call(raise_no_such_object)
+    def object_delete(
+        self, account: str, container: str, obj: str, version: Any = None, **kwargs: Any
+    ) -> bool:
+        """Delete an object, or one version of it.
+
+        In a versioned container, deleting without version adds a delete marker.
+        """
+        return self.container.content_delete(account, container, obj, version=version, **kwargs)
+
+    @api_call()
+    def object_delete_many(
+        self, account: str, container: str, objs: Sequence[str], **kwargs: Any
+    ) -> list[tuple[str, bool]]:
+        """Delete objects. :returns: pairs (name, was it deleted?), in order."""
+        return self.container.content_delete_many(account, container, objs, **kwargs)
+
+    # --- properties ---
+
+    @api_call(raise_no_such_object)
+    def object_set_properties(
+        self,
+        account: str,
+        container: str,
+        obj: str,
+        properties: Mapping[str, str],
+        version: Any = None,
+        clear: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Set properties of an object; an empty value deletes. :param clear: remove the others."""
+        self.container.content_set_properties(
+            account, container, obj, properties=properties, version=version, clear=clear, **kwargs
+        )
+
+    @api_call(raise_no_such_object)
+    def object_del_properties(
+        self,
+        account: str,
+        container: str,
+        obj: str,
+        properties: Iterable[str],
+        version: Any = None,
+        **kwargs: Any,
+    ) -> bool:
+        """Delete properties of an object; all of them when the list is empty."""
+        return self.container.content_del_properties(
+            account, container, obj, properties=properties, version=version, **kwargs
+        )
+
+    def object_update(
+        self,
+        account: str,
+        container: str,
+        obj: str,
+        metadata: Mapping[str, str],
+        version: Any = None,
+        clear: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Set properties, or delete them all when there is none (deprecated)."""
+        warnings.warn("object_update: use object_set_properties", DeprecationWarning, stacklevel=2)
+        if metadata:
+            self.object_set_properties(
+                account, container, obj, metadata, version=version, clear=clear, **kwargs
+            )
+        else:
+            self.object_del_properties(account, container, obj, [], version=version, **kwargs)
+
+    @api_call()
+    def object_touch(
+        self, account: str, container: str, obj: str, version: Any = None, **kwargs: Any
+    ) -> None:
+        """Have the event of the object's creation sent again. :raises NotFound: when it is missing."""
+        self.container.content_touch(account, container, obj, version=version, **kwargs)
+
+
+def _name_of(file_or_path: Any) -> str:
+    """Name of an object from the file it comes from."""
+    name = getattr(file_or_path, "name", file_or_path)
+    if isinstance(name, os.PathLike):
+        name = os.fspath(name)
+    name = os.path.basename(name) if isinstance(name, str) else None
+    if not name:
+        raise MissingName("No name for the object to be created")
+    return name

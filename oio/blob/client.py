@@ -1,0 +1,414 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""``BlobClient``: operations on single chunks, straight to rawx services.
+
+A chunk is designated by its URL, ``http://<service id or address>/<chunk id>``; service ids are resolved
+through the proxy.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import unquote
+
+from oio.common.constants import (
+    CHECKHASH_HEADER,
+    CHUNK_HEADERS,
+    CHUNK_XATTR_KEYS_OPTIONAL,
+    FETCHXATTR_HEADER,
+    OIO_VERSION,
+    REQID_HEADER,
+)
+from oio.common.exceptions import (
+    ChunkException,
+    FaultyChunk,
+    MissingAttribute,
+    OioException,
+    from_response,
+    from_status,
+)
+from oio.common.http_urllib3 import (
+    get_pool_manager,
+    oio_exception_from_httperror,
+    pool_errors,
+    pool_timeout,
+)
+from oio.common.logger import get_logger
+from oio.common.storage_method import STORAGE_METHODS
+from oio.common.utils import GeneratorIO
+from oio.conscience.client import ConscienceClient
+from oio.http.client import HttpResponse
+
+# Towards rawx services, in seconds: a busy disk may take long.
+CONNECTION_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 60.0
+
+DELETE_CONCURRENCY = 3
+_CONTAINER_ID_HEADER = "X-oio-chunk-meta-container-id"
+# Digits of a chunk id that change when a link gets a name of its own; the first ones choose the folder.
+_RANDOM_LINK_DIGITS = 60
+
+_HTTP_CREATED = 201
+_HTTP_NO_CONTENT = 204
+
+# Keys under which the writers want what the readers call otherwise.
+_WRITER_KEYS = {
+    "id": "content_id",
+    "version": "content_version",
+    "chunk_method": "content_chunkmethod",
+    "policy": "content_policy",
+}
+
+
+def extract_headers_meta(headers: Mapping[str, Any], check: bool = True) -> dict[str, Any]:
+    """Make the metadata of a chunk from the headers of an answer.
+
+    :param check: raise ``FaultyChunk`` when a mandatory header is missing.
+    :returns: texts under the keys of ``CHUNK_HEADERS``; ``chunk_mtime`` is a number of seconds.
+    """
+    meta: dict[str, Any] = {}
+    missing = []
+    for key, name in CHUNK_HEADERS.items():
+        value = headers.get(name)
+        if value is None:
+            if check and key not in CHUNK_XATTR_KEYS_OPTIONAL:
+                missing.append(MissingAttribute(key))
+        elif key == "full_path":
+            meta[key] = value
+        elif key == "chunk_mtime":
+            meta[key] = parsedate_to_datetime(value).timestamp()
+        else:
+            meta[key] = unquote(value)
+    if missing:
+        raise FaultyChunk(*missing)
+    return meta
+
+
+class ChunkStream:
+    """Data of a chunk: an iterator of ``bytes`` that can also be read like a file."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._file = GeneratorIO(blocks)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        block = self._file.read()
+        if not block:
+            raise StopIteration
+        return block
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read ``size`` bytes, or all that is left."""
+        if size is None or size < 0:
+            return b"".join(self)
+        return self._file.read(size)
+
+    def close(self) -> None:
+        """Stop reading."""
+        close = getattr(self._blocks, "close", None)
+        if close is not None:
+            close()
+
+
+class ChunkResponse(HttpResponse):
+    """Answer about one chunk, which it carries."""
+
+    __slots__ = ("chunk",)
+
+    def __init__(self, resp: HttpResponse, chunk: Mapping[str, Any]) -> None:
+        super().__init__(resp.status, resp.reason, resp.headers, resp.data)
+        self.chunk = chunk
+
+
+class BlobClient:
+    """Client of chunks.
+
+    :param conf: must hold ``namespace`` for service ids to be resolved.
+    :param connection_pool: connections to share.
+    :keyword endpoint: location of the proxy.
+    """
+
+    def __init__(
+        self,
+        conf: Mapping[str, Any] | None = None,
+        perfdata: MutableMapping[str, Any] | None = None,
+        logger: Any = None,
+        connection_pool: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.conf = conf
+        self.perfdata = perfdata
+        self.logger = logger or get_logger(dict(conf or {}), "oio.blob")
+        self.http_pool = connection_pool or get_pool_manager(**kwargs)
+        self._conscience_client = kwargs.pop("conscience_client", None)
+        self._conscience_kwargs = {**kwargs, "pool_manager": self.http_pool, "logger": self.logger}
+        self._lock = threading.Lock()
+
+    @property
+    def conscience_client(self) -> ConscienceClient:
+        """What resolves service ids."""
+        with self._lock:
+            if self._conscience_client is None:
+                self._conscience_client = ConscienceClient(self.conf or {}, **self._conscience_kwargs)
+            client: ConscienceClient = self._conscience_client
+            return client
+
+    def resolve_url(self, url: str) -> str:
+        """Replace the service id of a chunk URL by the address of the service."""
+        host = url.partition("://")[2].partition("/")[0]
+        _, colon, port = host.rpartition(":")
+        if colon and port.isdigit():
+            return url
+        return self.conscience_client.resolve_url("rawx", url)
+
+    # --- data ---
+
+    def chunk_put(
+        self, url: str, meta: Mapping[str, Any], data: Any, **kwargs: Any
+    ) -> tuple[int, str | None]:
+        """Write a chunk.
+
+        :param meta: ``chunk_pos``, ``chunk_method``, ``chunk_hash`` (or ``metachunk_hash`` for an erasure
+            coded chunk; may be None), and the metadata of the object.
+        :param data: file, ``bytes``, or iterable of ``bytes``.
+        :returns: number of bytes, hash of the chunk.
+        :raises Conflict: when the chunk exists.
+        """
+        from oio.api.replication import FakeChecksum, ReplicatedMetachunkWriter
+
+        if not hasattr(data, "read"):
+            data = GeneratorIO(data)
+        sysmeta = dict(meta)
+        for wanted, known in _WRITER_KEYS.items():
+            if sysmeta.get(wanted) is None and known in sysmeta:
+                sysmeta[wanted] = sysmeta[known]
+        chunk = {"url": self.resolve_url(url), "pos": str(meta["chunk_pos"])}
+        storage_method = STORAGE_METHODS.load(sysmeta["chunk_method"])
+        checksum = meta["metachunk_hash" if storage_method.ec else "chunk_hash"]
+        kwargs.setdefault("perfdata", self.perfdata)
+        kwargs.setdefault("logger", self.logger)
+        writer = ReplicatedMetachunkWriter(
+            sysmeta, [chunk], FakeChecksum(checksum), storage_method, quorum=1, **kwargs
+        )
+        size, chunk_hash, _chunks = writer.stream(data, None)
+        return size, chunk_hash
+
+    def chunk_get(
+        self, url: str, check_headers: bool = True, **kwargs: Any
+    ) -> tuple[dict[str, Any], ChunkStream]:
+        """Read a chunk. :returns: its metadata, its data.
+
+        :param check_headers: raise ``FaultyChunk`` when a mandatory attribute is missing.
+        :raises NotFound: when it is missing.
+        """
+        from oio.api.io import ChunkReader
+
+        wanted = ("connection_timeout", "read_timeout", "perfdata")
+        reader = ChunkReader(
+            iter([{"url": self.resolve_url(url)}]),
+            None,
+            _request_headers(kwargs),
+            logger=self.logger,
+            **{name: kwargs[name] for name in wanted if kwargs.get(name) is not None},
+        )
+        stream = ChunkStream(reader.stream())
+        try:
+            return extract_headers_meta(reader.headers or {}, check=check_headers), stream
+        except FaultyChunk:
+            stream.close()
+            raise
+
+    def chunk_copy(
+        self,
+        from_url: str,
+        to_url: str,
+        chunk_id: str | None = None,
+        fullpath: str | None = None,
+        cid: str | None = None,
+        path: str | None = None,
+        version: Any = None,
+        content_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Copy a chunk to another service, through this process; given metadata replace the source's.
+
+        :raises ChunkException: when the copy differs; it is then deleted.
+        """
+        meta, stream = self.chunk_get(from_url, check_headers=not fullpath, **kwargs)
+        try:
+            meta["oio_version"] = OIO_VERSION
+            meta["chunk_id"] = chunk_id or to_url.rpartition("/")[2]
+            meta["full_path"] = fullpath or meta.get("full_path")
+            meta["container_id"] = cid or meta.get("container_id")
+            meta["content_path"] = path or meta.get("content_path")
+            meta["version"] = version or meta.get("content_version")
+            meta["id"] = content_id or meta.get("content_id")
+            expected_size = meta.get("chunk_size")
+            expected_hash = meta.get("chunk_hash")
+            meta.setdefault("chunk_hash", None)
+            meta.setdefault("metachunk_hash", None)
+            size, chunk_hash = self.chunk_put(to_url, meta, stream, **kwargs)
+        finally:
+            stream.close()
+        problem = None
+        if expected_size is not None and size != int(expected_size):
+            problem = f"Size isn't the same for the copied chunk: {size} instead of {expected_size}"
+        elif _hashes_differ(expected_hash, chunk_hash):
+            problem = f"Hash isn't the same for the copied chunk: {chunk_hash}, {expected_hash}"
+        if problem:
+            try:
+                self.chunk_delete(to_url, **kwargs)
+            except Exception as exc:
+                self.logger.warning("Failed to delete the bad copy %s: %s", to_url, exc)
+            raise ChunkException(problem)
+
+    # --- metadata ---
+
+    def chunk_head(
+        self, url: str, xattr: bool = True, check_hash: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Metadata of a chunk, ``{}`` without ``xattr``.
+
+        :param check_hash: have the rawx read the chunk and verify it.
+        :raises NotFound: when it is missing. :raises ClientPreconditionFailed: when it is corrupt.
+        """
+        headers = _request_headers(kwargs)
+        headers[FETCHXATTR_HEADER] = str(bool(xattr))
+        if check_hash:
+            headers[CHECKHASH_HEADER] = "True"
+        url = self.resolve_url(url)
+        try:
+            resp = self._request("HEAD", url, headers, kwargs)
+        except pool_errors() as exc:
+            oio_exception_from_httperror(exc, headers.get(REQID_HEADER), url)
+        if resp.status == 200:
+            return extract_headers_meta(resp.headers) if xattr else {}
+        raise from_status(resp.status, resp.reason)
+
+    # --- deletion ---
+
+    def chunk_delete(self, url: str, **kwargs: Any) -> Any:
+        """Delete a chunk. :returns: the HTTP response. :raises NotFound: when it is missing."""
+        resp = self._request("DELETE", self.resolve_url(url), _request_headers(kwargs), kwargs)
+        if resp.status != _HTTP_NO_CONTENT:
+            raise from_response(resp)
+        return resp
+
+    def chunk_delete_many(
+        self,
+        chunks: Iterable[Mapping[str, Any]],
+        cid: str | None = None,
+        concurrency: int = DELETE_CONCURRENCY,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Delete chunks, several at once.
+
+        :returns: for each chunk, in any order, the HTTP response or the error, with an attribute ``chunk``.
+        """
+        headers = _request_headers(kwargs)
+        if cid is not None:
+            headers[_CONTAINER_ID_HEADER] = cid
+
+        def delete(chunk: Mapping[str, Any]) -> Any:
+            try:
+                result: Any = self._request("DELETE", self._address_of(chunk), headers, kwargs)
+            except pool_errors() as exc:
+                result = exc
+            except OioException as exc:
+                result = exc
+            if isinstance(result, HttpResponse):
+                result = ChunkResponse(result, chunk)
+            else:
+                result.chunk = chunk
+            return result
+
+        targets = list(chunks)
+        if len(targets) < 2 or concurrency < 2:
+            return [delete(chunk) for chunk in targets]
+        with ThreadPoolExecutor(min(concurrency, len(targets))) as pool:
+            return list(pool.map(delete, targets))
+
+    def _address_of(self, chunk: Mapping[str, Any]) -> str:
+        """URL to send a request to; spares a resolution when the chunk tells its real URL."""
+        url: str = chunk["url"]
+        host = url.partition("://")[2].partition("/")[0]
+        if ":" not in host and chunk.get("real_url"):
+            real_url: str = chunk["real_url"]
+            return real_url
+        return self.resolve_url(url)
+
+    # --- links ---
+
+    def chunk_link(
+        self,
+        target: str,
+        link: str | None,
+        fullpath: str,
+        headers: Mapping[str, str] | None = None,
+        write_timeout: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, str]:
+        """Give a chunk a second name on the same rawx, for another object.
+
+        :param link: URL or id of the new chunk; random when None.
+        :param fullpath: full path of the other object.
+        :returns: the HTTP response, the URL of the new chunk.
+        """
+        if link is None:
+            digits = "".join(random.choices("0123456789ABCDEF", k=_RANDOM_LINK_DIGITS))
+            link = target[:-_RANDOM_LINK_DIGITS] + digits
+        elif "://" not in link:
+            link = f"{target.rpartition('/')[0]}/{link}"
+        sent = _request_headers({**kwargs, "headers": headers})
+        sent["Destination"] = link
+        sent[CHUNK_HEADERS["full_path"]] = fullpath
+        if write_timeout is not None:
+            kwargs.setdefault("read_timeout", write_timeout)
+        resp = self._request("COPY", self.resolve_url(target), sent, kwargs)
+        if resp.status != _HTTP_CREATED:
+            raise ChunkException(resp.status)
+        return resp, link
+
+    # --- transport ---
+
+    def _request(self, method: str, url: str, headers: dict[str, str], kwargs: Mapping[str, Any]) -> Any:
+        connect_s = kwargs.get("connection_timeout") or kwargs.get("timeout") or CONNECTION_TIMEOUT_S
+        read_s = kwargs.get("read_timeout") or kwargs.get("timeout") or READ_TIMEOUT_S
+        timeout = pool_timeout(self.http_pool, float(connect_s), float(read_s))
+        perfdata = kwargs.get("perfdata")
+        if perfdata is None:
+            perfdata = self.perfdata
+        if perfdata is None:
+            return self.http_pool.request(method, url, headers=headers, timeout=timeout)
+        start_s = time.monotonic()
+        try:
+            return self.http_pool.request(method, url, headers=headers, timeout=timeout)
+        finally:
+            rawx = perfdata.setdefault("rawx", {})
+            rawx["overall"] = rawx.get("overall", 0.0) + time.monotonic() - start_s
+
+
+def _hashes_differ(one: str | None, other: str | None) -> bool:
+    """Compare two hashes, when they may be of the same kind."""
+    if not one or not other or len(one) != len(other):
+        return False
+    return one.upper() != other.upper()
+
+
+def _request_headers(kwargs: Mapping[str, Any]) -> dict[str, str]:
+    """Headers of a request: a copy of the caller's, with the request id."""
+    headers = {name: str(value) for name, value in (kwargs.get("headers") or {}).items()}
+    reqid = kwargs.get("reqid")
+    if reqid:
+        headers[REQID_HEADER] = reqid
+    return headers
