@@ -1,7 +1,7 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What ``make run`` shows: a real file stored under three policies, two chunk servers lost, the file still there."""
+"""What ``make run`` shows: a real file under three policies, two chunk servers lost, the file still there."""
 
 from __future__ import annotations
 
