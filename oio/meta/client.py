@@ -9,8 +9,9 @@ A call either returns the decoded reply of the operation (``None`` for operation
 :class:`~oio.common.status.StatusError`: with the code chosen by the service when it answered, else with
 one of the network codes (2 refused, 3 reset, 4 closed, 5 connection timeout, 7 read timeout, 9 other).
 
-A call is sent once. After the codes 3, 4 and 7 the operation may have been executed all the same: the
-caller knows whether it is safe to send it again.
+An operation that changes something is sent once. After the codes 3, 4 and 7 it may have been executed all the
+same: the caller knows whether it is safe to send it again. One that only reads is sent a second time when the
+pooled connection it took turns out to be closed.
 
 This stands on the path of every object operation, so what depends only on the type of the request (path,
 decoder) is prepared once, and an unused header is not sent.
@@ -33,7 +34,15 @@ from oio.http.client import (
     ReadTimeout,
     WriteTimeout,
 )
-from oio.meta.messages import ErrorReply, Operation
+from oio.meta.messages import (
+    ContainerGetProperties,
+    ContentList,
+    ContentShow,
+    ErrorReply,
+    Meta0Get,
+    Operation,
+    ReferenceShow,
+)
 
 #: Time allowed to one call when the caller has no deadline of its own (seconds). Longer than any sane
 #: operation on a base, shorter than the patience of HTTP clients (60 s).
@@ -46,11 +55,15 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_error = msgspec.msgpack.Decoder(ErrorReply).decode
 
 
+_READ_ONLY = (Meta0Get, ReferenceShow, ContainerGetProperties, ContentList, ContentShow)
+
+
 class _Prepared(NamedTuple):
     """What a call needs to know about the type of its request."""
 
     path: str
     decode: Any
+    idempotent: bool
 
 
 _prepared: dict[type[Operation], _Prepared] = {}
@@ -97,6 +110,7 @@ class MetaClient:
                     CONNECT_TIMEOUT_S if timeout_s > CONNECT_TIMEOUT_S else timeout_s,
                     timeout_s,
                 ),
+                idempotent=prepared.idempotent,
             )
         except HttpClientError as err:
             raise StatusError(network_code(err), f"{address}: {err}") from err
@@ -131,7 +145,9 @@ def _prepare(kind: type[Operation]) -> _Prepared:
     """Build the entry of a type of request (racing threads build equal entries)."""
     reply = kind.reply
     decode = msgspec.msgpack.Decoder(reply).decode if reply is not None else _no_reply
-    prepared = _prepared[kind] = _Prepared(f"/v1/{kind.operation()}", decode)
+    prepared = _prepared[kind] = _Prepared(
+        f"/v1/{kind.operation()}", decode, kind in _READ_ONLY
+    )
     return prepared
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import signal
 import time
@@ -33,6 +34,9 @@ from oio.sandbox.supervision import Supervision
 
 #: Time allowed to a whole start. The default cluster needs a few seconds on an idle machine.
 START_TIMEOUT_S = 90.0
+
+#: Globs, variables, quotes and comments of the configuration formats that hold paths.
+_UNSAFE = re.compile(r"[%*?\[\]{}\"'\\;#\n\r]")
 
 
 def default_home() -> str:
@@ -143,6 +147,9 @@ class Sandbox:
 
         :raises SandboxError: when the home holds a cluster of another namespace.
         """
+        for path in (self.home, self._options.data_dir if self._options else ""):
+            if _UNSAFE.search(path):
+                raise SandboxError(f"Characters that configuration files cannot hold: {path!r}")
         os.makedirs(self.home, mode=0o700, exist_ok=True)
         with self._exclusive():
             layout = layouts.load(self.home)

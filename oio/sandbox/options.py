@@ -35,7 +35,7 @@ class Options(msgspec.Struct, kw_only=True):
     #: Name of the namespace; also the prefix of service ids.
     namespace: str = "OPENIO"
     #: Addresses to listen on: service n of a type listens on the n-th of them, in turn.
-    hosts: list[str] = ["127.0.0.1"]
+    hosts: list[str] = msgspec.field(default_factory=lambda: ["127.0.0.1"])
     #: First port; ports that are in use are skipped.
     base_port: int = 6000
     #: Directory of the volumes (empty: ``sds/data`` of the home).

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from oio.common import status
 from oio.common.status import StatusError
+from oio.meta.context import Context
 from oio.meta.messages import (
     ContainerTarget,
     Created,
@@ -71,17 +72,6 @@ class Transaction(Protocol):
 
     def emit(self, event: dict[str, Any]) -> None:
         """Add an event to the outbox of the transaction."""
-
-
-class Context:
-    """Who asks: what the events repeat about the request."""
-
-    __slots__ = ("namespace", "origin", "reqid")
-
-    def __init__(self, namespace: str, reqid: str = "", origin: str = "") -> None:
-        self.namespace = namespace
-        self.reqid = reqid
-        self.origin = origin
 
 
 # --- reads ----------------------------------------------------------------------------------------

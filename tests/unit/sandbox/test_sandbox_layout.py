@@ -1,0 +1,295 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""Layout, ports and configuration of local clusters; no process is started."""
+
+import configparser
+import json
+import os
+import socket
+
+import pytest
+import yaml
+
+from oio.conscience.settings import load_settings
+from oio.sandbox import Options, Sandbox, SandboxError, generate, layout, ports
+from oio.sandbox.main import main
+from oio.sandbox.options import from_map, load_file, merge
+
+
+@pytest.fixture(autouse=True)
+def _own_reservations(tmp_path, monkeypatch):
+    """Keep the reservations of ports of the tests apart from those of the user."""
+    directory = tmp_path / "tmp"
+    directory.mkdir()
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(directory))
+
+
+@pytest.fixture
+def home(tmp_path):
+    return str(tmp_path / "home")
+
+
+def test_default_layout(home):
+    found = layout.compute(home, Options())
+    assert [service.name for service in found.of_type("rawx")] == [
+        f"OPENIO-rawx-{n}" for n in range(1, 13)
+    ]
+    listening = [service for service in found.services if service.port]
+    assert len({service.port for service in listening}) == len(listening) == 17
+    rawx = found.of_type("rawx")[1]
+    assert rawx.service_id == "OPENIO-rawx-2"
+    assert rawx.volume == os.path.join(home, "sds", "data", "OPENIO-rawx-2")
+    assert rawx.location == "rack.127-0-0-1.2"
+    assert rawx.slots == ["rawx", "rawx-even"]
+    assert found.of_type("meta1")[0].service_id == ""
+
+
+def test_layout_is_found_again(home):
+    computed = layout.compute(home, Options(rawx=3))
+    assert layout.load(home) == computed
+
+
+def test_damaged_layout_is_told(home):
+    layout.compute(home, Options(rawx=0))
+    with open(layout.layout_path(home), "w", encoding="utf-8") as out:
+        out.write("{")
+    with pytest.raises(SandboxError, match="damaged"):
+        layout.load(home)
+
+
+def test_ports_in_use_are_skipped(tmp_path):
+    owner = tmp_path / "layout.json"
+    owner.touch()
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen(1)
+        port = busy.getsockname()[1]
+        assert not ports.is_free("127.0.0.1", port)
+        found = ports.reserve(["127.0.0.1"], port, 3, str(owner))
+    assert port not in found
+    assert found == sorted(found)
+
+
+def test_two_layouts_do_not_share_ports(tmp_path):
+    one = layout.compute(str(tmp_path / "one"), Options(namespace="ONE", rawx=3))
+    two = layout.compute(str(tmp_path / "two"), Options(namespace="TWO", rawx=3))
+    assert not {s.port for s in one.services if s.port} & {s.port for s in two.services if s.port}
+
+
+def test_reservations_end_with_their_layout(tmp_path):
+    owner, other = tmp_path / "one", tmp_path / "two"
+    owner.touch()
+    other.touch()
+    first = ports.reserve(["127.0.0.1"], 20000, 1, str(owner))
+    assert ports.reserve(["127.0.0.1"], first[0], 1, str(other)) != first
+    owner.unlink()
+    assert ports.reserve(["127.0.0.1"], first[0], 1, str(other)) == first
+    ports.release(first, str(other))
+
+
+def test_too_few_ports(tmp_path):
+    with pytest.raises(SandboxError, match="needed"):
+        ports.reserve(["127.0.0.1"], 65535, 2, str(tmp_path))
+
+
+def test_init_is_idempotent_and_keeps_ports(home):
+    sandbox = Sandbox(home, Options(namespace="DEMO", rawx=3))
+    first = sandbox.init()
+    before = {service.name: service.port for service in first.services}
+    again = Sandbox(home).init()
+    assert {service.name: service.port for service in again.services} == before
+    assert Sandbox(home).namespace == "DEMO"
+
+
+def test_another_namespace_in_the_same_home_is_refused(home):
+    Sandbox(home, Options(namespace="DEMO", rawx=0)).init()
+    with pytest.raises(SandboxError, match="DEMO"):
+        Sandbox(home, Options(namespace="OTHER")).init()
+
+
+def test_a_namespace_file_of_somebody_else_is_left_alone(home):
+    os.makedirs(home)
+    path = os.path.join(home, "sds.conf")
+    with open(path, "w", encoding="utf-8") as out:
+        out.write("[PROD]\nproxy=10.0.0.1:6000\n")
+    with pytest.raises(SandboxError, match="not written by this tool"):
+        Sandbox(home).init()
+    with open(path, encoding="utf-8") as stream:
+        assert "PROD" in stream.read()
+
+
+def test_namespace_file(home):
+    sandbox = Sandbox(
+        home,
+        Options(namespace="DEMO", rawx=3, config={"meta2.max_versions": 5, "x": True, "y": "5%"}),
+    )
+    sandbox.init()
+    parser = configparser.ConfigParser()
+    parser.read(os.path.join(home, "sds.conf"))
+    section = parser["DEMO"]
+    assert section["proxy"] == sandbox.proxy
+    assert section["conscience"] == sandbox.services("conscience")[0].addr
+    assert section["ns.chunk_size"] == "10485760"
+    assert section["ns.storage_policy"] == "THREECOPIES"
+    assert section["meta2.max_versions"] == "5"
+    assert section["x"] == "true"
+    assert section["y"] == "5%"
+    assert "meta2=KEEP|1|1" in section["ns.service_update_policy"]
+    assert "sqliterepo.sync" not in section
+
+
+def test_durability(home, tmp_path):
+    durable = Sandbox(home, Options(namespace="DEMO", rawx=1)).init()
+    assert "fsync on\nfsync_dir on" in generate.rawx_conf(durable, durable.of_type("rawx")[0])
+    relaxed = Sandbox(str(tmp_path / "r"), Options(rawx=1, durability="relaxed")).init()
+    assert "fsync off\nfsync_dir off" in generate.rawx_conf(relaxed, relaxed.of_type("rawx")[0])
+    assert "sqliterepo.sync=normal" in generate.sds_conf(relaxed)
+
+
+@pytest.mark.parametrize("hosts", [["127.0.0.1"], ["127.0.0.1", "127.0.0.2"]])
+def test_the_conscience_accepts_its_configuration(home, hosts):
+    found = Sandbox(home, Options(namespace="DEMO", rawx=3, hosts=hosts)).init()
+    conscience = found.of_type("conscience")[0]
+    settings = load_settings(os.path.join(found.conf_dir, f"{conscience.name}.conf"))
+    assert {"SINGLE", "TWOCOPIES", "THREECOPIES", "17COPIES", "EC", "EC21", "ECX21"} <= set(
+        settings.storage.policies
+    )
+    assert settings.types["rawx"].lock_at_first_register
+    assert not settings.types["meta1"].lock_at_first_register
+
+
+def test_scores(home):
+    found = Sandbox(home, Options(namespace="DEMO", rawx=0)).init()
+    conscience = found.of_type("conscience")[0]
+    settings = load_settings(os.path.join(found.conf_dir, f"{conscience.name}.conf"))
+    evaluate = settings.types["rawx"].evaluate
+
+    def score(cpu, io, space):
+        return int(evaluate({"stat.cpu": cpu, "stat.io": io, "stat.space": space}))
+
+    assert score(100, 100, 100) >= 100
+    assert score(0, 0, 50) > 0, "a busy machine must not lose all its services"
+    assert score(100, 100, 0) == 0, "a full disk must"
+    assert score(100, 100, 80) > score(20, 100, 80)
+
+
+def test_watch_files_and_test_conf(home):
+    sandbox = Sandbox(home, Options(namespace="DEMO", rawx=2))
+    found = sandbox.init()
+    watch = os.path.join(found.conf_dir, "watch")
+    with open(os.path.join(watch, "DEMO-rawx-1.yml"), encoding="utf-8") as stream:
+        conf = yaml.safe_load(stream)
+    rawx = found.of_type("rawx")[0]
+    assert (conf["host"], conf["port"], conf["type"]) == (rawx.host, rawx.port, "rawx")
+    assert conf["service_id"] == "DEMO-rawx-1"
+    assert conf["slots"] == ["rawx", "rawx-odd"]
+    assert sorted(os.listdir(watch)) == [
+        f"DEMO-{name}.yml" for name in ("meta0-1", "meta1-1", "meta2-1", "proxy-1", "rawx-1", "rawx-2")
+    ]
+    with open(sandbox.environment["SDS_TEST_CONFIG_FILE"], encoding="utf-8") as stream:
+        assert yaml.safe_load(stream) == sandbox.conf
+    assert sandbox.conf["services"]["rawx"][0]["path"] == rawx.volume
+
+
+def test_supervisor_conf_is_accepted_by_the_supervisor(home):
+    from supervisor.options import ServerOptions
+
+    home += " with spaces"
+    found = Sandbox(home, Options(namespace="DEMO", rawx=2)).init()
+    options = ServerOptions()
+    options.realize(["-c", os.path.join(found.conf_dir, "supervisord.conf")])
+    names = {
+        process.name for group in options.process_group_configs for process in group.process_configs
+    }
+    assert names == {service.name for service in found.services}
+    rawx = next(g for g in options.process_group_configs if g.name == "rawx").process_configs[0]
+    assert os.path.join(found.conf_dir, "DEMO-rawx-1.conf") in rawx.command
+    assert rawx.environment["OIO_SDS_CONF"] == found.sds_conf
+
+
+@pytest.mark.parametrize("name", ["100%", "a*", "a[b]", 'a"b', "a;b", "a\nb"])
+def test_paths_that_configuration_files_cannot_hold(tmp_path, name):
+    with pytest.raises(SandboxError, match="cannot hold"):
+        Sandbox(str(tmp_path / name)).init()
+
+
+def test_supervisor_socket_is_short(tmp_path):
+    deep = str(tmp_path / ("d" * 100))
+    found = layout.compute(deep, Options(rawx=0))
+    assert len(found.supervisor_socket) < 100
+
+
+def test_select(home):
+    found = layout.compute(home, Options(namespace="DEMO", rawx=3))
+    assert len(found.select([])) == len(found.select(["@DEMO"])) == len(found.services)
+    assert [s.name for s in found.select(["@rawx"])] == [f"DEMO-rawx-{n}" for n in (1, 2, 3)]
+    assert [s.name for s in found.select(["DEMO-rawx-2", "@meta0"])] == ["DEMO-rawx-2", "DEMO-meta0-1"]
+    with pytest.raises(SandboxError, match="nothing"):
+        found.select(["nothing"])
+
+
+def test_destroy_removes_everything_and_no_more(home):
+    sandbox = Sandbox(home, Options(namespace="DEMO", rawx=1))
+    found = sandbox.init()
+    keep = os.path.join(home, "keep")
+    with open(keep, "w", encoding="utf-8"):
+        sandbox.destroy()
+    assert os.listdir(home) == ["keep"]
+    assert ports.reserve(["127.0.0.1"], found.services[0].port, 1, keep) == [found.services[0].port]
+    sandbox.destroy()  # nothing to do
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"namespace": "../x"}, "namespace"),
+        ({"rawx": -1}, "rawx"),
+        ({"meta1": 0}, "meta1"),
+        ({"base_port": 0}, "port"),
+        ({"durability": "no"}, "urability"),
+        ({"meta1_digits": 5}, "meta1_digits"),
+        ({"storage_policy": "NOPE"}, "NOPE"),
+        ({"container_replicas": 3}, "container_replicas"),
+        ({"container_replicas": 3, "meta2": 3}, "zookeeper"),
+        ({"hosts": []}, "host"),
+        ({"rawx": "many"}, "rawx"),
+        ({"chunk_size": 0}, "chunk"),
+    ],
+)
+def test_bad_options(fields, message):
+    with pytest.raises(SandboxError, match=message):
+        merge(fields)
+
+
+def test_option_files(tmp_path):
+    path = tmp_path / "options.yml"
+    path.write_text(
+        "storage_policy: EC\nrawx: {count: 9, hosts: [a]}\nrdir: {count: 2}\nrawx_fsync: false\n"
+        "config:\n  ns.chunk_size: 1Mi\n  meta2.max_versions: -1\n"
+    )
+    fields = load_file(str(path))
+    assert len(fields[""]) == 2  # rawx.hosts, rdir
+    options = merge(fields, {"rawx": 12, "config": {"ns.flat_bits": 8}})
+    assert (options.rawx, options.storage_policy, options.durability) == (12, "EC", "relaxed")
+    assert options.chunk_size == 1048576
+    assert options.config["meta2.max_versions"] == -1
+    assert options.config["ns.flat_bits"] == 8
+    with pytest.raises(SandboxError, match="unknown option"):
+        from_map({"rawks": 3}, "file")
+    with pytest.raises(SandboxError, match="Cannot read"):
+        load_file(str(tmp_path / "absent.yml"))
+
+
+def test_command_line(home, capsys):
+    assert main(["--home", home, "init", "-n", "DEMO", "--rawx", "2", "--set", "a.b=c"]) == 0
+    assert Sandbox(home).layout.options.config == {"a.b": "c"}
+    assert main(["--home", home, "status", "--json"]) == 1
+    text = capsys.readouterr().out
+    entries = json.loads(text[text.index("[") :])
+    assert {entry["state"] for entry in entries} == {"STOPPED"}
+    assert main(["--home", home, "env"]) == 0
+    assert f"export OIO_SDS_CONF='{home}/sds.conf'" in capsys.readouterr().out
+    assert main(["--home", home, "stop"]) == 0
+    assert main(["--home", home, "destroy"]) == 0
+    assert main(["--home", home, "status"]) == 1
+    assert "No cluster" in capsys.readouterr().err
