@@ -1,0 +1,139 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""How the agent asks a service whether it is alive.
+
+``tcp`` connects; ``http`` wants a 200 from a path; ``asn1`` keeps its historical name and pings a meta
+service, which speaks HTTP here: ``GET /v1/ping`` must answer 2xx. Every check opens a new connection,
+because that is what a new client would have to do: a service that only serves its old connections is not
+up.
+
+Third parties add checkers through the entry-point group ``oio.conscience.checker``: a class made like
+:class:`Checker`, found by the name written in ``type``.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import TYPE_CHECKING, Any
+
+from oio.common.utils import request_id
+from oio.conscience.plugins import load_plugin
+
+if TYPE_CHECKING:
+    from oio.conscience.agent import AgentContext
+
+ENTRY_POINT_GROUP = "oio.conscience.checker"
+TIMEOUT_DEFAULT_S = 5.0
+
+
+class Checker:
+    """One check of one service. ``conf`` holds the options of the check over ``host, port, rise, fall``."""
+
+    def __init__(self, agent: AgentContext, conf: dict[str, Any], logger: logging.Logger) -> None:
+        self.agent = agent
+        self.conf = conf
+        self.logger = logger
+        self.host = str(conf["host"])
+        self.port = int(conf["port"])
+        self.timeout = float(conf.get("timeout", TIMEOUT_DEFAULT_S))
+        self.name = f"{conf['type']}|{self.host}:{self.port}"
+        self._verdict = Verdict(int(conf.get("rise", 1)), int(conf.get("fall", 1)))
+        self.configure()
+
+    def configure(self) -> None:
+        """Read the options of this kind of check. :raises ValueError, KeyError: on a bad one."""
+
+    def check(self) -> bool:
+        """Try once; returns the status of the service, which follows ``rise`` and ``fall``."""
+        was_up = self._verdict.up
+        error = ""
+        try:
+            success = bool(self._check())
+        except Exception as exc:
+            # Whatever goes wrong while asking is the answer; told below, on the edge.
+            success, error = False, f": {type(exc).__name__}: {exc}"
+        up = self._verdict.add(success)
+        if was_up is not False and not up:
+            self.logger.warning("check %s failed%s", self.name, error)
+        return up
+
+    def _check(self) -> bool:
+        raise NotImplementedError
+
+
+class Verdict:
+    """Applies ``rise`` and ``fall`` to a sequence of results; the first result decides alone."""
+
+    def __init__(self, rise: int, fall: int) -> None:
+        self.up: bool | None = None
+        self._needed = {True: rise, False: fall}
+        self._last = False
+        self._run = 0
+
+    def add(self, success: bool) -> bool:
+        """Note a result; returns whether the service counts as up."""
+        self._run = self._run + 1 if success is self._last else 1
+        self._last = success
+        if self.up is None or self._run >= self._needed[success]:
+            self.up = success
+        return self.up
+
+
+class TcpChecker(Checker):
+    """Connects."""
+
+    def _check(self) -> bool:
+        socket.create_connection((self.host, self.port), self.timeout).close()
+        return True
+
+
+class HttpChecker(Checker):
+    """Wants exactly 200 from ``uri``."""
+
+    def configure(self) -> None:
+        """Reads ``uri`` (required)."""
+        self.uri = "/" + str(self.conf["uri"]).lstrip("/")
+        self.name = f"http|{self.host}:{self.port}{self.uri}"
+        self.url = f"http://{self.host}:{self.port}{self.uri}"
+
+    def _check(self) -> bool:
+        status = self._get()
+        if status != 200:
+            raise ValueError(f"status {status}")
+        return True
+
+    def _get(self) -> int:
+        # No idle connection is kept by this pool, see the top of the file.
+        return self.agent.check_pool.request(
+            "GET", self.url,
+            headers={"Connection": "close", "x-oio-req-id": request_id("chk-")},
+            timeout=self.timeout,
+        ).status
+
+
+class Asn1Checker(HttpChecker):
+    """Pings a meta service."""
+
+    def configure(self) -> None:
+        """Takes no option."""
+        self.url = f"http://{self.host}:{self.port}/v1/ping"
+
+    def _check(self) -> bool:
+        status = self._get()
+        if not 200 <= status < 300:
+            raise ValueError(f"status {status}")
+        return True
+
+
+CHECKERS: dict[str, type[Checker]] = {
+    "asn1": Asn1Checker,
+    "http": HttpChecker,
+    "tcp": TcpChecker,
+}
+
+
+def make_checker(agent: AgentContext, conf: dict[str, Any], logger: logging.Logger) -> Checker:
+    """Checker of the ``type`` of ``conf``. :raises ValueError: when there is none."""
+    checker_class = CHECKERS.get(conf["type"]) or load_plugin(ENTRY_POINT_GROUP, conf["type"])
+    return checker_class(agent, conf, logger)
