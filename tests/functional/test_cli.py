@@ -1,0 +1,207 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The ``openio`` program, run as a user runs it."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ACCOUNT, ROOT, eventually
+
+
+@pytest.fixture
+def openio(cluster, tmp_path):
+    """Run ``openio`` with these arguments; returns the finished process."""
+
+    def run(*args, check=True, account=ACCOUNT, **kwargs):
+        environment = dict(os.environ) | cluster.environment | {"OIO_ACCOUNT": account}
+        environment["PYTHONPATH"] = str(ROOT)
+        done = subprocess.run(
+            [sys.executable, "-m", "oio.cli.openio", *args], cwd=tmp_path, env=environment,
+            capture_output=True, text=True, check=False, timeout=60, **kwargs,
+        )  # fmt: skip
+        if check:
+            assert done.returncode == 0, done.stderr + done.stdout
+        return done
+
+    def run_json(*args, **kwargs):
+        return json.loads(run(*args, "-f", "json", **kwargs).stdout)
+
+    run.json = run_json
+    return run
+
+
+@pytest.fixture
+def a_file(tmp_path):
+    path = tmp_path / "a file.txt"
+    path.write_bytes(b"content of the file\n" * 1000)
+    return path
+
+
+def test_the_cluster_is_shown(openio, cluster):
+    shown = openio.json("cluster", "show")
+    assert shown["namespace"] == cluster.namespace
+    assert "storage_policy.THREECOPIES" in shown and shown["flat_bitlength"] == 17
+    rows = openio.json("cluster", "list", "rawx")
+    assert len(rows) == 12
+    assert list(rows[0]) == ["Type", "Addr", "Service Id", "Volume", "Location", "Slots", "Up", "Score", "Locked"]
+    assert all(row["Up"] is True and row["Score"] > 0 for row in rows)
+
+
+def test_waiting_for_services(openio):
+    rows = openio.json("cluster", "wait", "rawx", "meta2", "-n", "13", "-d", "20")
+    assert {row["Type"] for row in rows} == {"rawx", "meta2"}
+    late = openio("cluster", "wait", "rawx", "-s", "101", "-d", "0.2", check=False)
+    assert late.returncode == 1 and "Timeout (0.2s)" in late.stderr
+
+
+def test_an_unknown_type_is_an_error_and_a_failed_row(openio):
+    done = openio("cluster", "list", "nosuchtype", check=False)
+    assert done.returncode == 1
+    assert "Service type [nosuchtype] not managed (HTTP 404) (STATUS 453)" in done.stderr
+
+
+def test_containers(openio, container):
+    first, second = container + "-x", container + "-y"
+    assert openio.json("container", "create", first) == [{"Name": first, "Created": True}]
+    assert openio.json("container", "create", first, second) == [
+        {"Name": first, "Created": False}, {"Name": second, "Created": True},
+    ]  # fmt: skip
+    shown = openio.json("container", "show", first)
+    assert sorted(shown) == [
+        "account", "base_name", "bytes_usage", "container", "ctime", "damaged_objects", "max_versions",
+        "missing_chunks", "objects", "quota", "stats.freelist_count", "stats.page_count", "stats.page_size",
+        "stats.space_wasted", "status", "storage_policy",
+    ]  # fmt: skip
+    assert (shown["status"], shown["quota"], shown["objects"]) == ("Enabled", "Namespace default", 0)
+    by_id = openio.json("container", "show", "--cid", shown["base_name"])
+    assert by_id["container"] == first
+    assert openio("container", "delete", first, second).stdout == ""
+    gone = openio("container", "show", first, check=False)
+    assert gone.returncode == 1 and "Traceback" not in gone.stderr
+
+
+def test_containers_of_the_account_are_listed(openio, container):
+    account = f"cli-{container}"
+    openio("container", "create", "one", "two", account=account)
+
+    def listed():
+        done = openio("container", "list", "-f", "json", account=account, check=False)
+        return done.returncode == 0 and len(rows := json.loads(done.stdout)) == 2 and rows
+
+    rows = eventually(listed, what="both containers are listed")
+    assert [row["Name"] for row in rows] == ["one", "two"]
+    assert list(rows[0]) == ["Name", "Bytes", "Count", "Mtime", "CID"]
+
+
+def test_settings_of_a_container(openio, container):
+    openio("container", "create", "--max-versions", "-1", "--quota", "1000", "--property", "k=v", container + "-s")
+    shown = openio.json("container", "show", container + "-s")
+    assert (shown["max_versions"], shown["quota"], shown["meta.k"]) == ("-1", "1000", "v")
+
+
+def test_an_object_goes_in_and_comes_out(openio, container, a_file, tmp_path):
+    data = a_file.read_bytes()
+    rows = openio.json("object", "create", container, str(a_file), "--policy", "THREECOPIES")
+    checksum = hashlib.md5(data).hexdigest().upper()
+    assert rows == [{"Name": a_file.name, "Size": len(data), "Hash": checksum, "Status": "Ok"}]
+    assert openio.json("object", "list", container)[0]["Hash"] == checksum
+    assert len(openio.json("object", "list", "--long", container)[0]) == 9
+    chunks = openio.json("object", "locate", container, a_file.name)
+    assert len(chunks) == 3
+    assert list(chunks[0]) == ["Pos", "Id", "Metachunk size", "Metachunk hash"]
+    detailed = openio.json("object", "locate", "--chunk-info", container, a_file.name)
+    assert {row["Chunk hash"] for row in detailed} == {checksum}
+    assert openio("object", "save", container, a_file.name, "--file", "sub/copy").stdout == ""
+    assert (tmp_path / "sub/copy").read_bytes() == data
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["copy"]
+
+
+def test_properties_of_an_object(openio, container, a_file):
+    openio("object", "create", container, str(a_file), "--name", "o", "--property", "a=1")
+    openio("object", "set", container, "o", "--property", "b=2", "--tagging", '{"t": "<v>"}')
+    shown = openio.json("object", "show", container, "o")
+    assert (shown["meta.a"], shown["meta.b"], shown["size"]) == ("1", "2", str(a_file.stat().st_size))
+    assert "<Key>t</Key><Value>&lt;v&gt;</Value>" in shown["meta.x-object-sysmeta-swift3-tagging"]
+    openio("object", "unset", container, "o", "--property", "a", "--tagging")
+    assert [key for key in openio.json("object", "show", container, "o") if key.startswith("meta.")] == ["meta.b"]
+    assert openio("object", "set", container, "o", "--tagging", "[]", check=False).returncode == 1
+
+
+def test_deleting_objects(openio, container, a_file):
+    openio("object", "create", container, str(a_file), str(a_file), "--name", "x", "--name", "y")
+    assert openio.json("object", "delete", container, "x", "absent", "y") == [
+        {"Name": "x", "Deleted": True}, {"Name": "absent", "Deleted": False}, {"Name": "y", "Deleted": True},
+    ]  # fmt: skip
+    assert openio("object", "delete", container, "x", check=False).returncode == 1
+    assert openio("object", "list", container).stdout == "\n"
+    assert openio("object", "list", container, "-f", "value").stdout == ""
+
+
+def test_a_file_that_cannot_be_opened_is_a_failed_row(openio, container, a_file):
+    done = openio("object", "create", container, "absent", str(a_file), "-f", "json", check=False)
+    assert done.returncode == 1
+    assert [row["Status"] for row in json.loads(done.stdout)] == ["Failed", "Ok"]
+    assert "Too many errors" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_container_may_be_computed(openio, a_file):
+    openio("object", "create", "--auto", str(a_file), "--name", "fstab")
+    assert openio.json("object", "show", "--auto", "fstab")["container"] == "06EE0"
+    openio("object", "delete", "--auto", "fstab")
+
+
+def test_a_missing_container_is_not_made_when_forbidden(openio, container, a_file):
+    done = openio("object", "create", "--no-autocreate", container + "-absent", str(a_file), check=False)
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("position", ["first", "middle", "last"])
+def test_global_options_may_stand_anywhere(openio, container, position):
+    words = {
+        "first": ["--oio-account", ACCOUNT, "container", "show", container],
+        "middle": ["container", "--oio-account", ACCOUNT, "show", container],
+        "last": ["container", "show", container, "-a", ACCOUNT],
+    }[position]
+    assert openio(*words, account="").returncode == 0
+
+
+def test_what_is_missing_is_said(openio, container):
+    done = openio("container", "show", container, account="", check=False)
+    assert done.returncode == 1 and "Set an account name with --account, OIO_ACCOUNT" in done.stderr
+    assert openio("object", "create", check=False).returncode == 2
+    assert openio("no", "such", "command", check=False).returncode == 2
+
+
+def test_a_proxy_that_is_away_is_one_line(openio):
+    done = openio("--oio-proxy", "127.0.0.1:1", "container", "show", "c", check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1 and "127.0.0.1:1" in done.stderr
+
+
+def test_a_batch_of_lines_exits_0(openio, container, a_file):
+    lines = [f"object create {container} '{a_file}' --name one", "container show absent", f"object list {container}"]
+    done = openio(input="\n".join(lines) + "\n")
+    assert "one" in done.stdout
+
+
+def test_the_examples_of_the_readme_run(cluster, openio):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", text, re.S)[1].replace('"OPENIO"', f'"{cluster.namespace}"')
+    environment = dict(os.environ) | cluster.environment | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    shell = re.findall(r"^openio (.*)$", text, re.M)
+    assert shell
+    for line in shell:
+        words = line.split()
+        words = [str(Path(ROOT, word)) if word == "README.md" and "create" in words else word for word in words]
+        openio(*words, account="my_account")
