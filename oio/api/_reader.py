@@ -159,7 +159,7 @@ class VerifiedBody:
             self.response.close()
 
 
-def _timed_out(err: BaseException, timeout: float) -> BaseException:
+def timed_out(err: BaseException, timeout: float) -> BaseException:
     """The failure as readers raise it."""
     if is_timeout(err) and not str(err).startswith("Chunk"):
         return new_timeout(ChunkReadTimeout, timeout)
@@ -168,6 +168,14 @@ def _timed_out(err: BaseException, timeout: float) -> BaseException:
         wrapped.__cause__ = err
         return wrapped
     return err
+
+
+def describe_failures(by_url: Mapping[str, tuple[int, str]]) -> exc.OioException:
+    """One exception for the failures ``(status, reason)`` of all the copies."""
+    if len(set(by_url.values())) == 1:
+        status, reason = next(iter(by_url.values()))
+        return exc.from_status(status, f"{reason} {list(by_url)}")
+    return exc.ServiceUnavailable(f"unavailable chunks: {dict(by_url)}")
 
 
 class ChunkReader:
@@ -249,7 +257,7 @@ class ChunkReader:
         except failures() as err:
             if connection is not None:
                 connection.close()
-            self._failed(url, 0, str(_timed_out(err, self.read_timeout)))
+            self._failed(url, 0, str(timed_out(err, self.read_timeout)))
             return None
         if self.perfdata is not None:
             self._add_perf("connect." + str(url), start_s)
@@ -347,17 +355,8 @@ class ChunkReader:
         """
         source, chunk = self._get_source()
         if source is None:
-            raise self._all_failed()
+            raise describe_failures(self._resp_by_chunk)
         return self._create_iter(chunk, source)
-
-    def _all_failed(self) -> exc.OioException:
-        by_error: dict[tuple[int, str], list[str]] = {}
-        for url, error in self._resp_by_chunk.items():
-            by_error.setdefault(error, []).append(url)
-        if len(by_error) == 1:
-            ((status, reason), urls) = next(iter(by_error.items()))
-            return exc.from_status(status, f"{reason} {urls}")
-        return exc.ServiceUnavailable(f"unavailable chunks: {self._resp_by_chunk}")
 
     def stream(self) -> Iterator[bytes]:
         """Connect now, and give a generator of the bytes."""
@@ -406,7 +405,7 @@ class ChunkReader:
             while body.position < goal:
                 try:
                     data = body.read()
-                except _read_failures() as err:
+                except read_failures() as err:
                     url = chunk.get("url", "")
                     if isinstance(err, Mismatch):
                         bad_at.append((err.block_index, chunk))
@@ -414,7 +413,7 @@ class ChunkReader:
                             f"chunk {url}: {err} (reqid={self.reqid})"
                         )
                     else:
-                        raised = _timed_out(err, self.read_timeout)
+                        raised = timed_out(err, self.read_timeout)
                     self.logger.error("chunk %s failed at byte %d: %s (reqid=%s)",
                                       url, body.position, raised, self.reqid)  # fmt: skip
                     body.response.close()
@@ -466,7 +465,7 @@ class ChunkReader:
                 data = self._read_foreign(source, self.buf_size or next(sizes))
                 if not data and length is not None and read < length:
                     raise OSError(f"connection closed at byte {read}, {length} expected")
-            except _read_failures() as err:
+            except read_failures() as err:
                 try:
                     self.recover(given)
                 except exc.EmptyByteRange:
@@ -502,7 +501,7 @@ class ChunkReader:
             return source.read(size)  # type: ignore[no-any-return]
 
 
-def _read_failures() -> tuple[type[BaseException], ...]:
+def read_failures() -> tuple[type[BaseException], ...]:
     """What makes a reader go to another copy; programming errors are not among them."""
     return (OSError, HttpClientError, exc.OioException, Mismatch, *failures()[1:])
 

@@ -11,7 +11,6 @@ by a :class:`MetachunkWriter`; :class:`LinkHandler` makes hard links instead of 
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from logging import Logger, getLogger
@@ -23,6 +22,16 @@ from oio.api._reader import (
     discard_bytes,
     exp_ramp_gen,
     make_iter_from_resp,
+)
+from oio.api._tools import (
+    Closeable,
+    IOBaseWrapper,
+    PeekSource,
+    chain,
+    close_source,
+    consume,
+    iters_to_raw_body,
+    read_source,
 )
 from oio.api._transport import (
     CHUNK_TIMEOUT,
@@ -66,135 +75,6 @@ CHUNK_BUFFER_MAX = 262144
 
 Chunk = dict[str, Any]
 Metachunks = Callable[[], Iterable[list[Chunk]]] | Mapping[Any, list[Chunk]]
-
-
-# --- small tools ------------------------------------------------------------------------------------
-
-
-def consume(it: Iterable[Any]) -> None:
-    """Iterate to the end."""
-    for _ in it:
-        continue
-
-
-class Closeable:
-    """Iterator over several iterables that closes them all."""
-
-    def __init__(self, *iterables: Any) -> None:
-        self.iterables = iterables
-        self._items = (item for iterable in iterables for item in iterable)
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        return next(self._items)
-
-    def close(self) -> None:
-        """Close those that can be closed."""
-        self._items.close()
-        for iterable in self.iterables:
-            if hasattr(iterable, "close"):
-                iterable.close()
-
-
-def chain(iterable: Any) -> Any:
-    """An equivalent iterator that has begun: errors of the first step are raised now."""
-    iterator = iter(iterable)
-    try:
-        first = next(iterator)
-    except StopIteration:
-        return iter(())
-    return Closeable([first], iterator)
-
-
-def iters_to_raw_body(parts_iter: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
-    """Bytes of the only part of a list of parts; nothing without part."""
-    for part in parts_iter:
-        yield from part["iter"]
-        return
-
-
-def close_source(source: Any, logger: Logger | None = None) -> None:
-    """Close a response or a connection, whatever state it is in."""
-    try:
-        source.close()
-    except failures() as err:
-        (logger or getLogger("oio.api")).debug("cannot close %r: %s", source, err)
-
-
-class IOBaseWrapper(io.RawIOBase):
-    """Raw IO over anything that has ``read``. :raises AttributeError: when it has not."""
-
-    def __init__(self, wrapped: Any) -> None:
-        super().__init__()
-        self._read = wrapped.read
-        self._wrapped = wrapped
-
-    def readable(self) -> bool:
-        """Always true."""
-        return True
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Read as the wrapped object does."""
-        data: bytes = self._read(-1 if size is None else size)
-        return data
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer from one read."""
-        view = memoryview(buffer).cast("B")
-        data = self._read(len(view))
-        view[: len(data)] = data
-        return len(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._wrapped, name)
-
-
-def read_source(source: Any, size: int, timeout: float) -> bytes:
-    """Read a block of the source of an upload; ``b""`` at its end.
-
-    :raises SourceReadError: on ``IOError`` or ``ValueError``.
-    :raises SourceReadTimeout: on the green timeout of that name, :class:`OioTimeout` on another one.
-    """
-    green = green_module()
-    try:
-        if green is None:
-            data: bytes = source.read(size)
-            return data
-        try:
-            with green.SourceReadTimeout(timeout):
-                return source.read(size)  # type: ignore[no-any-return]
-        except green.SourceReadTimeout as err:
-            raise exc.SourceReadTimeout(str(err)) from err
-        except green.Timeout as err:
-            raise exc.OioTimeout(str(err)) from err
-    except (OSError, ValueError) as err:
-        raise exc.SourceReadError(str(err)) from err
-
-
-class _Source:
-    """Source of an upload whose end can be known without losing a byte."""
-
-    __slots__ = ("_ahead", "_read", "_timeout")
-
-    def __init__(self, source: Any, timeout: float) -> None:
-        self._read = source
-        self._ahead = b""
-        self._timeout = timeout
-
-    def read(self, size: int) -> bytes:
-        """At most ``size`` bytes."""
-        if self._ahead:
-            data, self._ahead = self._ahead[:size], self._ahead[size:]
-            return data
-        return self._read.read(size)  # type: ignore[no-any-return]
-
-    def at_end(self) -> bool:
-        """Whether nothing is left; may read a block ahead."""
-        if not self._ahead:
-            self._ahead = read_source(self._read, CHUNK_BUFFER_MIN, self._timeout)
-        return not self._ahead
 
 
 # --- writing a metachunk ------------------------------------------------------------------------------
@@ -432,7 +312,7 @@ class WriteHandler(_Handler):
         """Write everything. Gives the chunks, the number of bytes and the MD5 of the object."""
         start_s = time.monotonic()
         checksum = hashlib.md5()
-        source = _Source(self.source, self.read_timeout)
+        source = PeekSource(self.source, self.read_timeout)
         size = self.metachunk_size()
         total = 0
         content_chunks: list[Chunk] = []
