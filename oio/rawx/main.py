@@ -1,0 +1,148 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""Command line of the chunk server: ``oio-rawx [-s ID] [-v] [-D X] [-servicing] -f CONFIG``."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from oio.common.configuration import load_namespace_conf
+from oio.common.exceptions import ConfigurationException, VolumeException
+from oio.common.service import install_verbosity_signals
+from oio.rawx import config as configuration
+from oio.rawx import logs
+from oio.rawx.config import RawxConfig
+from oio.rawx.events import EventSender, Queue
+from oio.rawx.lock import VolumeLock
+from oio.rawx.server import Rawx, store_options
+from oio.rawx.store import Volume
+
+STOP_GRACE_S = 10.0
+EVENTS_DRAIN_S = 5.0
+# SIGUSR1 makes the logs more verbose for that long.
+VERBOSE_PERIOD_S = 900.0
+
+logger = logging.getLogger("oio.rawx")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the service until SIGTERM or SIGINT; gives the exit code of the process."""
+    options = parse_arguments(arguments)
+    try:
+        config = configuration.load(options.file)
+    except ConfigurationException as err:
+        print(f"oio-rawx: {options.file}: {err}", file=sys.stderr)
+        return 1
+    log = logs.setup(options.syslog or config.syslog_id, options.verbose)
+    for warning in config.warnings:
+        logger.warning("%s: %s", options.file, warning)
+    try:
+        run(config, log=log, verbose=options.verbose, servicing=options.servicing)
+    except (ConfigurationException, VolumeException, OSError) as err:
+        logger.error("cannot start: %s", err)
+        print(f"oio-rawx: {err}", file=sys.stderr)
+        return 1
+    finally:
+        if log is not None:
+            log.close()
+    return 0
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a mistake ends the program."""
+    parser = argparse.ArgumentParser("oio-rawx", description="Serve the chunks of one volume.")
+    parser.add_argument("-f", dest="file", required=True, help="configuration file")
+    parser.add_argument("-s", dest="syslog", default="", help="log to syslog with this identifier")
+    parser.add_argument("-v", dest="verbose", action="store_true", help="be verbose, on stderr")
+    parser.add_argument("-D", dest="ignored", help="accepted and ignored")
+    parser.add_argument("-servicing", dest="servicing", action="store_true", help="do not lock the volume")
+    return parser.parse_args(arguments)
+
+
+def run(config: RawxConfig, *, log: logs.LogWriter | None, verbose: bool, servicing: bool) -> None:
+    """Lock the volume, serve until a signal comes, and stop in good order."""
+    if not os.path.isdir(config.docroot):
+        raise ConfigurationException(f"docroot: {config.docroot} is not a directory")
+    openers = queue_openers(config)
+    lock = None if servicing else VolumeLock(config.docroot, config.namespace, "rawx", config.volume_id)
+    volume = Volume(config.docroot, store_options(config, exclusive=lock is not None))
+    sender = EventSender(openers, config.listen, config.service_id) if openers else None
+    rawx = Rawx(
+        config,
+        emit=sender.emit if sender else None,
+        volume=volume,
+        log=log,
+        verbose=verbose,
+    )
+    asked, sweeper = threading.Event(), None
+
+    def ask(signum: int, _frame: object) -> None:
+        del signum
+        asked.set()
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    install_verbosity_signals(VERBOSE_PERIOD_S)
+    rawx.start()
+    try:
+        if lock is not None:
+            sweeper = threading.Thread(
+                target=volume.remove_leftovers, args=(asked,), name="rawx-sweep", daemon=True
+            )
+            sweeper.start()
+        logger.info("serving %s on %s", config.docroot, rawx.address)
+        asked.wait()
+    finally:
+        asked.set()
+        rawx.stop(STOP_GRACE_S)
+        if sender is not None:
+            sender.close(EVENTS_DRAIN_S)
+        if sweeper is not None:
+            sweeper.join(1.0)
+        if lock is not None:
+            lock.release()
+        logger.info("stopped")
+
+
+def queue_openers(config: RawxConfig) -> list[Callable[[], Queue]]:
+    """One function per event queue, that connects to it; none when events are off."""
+    if not config.events:
+        return []
+    text = config.event_queue
+    if not text:
+        namespace = load_namespace_conf(config.namespace, failsafe=True)
+        text = namespace.get("event-agent") or ""
+    urls = [url.strip() for url in text.split(";") if url.strip()]
+    if not urls:
+        raise ConfigurationException(
+            f"events are on and no queue is configured: set event_queue here, or event-agent in "
+            f"the section [{config.namespace}] of the namespace configuration"
+        )
+    for url in urls:
+        if "://" not in url:
+            raise ConfigurationException(f"event queue {url!r} is not an URL")
+    return [functools.partial(_open_queue, url) for url in urls]
+
+
+def _open_queue(url: str) -> Queue:
+    from oio.event.queue import open_queue
+
+    queue: Queue = open_queue(url)
+    return queue
+
+
+def run_and_exit() -> NoReturn:
+    """Entry point of the program."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run_and_exit()
