@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ACCOUNT, ROOT, eventually
+from support import ACCOUNT, ROOT, eventually
 
 
 @pytest.fixture
@@ -186,7 +186,8 @@ def test_a_proxy_that_is_away_is_one_line(openio):
 
 
 def test_a_batch_of_lines_exits_0(openio, container, a_file):
-    lines = [f"object create {container} '{a_file}' --name one", "container show absent", f"object list {container}"]
+    upload = f"object create {container} '{a_file}' --name one"
+    lines = [upload, "container show absent", f"object list {container}"]
     done = openio(input="\n".join(lines) + "\n")
     assert "one" in done.stdout
 

@@ -4,7 +4,7 @@
 """Containers through the public API, on a real cluster."""
 
 import pytest
-from conftest import ACCOUNT, eventually
+from support import ACCOUNT, eventually
 
 from oio.common.exceptions import ClientException, ContainerNotEmpty, NoSuchContainer
 from oio.common.utils import cid_from_name

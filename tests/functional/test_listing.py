@@ -4,9 +4,9 @@
 """Listing of objects: order, pages, prefixes, delimiters."""
 
 import pytest
-from conftest import ACCOUNT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import ACCOUNT
 
 from oio.common.exceptions import NoSuchContainer
 

@@ -6,10 +6,10 @@
 import hashlib
 import itertools
 
-from conftest import ACCOUNT
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from support import ACCOUNT
 
 from oio.common.exceptions import ContainerNotEmpty, NoSuchContainer, NoSuchObject
 

@@ -9,7 +9,7 @@ import os
 import random
 
 import pytest
-from conftest import ACCOUNT, CHUNK_SIZE
+from support import ACCOUNT, CHUNK_SIZE
 
 from oio.common.exceptions import (
     ClientException,
