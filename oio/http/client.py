@@ -80,6 +80,7 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 TARGETS_CACHED_MAX = 4096
 """Bound of the cache of parsed addresses."""
 
+_OWN_FIELDS = frozenset({"content-length", "transfer-encoding"})
 _DEFAULT_PORTS = {"http": 80, "https": 443, "http+unix": 0}
 
 
@@ -367,9 +368,10 @@ def _fields_of(
     if headers is None:
         fields = []
     else:
-        fields = list(headers.items() if isinstance(headers, Mapping) else headers)
+        is_dict = type(headers) is dict or isinstance(headers, Mapping)
+        fields = list(headers.items() if is_dict else headers)  # type: ignore[union-attr, arg-type]
         for name, _ in fields:
-            if name.lower() in ("content-length", "transfer-encoding"):
+            if len(name) > 13 and name.lower() in _OWN_FIELDS:
                 raise ValueError(f"{name} is set by the client")
     if isinstance(body, str):
         body = body.encode("utf-8")

@@ -60,6 +60,9 @@ VECTOR_MAX = 512
 TIMEOUT_SLACK = 1.02
 """A kernel timeout up to 2 % longer than what is left is not worth a system call to change it."""
 
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+_DONTWAIT = int(socket.MSG_DONTWAIT)
+
 BytesLike = bytes | bytearray | memoryview
 Headers = Mapping[str, Any] | Iterable[tuple[str, Any]]
 
@@ -131,7 +134,7 @@ class ClientConnection(Source):
 
         Raises ValueError when something in it would break the framing.
         """
-        self.queue(format_request(method, path, headers, self.host_header))
+        self._queue(format_request(method, path, headers, self.host_header))
         self._method = method
         self.sent = self.received = False
 
@@ -218,9 +221,10 @@ class ClientConnection(Source):
         if self._out:
             self.flush()
         while True:
-            response = self._parse_response()
-            if response is not None:
-                return response
+            if self.pos != self.end:
+                response = self._parse_response()
+                if response is not None:
+                    return response
             if not self.fill():
                 raise self.truncated()
 
@@ -276,7 +280,7 @@ class ClientConnection(Source):
             return bool(select.select([self.sock], [], [], 0)[0])
         raw = self.sock if self._plain else getattr(self.sock, "fd", self.sock)
         try:
-            raw.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            raw.recv(1, _PEEK)
         except BlockingIOError:
             return False
         except OSError:
@@ -342,7 +346,7 @@ class ClientConnection(Source):
         """Inside, receiving raises instead of waiting."""
         self._waiting = False
         if self._plain:
-            self.flags = socket.MSG_DONTWAIT
+            self.flags = _DONTWAIT
         else:
             self.sock.settimeout(0.0)
             self._receive_s = -1.0
@@ -387,7 +391,7 @@ class ClientConnection(Source):
         out = self._out
         if self._plain:
             buffers = out if len(out) <= VECTOR_MAX else out[:VECTOR_MAX]
-            return int(self.sock.sendmsg(buffers, (), socket.MSG_DONTWAIT))
+            return int(self.sock.sendmsg(buffers, (), _DONTWAIT))
         if self._tls:
             self.sock.settimeout(0.0)
             self._receive_s = -1.0
@@ -616,12 +620,14 @@ def format_request(method: str, target: str, headers: Headers, host: str) -> byt
     injection.
     """
     lines = []
-    items = headers.items() if isinstance(headers, Mapping) else headers
+    kind = type(headers)
+    if kind is dict or (kind is not list and kind is not tuple and isinstance(headers, Mapping)):
+        headers = headers.items()  # type: ignore[union-attr]
     has_host = False
-    for name, value in items:
+    for name, value in headers:  # type: ignore[str-unpack]
         if value is None:
             continue
-        if name == "Host" or name == "host" or name.lower() == "host":
+        if len(name) == 4 and name.lower() == "host":
             has_host = True
         lines.append(f"{name}: {value}\r\n")
     first = f"{method} {target} HTTP/1.1\r\n"
