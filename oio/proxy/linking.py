@@ -1,0 +1,98 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""Linking services to references: the load balancer proposes, meta1 decides.
+
+The proposal travels with every request because what is linked already wins under the lock of the base: two proxies
+that link the same reference at once get the same answer.
+"""
+
+from __future__ import annotations
+
+from oio.common import status
+from oio.common.status import StatusError
+from oio.meta.messages import ReferenceLink, ReferenceUnlink, ServiceLinks
+from oio.proxy.call import Call, Target
+from oio.proxy.lb.pool import parse_update_policy
+
+#: Linking failures that no retry mends: their HTTP status is 403.
+IMPOSSIBLE_CODES = frozenset(
+    {
+        status.POLICY_NOT_SUPPORTED,
+        status.POLICY_NOT_SATISFIABLE,
+        status.NAMESPACE_NOT_MANAGED,
+        status.SERVICE_ALREADY_LINKED,
+    }
+)
+
+
+def link_services(
+    call: Call, target: Target, service_type: str, *, autocreate: bool, dryrun: bool = False, renew: bool = False
+) -> ServiceLinks:
+    """Services of a type linked to a reference, choosing them when there is none yet.
+
+    :raises StatusError: 453 for a type that the namespace does not have; 481 when something had to be chosen and
+        there are not enough services; 406 without the reference (unless ``autocreate``).
+    """
+    proposed, failure = [], None
+    try:
+        proposed = propose(call, service_type)
+    except StatusError as exc:
+        if exc.code != status.POLICY_NOT_SATISFIABLE:
+            raise
+        failure = exc
+    request = ReferenceLink(
+        cid=target.cid,
+        account=target.account,
+        name=target.name,
+        type=service_type,
+        proposed=proposed,
+        # Nothing must be created for a link that cannot be made.
+        autocreate=autocreate and bool(proposed),
+        dryrun=dryrun,
+        renew=renew and bool(proposed),
+    )
+    try:
+        links: ServiceLinks = call.proxy.resolver.call_meta1(request, call, write=True)
+    except StatusError as exc:
+        nothing_linked = exc.code == status.NO_SERVICE_LINKED or (
+            exc.code == status.REFERENCE_NOT_FOUND and autocreate
+        )
+        if failure is not None and nothing_linked:
+            raise failure from exc
+        raise
+    return links
+
+
+def renew_services(
+    call: Call, target: Target, service_type: str, *, autocreate: bool, dryrun: bool
+) -> ServiceLinks:
+    """Link again, after the update policy of the type: keep, add a set, or replace the former one."""
+    policies = parse_update_policy(call.proxy.variables["ns.service_update_policy"])
+    mode = policies.get(service_type, ("KEEP", 1, 1))[0]
+    if mode == "KEEP":
+        return link_services(call, target, service_type, autocreate=autocreate, dryrun=dryrun)
+    links = link_services(
+        call, target, service_type, autocreate=autocreate, dryrun=dryrun, renew=True
+    )
+    last = max((link.seq for link in links.services), default=0)
+    if mode == "REPLACE" and not dryrun:
+        for seq in {link.seq for link in links.services if link.seq != last}:
+            call.proxy.resolver.call_meta1(
+                ReferenceUnlink(
+                    cid=target.cid, account=target.account, name=target.name, type=service_type, seq=seq
+                ),
+                call,
+                write=True,
+            )
+        links = ServiceLinks(services=[link for link in links.services if link.seq == last])
+    call.proxy.resolver.forget(target.cid, service_type)
+    return links
+
+
+def propose(call: Call, service_type: str) -> list[str]:
+    """Ids of services of a type chosen by the load balancer."""
+    call.proxy.feed.check_type(service_type)
+    pool = call.proxy.world.pool(service_type)
+    if pool is None:
+        raise StatusError(status.POLICY_NOT_SATISFIABLE, f"pool [{service_type}] not found")
+    return [choice.item.id for choice in pool.poll().choices]

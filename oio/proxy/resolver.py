@@ -1,0 +1,340 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""From the id of a container to the services that hold it, and calls to them.
+
+conscience -> meta0 (which meta1 serve a prefix: level "csm0") -> meta1 (which services a reference is linked to:
+level "meta1") -> meta2. Each level remembers what it learnt; an answer that shows it wrong (431, 450, 453, 409)
+drops the entry and the operation is tried again. Locks are held for dictionary operations only.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from oio.common import status
+from oio.common.status import StatusError
+from oio.common.variables import Variables
+from oio.conscience.messages import valid_address
+from oio.meta.client import MetaClient
+from oio.meta.messages import Meta0Get, Operation, PrefixMapping, ReferenceReply, ReferenceShow, ServiceLink
+
+if TYPE_CHECKING:
+    from oio.proxy.feed import Feed
+
+#: Whole operations tried again after the cache showed wrong.
+EXTRA_ATTEMPTS = 3
+
+#: Redirections followed to find the master of a base, and the waits before each of them (seconds).
+REDIRECTION_WAITS_S = (0.0, 0.2, 0.4, 0.8)
+
+#: Answers that show that a remembered location is wrong.
+STALE_CODES = frozenset({431, 450, 453, 409})
+#: Failures of the network: the next replica may do better.
+NETWORK_CODES = frozenset(range(2, 10))
+#: After these the request may have been executed: it must not be sent to another replica if it writes.
+UNCERTAIN_CODES = frozenset({3, 4, 5, 7})
+
+T = TypeVar("T")
+
+
+class Context(Protocol):
+    """What a call to a backend takes from the request that is served."""
+
+    reqid: str
+
+    @property
+    def admin(self) -> bool:
+        """Bypass the modes of the namespace."""
+
+    @property
+    def origin(self) -> str:
+        """User agent of the client."""
+
+    def timeout_s(self, at_most_s: float) -> float:
+        """Time left for one exchange."""
+
+    def measure(self, name: str, seconds: float) -> None:
+        """Note a duration."""
+
+
+class Cache:
+    """Bounded memory with expiry. ``maximum`` and ``ttl_s`` are asked at each use, 0 means no expiry."""
+
+    def __init__(self, maximum: Callable[[], int], ttl_s: Callable[[], float]) -> None:
+        self._maximum, self._ttl_s = maximum, ttl_s
+        self._lock = threading.Lock()
+        self._entries: dict[Any, tuple[Any, float]] = {}
+
+    def get(self, key: Any) -> Any:
+        """What is known, None when nothing is or when it is too old."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        value, expiry = entry
+        if expiry and expiry < time.monotonic():
+            self.drop(key)
+            return None
+        return value
+
+    def put(self, key: Any, value: Any) -> None:
+        """Remember; the oldest entries make room."""
+        ttl_s, maximum = self._ttl_s(), self._maximum()
+        expiry = time.monotonic() + ttl_s if ttl_s else 0.0
+        with self._lock:
+            self._entries.pop(key, None)
+            while self._entries and len(self._entries) >= maximum:
+                del self._entries[next(iter(self._entries))]
+            if maximum > 0:
+                self._entries[key] = (value, expiry)
+
+    def drop(self, key: Any) -> bool:
+        """Forget one entry; was there one?"""
+        with self._lock:
+            return self._entries.pop(key, None) is not None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries = {}
+
+    def describe(self) -> dict[str, int]:
+        """Number of entries and limits, as ``cache/status`` shows them."""
+        return {"count": len(self._entries), "max": self._maximum(), "ttl": int(self._ttl_s())}
+
+
+class Resolver:
+    """Finds services and calls them."""
+
+    def __init__(self, variables: Variables, meta: MetaClient, feed: Feed) -> None:
+        self._variables, self._meta, self._feed = variables, meta, feed
+        self.csm0 = Cache(
+            lambda: variables["resolver.cache.csm0.max.default"],
+            lambda: variables["resolver.cache.csm0.ttl.default"],
+        )
+        self.links = Cache(
+            lambda: variables["resolver.cache.srv.max.default"],
+            lambda: variables["resolver.cache.srv.ttl.default"],
+        )
+        #: Address -> moment until which it is thought to be down.
+        self.down: dict[str, float] = {}
+
+    # --- location -------------------------------------------------------------------------------------
+
+    def address(self, service_type: str, service_id: str) -> str:
+        """Address of a service known by id or by address.
+
+        :raises StatusError: 503 when the conscience does not know it.
+        """
+        world = self._feed.world
+        item = world.find(service_type, service_id) if world is not None else None
+        if item is not None:
+            return item.addr
+        if valid_address(service_id):
+            return service_id
+        raise StatusError(
+            status.UNAVAILABLE, f"Conscience error: Service ID [{service_id}] not found"
+        )
+
+    def meta0(self) -> list[str]:
+        """Addresses of the meta0 services. :raises StatusError: 503 when there is none."""
+        world = self._feed.world
+        found = [item.addr for item in world.items if item.type == "meta0"] if world is not None else []
+        if not found:
+            raise StatusError(status.UNAVAILABLE, "No META0: none is known to the conscience")
+        return found
+
+    def prefix_of(self, cid: str) -> str:
+        """Name of the meta1 base of a container."""
+        return cid[: self._variables["ns.meta1_digits"]].ljust(4, "0")
+
+    def meta1(self, cid: str, context: Context) -> list[str]:
+        """Ids or addresses of the meta1 services in charge of a container, from the cache when it is there."""
+        prefix = self.prefix_of(cid)
+        if self._cached:
+            known = self.csm0.get(prefix)
+            if known is not None:
+                return list(known)
+        reply: PrefixMapping = self._call_any(
+            "meta0", self.meta0(), Meta0Get(prefix=prefix), context, write=False
+        )
+        services = list(reply.mapping.get(prefix, []))
+        if not services:
+            raise StatusError(status.UNAVAILABLE, f"No META1: prefix {prefix} is not assigned")
+        if self._cached:
+            self.csm0.put(prefix, services)
+        return services
+
+    def services(self, cid: str, service_type: str, context: Context) -> tuple[list[str], bool]:
+        """Services of a type linked to a container, and whether the cache knew them.
+
+        :raises StatusError: 406 when the reference does not exist, 431 when nothing is linked.
+        """
+        key = (cid, service_type)
+        if self._cached:
+            known = self.links.get(key)
+            if known is not None:
+                return known, True
+        try:
+            reply: ReferenceReply = self.call_meta1(
+                ReferenceShow(cid=cid, type=service_type), context, write=False
+            )
+        except StatusError as exc:
+            raise StatusError(exc.code, f"Directory error: {exc.message}") from exc
+        services = hosts_of(reply.services)
+        if not services:
+            raise StatusError(status.CONTAINER_NOT_FOUND, "No service located")
+        self.learn(cid, service_type, services)
+        return services, False
+
+    def learn(self, cid: str, service_type: str, services: list[str]) -> None:
+        """Remember what a container is linked to."""
+        if self._cached:
+            self.links.put((cid, service_type), services)
+
+    def forget(self, cid: str, service_type: str) -> None:
+        """Drop what is remembered of a container."""
+        self.links.drop((cid, service_type))
+
+    # --- calls ---------------------------------------------------------------------------------------------
+
+    def call_meta1(self, request: Any, context: Context, write: bool) -> Any:
+        """Send an operation to the meta1 of ``request.cid``; forgets the mapping and retries when it is wrong."""
+        cid: str = request.cid
+
+        def attempt() -> Any:
+            services = self.meta1(cid, context)
+            try:
+                return self._call_any("meta1", services, request, context, write)
+            except StatusError as exc:
+                if exc.code == status.UNAVAILABLE:
+                    self.csm0.drop(self.prefix_of(cid))
+                    raise StatusError(exc.code, f"No meta1 answered: {exc.message}") from exc
+                raise
+
+        return self._retried(attempt, lambda: self.csm0.drop(self.prefix_of(cid)))
+
+    def call_meta2(self, request: Any, context: Context, write: bool) -> Any:
+        """Send an operation to the meta2 of ``request.cid``; locates it again when it is elsewhere."""
+        cid: str = request.cid
+        cached = False
+
+        def attempt() -> Any:
+            nonlocal cached
+            begin = time.perf_counter()
+            services, cached = self.services(cid, "meta2", context)
+            middle = time.perf_counter()
+            context.measure("resolve", middle - begin)
+            reply = self._call_any("meta2", services, request, context, write)
+            context.measure("meta2", time.perf_counter() - middle)
+            return reply
+
+        return self._retried(attempt, lambda: self.links.drop((cid, "meta2")) and cached)
+
+    def call_services(
+        self, service_type: str, services: list[str], request: Operation, context: Context, write: bool
+    ) -> Any:
+        """Send an operation to one of the given services, without any resolution."""
+        return self._call_any(service_type, services, request, context, write)
+
+    @staticmethod
+    def _retried(attempt: Callable[[], T], forget: Callable[[], bool]) -> T:
+        """Run, and run again while the answer shows that what was remembered is wrong.
+
+        ``forget`` drops it and tells whether it came from a cache: otherwise the same answer would come again.
+        """
+        for _ in range(EXTRA_ATTEMPTS):
+            try:
+                return attempt()
+            except StatusError as exc:
+                if exc.code not in STALE_CODES or not forget():
+                    raise
+        return attempt()
+
+    def _call_any(
+        self, service_type: str, services: list[str], request: Operation, context: Context, write: bool
+    ) -> Any:
+        """Call one replica after the other until one answers."""
+        if len(services) > 1:
+            services = self._ordered(service_type, services)
+        last: StatusError | None = None
+        for service in services:
+            try:
+                address = self.address(service_type, service)
+            except StatusError as exc:
+                last = exc
+                continue
+            try:
+                return self._call_one(service_type, address, request, context)
+            except StatusError as exc:
+                if exc.code not in NETWORK_CODES:
+                    raise
+                if write and exc.code in UNCERTAIN_CODES:
+                    raise StatusError(status.UNAVAILABLE, f"No service replied (last error: {exc})") from exc
+                last = exc
+        raise StatusError(status.UNAVAILABLE, f"No service replied (last error: {last})") from last
+
+    def _call_one(self, service_type: str, address: str, request: Operation, context: Context) -> Any:
+        """Call a service, follow its redirections, remember when it is down."""
+        ceiling = self._variables["proxy.outgoing.timeout.common"]
+        for wait_s in (*REDIRECTION_WAITS_S, None):
+            try:
+                return self._meta.call(
+                    address,
+                    request,
+                    reqid=context.reqid,
+                    timeout_s=context.timeout_s(ceiling),
+                    admin=context.admin,
+                    origin=context.origin,
+                )
+            except StatusError as exc:
+                if exc.code in NETWORK_CODES:
+                    self._mark_down(address)
+                if exc.code != status.REDIRECT or wait_s is None:
+                    if exc.code == status.REDIRECT:
+                        raise StatusError(
+                            status.TOO_MANY_REDIRECTS, f"Too many redirections, the last one to {exc.message}"
+                        ) from exc
+                    raise
+                if wait_s:
+                    time.sleep(min(wait_s, context.timeout_s(ceiling)))
+                address = self.address(service_type, exc.message.strip())
+        raise AssertionError("unreachable")
+
+    def _ordered(self, service_type: str, services: list[str]) -> list[str]:
+        """Replicas in a random order, those thought to be down last."""
+        services = list(services)
+        name = "proxy.dir_shuffle" if service_type == "meta1" else "proxy.srv_shuffle"
+        if self._variables[name]:
+            random.shuffle(services)
+        if self.down:
+            services.sort(key=lambda service: self._is_down(service_type, service))
+        return services
+
+    def _is_down(self, service_type: str, service: str) -> bool:
+        world = self._feed.world
+        item = world.find(service_type, service) if world is not None else None
+        return self.down.get(item.addr if item is not None else service, 0.0) > time.monotonic()
+
+    def _mark_down(self, address: str) -> None:
+        """Remember for a while that a service does not answer; what is over is swept on the way."""
+        now = time.monotonic()
+        ttl_s = self._variables["proxy.ttl.services.down"]
+        self.down = {known: until for known, until in self.down.items() if until > now} | {
+            address: now + ttl_s
+        }
+
+    @property
+    def _cached(self) -> bool:
+        return bool(self._variables["proxy.cache.enabled"])
+
+
+def hosts_of(links: list[ServiceLink]) -> list[str]:
+    """Services of the latest set of links."""
+    if not links:
+        return []
+    last = max(link.seq for link in links)
+    return [host for link in links if link.seq == last for host in link.host.split(",") if host]

@@ -1,0 +1,212 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""``conscience/*`` and ``local/list``: services and their scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from oio.common import status
+from oio.common.status import StatusError
+from oio.conscience.messages import (
+    SCORE_COMPUTE,
+    SCORE_MAX,
+    SCORE_UNLOCK,
+    SERVICES_PER_REQUEST_MAX,
+    ServiceDef,
+)
+from oio.http.messages import Response
+from oio.proxy.app import RouteDefinition
+from oio.proxy.call import Call, bad_request, json_reply
+
+
+def info(call: Call) -> Response:
+    """``conscience/info``: service types, or everything that describes the namespace."""
+    feed, variables = call.proxy.feed, call.proxy.variables
+    if call.args.get("what") == "types":
+        return json_reply(list(feed.types()))
+    namespace = feed.namespace_info()
+    return json_reply(
+        {
+            "ns": call.proxy.namespace,
+            "chunksize": variables["ns.chunk_size"],
+            "options": {
+                **namespace.options,
+                "flat_bitlength": variables["ns.flat_bits"],
+                "storage_policy": variables["ns.storage_policy"],
+                "service_update_policy": variables["ns.service_update_policy"],
+            },
+            "storage_policy": namespace.storage_policy,
+            "service_pools": namespace.service_pools,
+            "data_security": namespace.data_security,
+        }
+    )
+
+
+def list_services(call: Call) -> Response:
+    """``conscience/list``: services of a type."""
+    service_type = call.required("type")
+    feed = call.proxy.feed
+    feed.check_type(service_type)
+    full = call.boolean("full")
+    return json_reply(
+        [
+            {
+                "addr": service.addr,
+                "score": service.score,
+                "tags": service.tags if full else _only_tags(service.tags),
+            }
+            for service in feed.services(service_type, full)
+        ]
+    )
+
+
+def local_list(call: Call) -> Response:
+    """``local/list``: services that registered through this proxy lately."""
+    proxy = call.proxy
+    service_type = call.args.get("type", "")
+    if service_type:
+        proxy.feed.check_type(service_type)
+    world = proxy.feed.world
+    real_scores = proxy.variables["proxy.quirk.local_scores"]
+    items = []
+    for service in proxy.feed.local_services(service_type):
+        score = 0
+        if real_scores and world is not None:
+            service_id = service.tags.get("tag.service_id") or service.addr
+            item = world.find(service.type, str(service_id))
+            score = item.score if item is not None else 0
+        entry: dict[str, Any] = {"addr": service.addr, "score": score, "tags": service.tags}
+        if not service_type:
+            entry |= {"ns": proxy.namespace, "type": service.type}
+        items.append(entry)
+    return json_reply(items)
+
+
+def score(call: Call) -> Response:
+    """``conscience/score``: what the load balancer knows of one service."""
+    service_type, service_id = call.required("type"), call.required("service_id")
+    item = call.proxy.world.find(service_type, service_id)
+    if item is None:
+        raise StatusError(status.REFERENCE_NOT_FOUND, f"Service [{service_id}] of type [{service_type}] not found")
+    return json_reply({"addr": item.addr, "score": item.score})
+
+
+def resolve(call: Call) -> Response:
+    """``conscience/resolve``: address of a service id."""
+    service_type, service_id = call.required("type"), call.required("service_id")
+    return json_reply({"addr": call.proxy.resolver.address(service_type, service_id)})
+
+
+def register(call: Call) -> Response:
+    """``conscience/register``: the score is computed by the conscience."""
+    return _push(call, lambda given: SCORE_COMPUTE)
+
+
+def lock(call: Call) -> Response:
+    """``conscience/lock``: the score stays at the given value."""
+    return _push(call, lambda given: max(0, min(SCORE_MAX, given)))
+
+
+def unlock(call: Call) -> Response:
+    """``conscience/unlock``: the score is computed again."""
+    return _push(call, lambda given: SCORE_UNLOCK)
+
+
+def _push(call: Call, wanted: Any) -> Response:
+    proxy = call.proxy
+    raw = call.raw_body()
+    services = _services(call, raw, wanted)
+    if proxy.is_from_sibling(call):
+        proxy.feed.note(services)
+        return Response(204)
+    proxy.feed.push(services)
+    if services and wanted(0) == SCORE_COMPUTE:
+        proxy.tell_siblings(call, raw)
+    return Response(204)
+
+
+def deregister(call: Call) -> Response:
+    """``conscience/deregister``: forget services at once."""
+    service_type = call.args.get("type")
+    if service_type:
+        call.proxy.feed.check_type(service_type)
+    services = _services(call, call.raw_body(), lambda given: SCORE_COMPUTE)
+    call.proxy.feed.registry.deregister(services, reqid=call.reqid)
+    return Response(204)
+
+
+def flush(call: Call) -> Response:
+    """``conscience/flush``: forget all the services of a type."""
+    service_type = call.required("type")
+    call.proxy.feed.check_type(service_type)
+    call.proxy.feed.registry.flush(service_type, reqid=call.reqid)
+    return Response(204)
+
+
+def _only_tags(tags: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in tags.items() if key.startswith("tag.")}
+
+
+def _services(call: Call, raw: bytes, wanted: Any) -> list[ServiceDef]:
+    """Services of a body: one object, or an array of them."""
+    body = call.json_of(raw)
+    items = [body] if isinstance(body, dict) else body
+    if not isinstance(items, list):
+        raise bad_request("Invalid body: a service or an array of services is expected")
+    if len(items) > SERVICES_PER_REQUEST_MAX:
+        raise bad_request(f"More than {SERVICES_PER_REQUEST_MAX} services")
+    return [_service(call, item, wanted) for item in items]
+
+
+def _service(call: Call, item: Any, wanted: Any) -> ServiceDef:
+    if not isinstance(item, dict):
+        raise bad_request("Invalid service: an object is expected")
+    tags, given, namespace = item.get("tags"), item.get("score", 0), item.get("ns")
+    if tags is not None and not isinstance(tags, dict):
+        raise bad_request("Invalid service: 'tags' is not an object")
+    if given is None:
+        given = 0
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        raise bad_request("Invalid service: 'score' is not a number")
+    if namespace not in (None, "", call.proxy.namespace):
+        raise bad_request(f"Invalid service: 'ns' is not {call.proxy.namespace!r}")
+    for name in ("addr", "type"):
+        if not isinstance(item.get(name), str):
+            raise bad_request(f"Invalid service: missing or invalid '{name}'")
+    service_type = item["type"]
+    try:
+        service = msgspec.convert(
+            {
+                "type": service_type,
+                "addr": item["addr"],
+                "ns": call.proxy.namespace,
+                "score": wanted(int(max(-2, min(given, 100)))),
+                "tags": {
+                    key: value
+                    for key, value in (tags or {}).items()
+                    if key.startswith(("tag.", "stat.")) and value is not None
+                },
+            },
+            ServiceDef,
+        )
+    except (msgspec.ValidationError, ValueError, OverflowError) as exc:
+        raise bad_request(f"Invalid service: {exc}") from None
+    call.proxy.feed.check_type(service_type)
+    return service
+
+
+ROUTES = [
+    RouteDefinition("GET", "conscience/info", info),
+    RouteDefinition("GET", "conscience/list", list_services),
+    RouteDefinition("GET", "conscience/score", score),
+    RouteDefinition("GET", "conscience/resolve", resolve),
+    RouteDefinition("POST", "conscience/register", register),
+    RouteDefinition("POST", "conscience/lock", lock),
+    RouteDefinition("POST", "conscience/unlock", unlock),
+    RouteDefinition("POST", "conscience/deregister", deregister),
+    RouteDefinition("POST", "conscience/flush", flush),
+    RouteDefinition("GET", "local/list", local_list),
+]
