@@ -1,0 +1,381 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""One open base: a SQLite file in WAL mode, its writer, its readers, its admin keys.
+
+- Writers go through :class:`~oio.meta.group_commit.CommitGroup`. Each member of a batch runs in its own
+  savepoint; an error rolls back that member only. A batch whose commit fails fails all its members, and the
+  connections are closed and opened again: a failed fsync is never retried as if it had worked.
+- Readers have connections of their own, so that they never wait for a commit. A reader that begins after an
+  acknowledgement sees what was acknowledged.
+- Admin keys are in memory. The dictionary is replaced at each commit, never modified: a reader holds a
+  consistent one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import apsw
+
+from oio.common import status
+from oio.common.status import StatusError
+from oio.meta.base_type import TOMBSTONE, BaseType
+from oio.meta.changeset import Capture, Replicator
+from oio.meta.group_commit import BATCH_MAX, CommitGroup, Member
+from oio.meta.outbox import Batch, Outbox
+from oio.meta.transaction import Reader, Transaction
+
+logger = logging.getLogger("oio.meta.base")
+
+T = TypeVar("T")
+
+SYNC_LEVELS = {"full": "FULL", "normal": "NORMAL", "off": "OFF"}
+#: Page cache of a connection, in KiB: beyond it pages come from the cache of the system.
+CACHE_KIB = 512
+#: The WAL file is cut back to this size once its content is in the base.
+WAL_SIZE_MAX = 8 << 20
+#: How long SQLite itself waits for a lock: only opening, recovery and checkpoints ever do.
+BUSY_TIMEOUT_MS = 10_000
+#: Prepared statements kept by a connection.
+STATEMENT_CACHE = 48
+
+
+@dataclass(frozen=True)
+class BaseOptions:
+    """How bases are opened and waited for.
+
+    :ivar sync: ``full``: a commit is on disk before it is acknowledged; ``normal``: a power cut may lose
+        the last commits (not a crash of the process); ``off``: a power cut may damage bases.
+    :ivar wait_s: longest wait for a turn on a base, then 503.
+    :ivar waiting_max: batches of writers, and readers, that may wait for one base; beyond: 509.
+    """
+
+    sync: str = "full"
+    wait_s: float = 20.0
+    waiting_max: int = 16
+    readers_max: int = 4
+    page_size: int = 4096
+
+
+def translate(exc: BaseException, base_name: str) -> BaseException:
+    """The StatusError that says an error of SQLite; other exceptions are returned as they are."""
+    if isinstance(exc, apsw.CorruptError | apsw.NotADBError):
+        return StatusError(status.CORRUPT_DATABASE, f"base {base_name} is corrupt: {exc}")
+    if isinstance(exc, apsw.ConstraintError):
+        return StatusError(status.SQLITE_CONSTRAINT, f"base {base_name}: {exc}")
+    if isinstance(exc, apsw.BusyError | apsw.LockedError):
+        return StatusError(status.UNAVAILABLE, f"base {base_name} is busy: {exc}")
+    if isinstance(exc, apsw.FullError):
+        return StatusError(status.UNAVAILABLE, f"no space left for base {base_name}: {exc}")
+    if isinstance(exc, apsw.Error):
+        return StatusError(status.INTERNAL_ERROR, f"base {base_name}: {type(exc).__name__}: {exc}")
+    return exc
+
+
+class Base:
+    """One open base. Only the repository makes them; ``pins`` is protected by its lock."""
+
+    def __init__(
+        self, name: str, path: str, base_type: BaseType, options: BaseOptions, outbox: Outbox
+    ) -> None:
+        self.name = name
+        self.path = path
+        self.pins = 0
+        self.admin: dict[str, str] = {}
+        self.commits = 0
+        self._type = base_type
+        self._options = options
+        self._outbox = outbox
+        self._open_lock = threading.Lock()
+        self._opened = False
+        self._writer: apsw.Connection | None = None
+        self._sync = ""
+        self._replicator: Replicator | None = None
+        self._group = CommitGroup(self._run_batch, options.waiting_max * BATCH_MAX)
+        self._readers_lock = threading.Condition(threading.Lock())
+        self._idle_readers: list[apsw.Connection] = []
+        self._readers = 0
+        self._waiting_readers = 0
+        self._generation = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Did :meth:`open` succeed?"""
+        return self._opened
+
+    # --- opening and closing ---------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open the file unless it is. :raises StatusError: 431 absent, 511 corrupt."""
+        if self._opened:
+            return
+        with self._open_lock:
+            if not self._opened:
+                self._open_writer()
+                self._opened = True
+
+    def close(self) -> None:
+        """Close all connections; the repository does it when nobody holds the base."""
+        with self._open_lock:
+            self._opened = False
+            self._close_connections()
+
+    def _open_writer(self) -> None:
+        try:
+            connection = self._connect()
+            try:
+                self._sync = ""
+                self._set_sync(connection, relaxed=False)
+                connection.execute(f"PRAGMA journal_size_limit={WAL_SIZE_MAX}")
+                self.admin = dict(connection.execute("SELECT k, v FROM admin"))
+            except BaseException:
+                connection.close()
+                raise
+        except apsw.CantOpenError as exc:
+            if os.path.exists(self.path):
+                raise StatusError(status.UNAVAILABLE, f"base {self.name}: {exc}") from exc
+            raise StatusError(
+                status.CONTAINER_NOT_FOUND, f"no base {self.name}.{self._type.name} here"
+            ) from exc
+        except apsw.SQLError as exc:
+            raise StatusError(
+                status.CORRUPT_DATABASE, f"base {self.name} has no admin table: {exc}"
+            ) from exc
+        except apsw.Error as exc:
+            raise translate(exc, self.name) from exc
+        self._writer = connection
+
+    def _connect(self) -> apsw.Connection:
+        connection = apsw.Connection(
+            self.path, flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=STATEMENT_CACHE
+        )
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+        return connection
+
+    def _close_connections(self) -> None:
+        with self._readers_lock:
+            self._generation += 1
+            connections = list(self._idle_readers)
+            self._idle_readers.clear()
+            self._readers -= len(connections)
+        if self._writer is not None:
+            connections.append(self._writer)
+            self._writer = None
+        for connection in connections:
+            try:
+                connection.close()
+            except apsw.Error as exc:
+                logger.error("base %s: closing: %s", self.name, exc)
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    def read(self, fn: Callable[[Reader], T]) -> T:
+        """Run a function in a read transaction."""
+        connection, generation = self._take_reader()
+        healthy = False
+        try:
+            connection.execute("BEGIN")
+            try:
+                return fn(Reader(self.name, connection, self.admin))
+            finally:
+                connection.execute("COMMIT")
+                healthy = True
+        except apsw.Error as exc:
+            raise translate(exc, self.name) from exc
+        finally:
+            self._give_reader(connection, generation, healthy)
+
+    def _take_reader(self) -> tuple[apsw.Connection, int]:
+        with self._readers_lock:
+            if not self._idle_readers and self._readers >= self._options.readers_max:
+                self._wait_for_reader()
+            generation = self._generation
+            if self._idle_readers:
+                return self._idle_readers.pop(), generation
+            self._readers += 1
+        try:
+            return self._connect(), generation
+        except apsw.Error as exc:
+            with self._readers_lock:
+                self._readers -= 1
+                self._readers_lock.notify()
+            raise translate(exc, self.name) from exc
+
+    def _wait_for_reader(self) -> None:
+        limit = self._options.waiting_max
+        if self._waiting_readers >= limit:
+            raise StatusError(
+                status.EXCESSIVE_LOAD, f"{limit} readers wait for base {self.name}, which is the limit"
+            )
+        self._waiting_readers += 1
+        try:
+            free = self._readers_lock.wait_for(
+                lambda: self._idle_readers or self._readers < self._options.readers_max,
+                self._options.wait_s,
+            )
+        finally:
+            self._waiting_readers -= 1
+        if not free:
+            raise StatusError(
+                status.UNAVAILABLE, f"no turn to read base {self.name} in {self._options.wait_s:g} s"
+            )
+
+    def _give_reader(self, connection: apsw.Connection, generation: int, healthy: bool) -> None:
+        with self._readers_lock:
+            keep = healthy and generation == self._generation
+            if keep:
+                self._idle_readers.append(connection)
+            else:
+                self._readers -= 1
+            self._readers_lock.notify()
+        if not keep:
+            connection.close()
+
+    # --- writing -----------------------------------------------------------------------------------
+
+    def replicate_with(self, replicator: Replicator | None) -> None:
+        """From now on every transaction's changeset goes through this replicator first."""
+        self._replicator = replicator
+
+    def write(self, fn: Callable[[Transaction], T], relaxed: bool = False) -> T:
+        """Run a function in a batch of the writer; returns once its change is durable.
+
+        ``relaxed``: the commit needs not be durable (housekeeping of the outbox).
+        """
+        return self._group.submit(Member(fn, relaxed), self._options.wait_s)
+
+    def _run_batch(self, members: list[Member]) -> None:
+        """Never raises: every member gets its result or its error."""
+        try:
+            survivors = self._execute_batch(members)
+        except Exception as exc:
+            error = translate(exc, self.name)
+            if not isinstance(error, StatusError):
+                logger.exception("base %s: batch of %d writes failed", self.name, len(members))
+                error = StatusError(status.INTERNAL_ERROR, f"base {self.name}: {exc}")
+            else:
+                logger.error("base %s: batch of %d writes failed: %s", self.name, len(members), error)
+            for member in members:
+                if member.error is None:
+                    member.error = StatusError(error.code, error.message)  # type: ignore[attr-defined]
+            self._reopen()
+            return
+        for callback in survivors:
+            try:
+                callback()
+            except Exception:
+                # The change is committed: its author must not be told that it failed.
+                logger.exception("base %s: after the commit", self.name)
+
+    def _execute_batch(self, members: list[Member]) -> list[Callable[[], object]]:
+        if self._writer is None:
+            # The former batch failed and the base could not be opened again.
+            self._open_writer()
+        connection = self._writer
+        assert connection is not None
+        self._set_sync(connection, all(member.relaxed for member in members))
+        capture = Capture(connection) if self._replicator is not None else None
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            tx = Transaction(self.name, connection, self.admin, self._outbox.enabled)
+            if len(members) == 1:
+                done = self._run_alone(tx, members[0])
+            else:
+                done = sum([self._run_in_savepoint(tx, member) for member in members])
+            if not done:
+                connection.execute("ROLLBACK")
+                return []
+            admin, batch = self._flush(tx)
+            if capture is not None and self._replicator is not None:
+                changes = capture.changeset()
+                if changes:
+                    self._replicator.replicate(self.name, changes)
+            connection.execute("COMMIT")
+        finally:
+            if capture is not None:
+                capture.close()
+        self.admin = admin
+        self.commits += 1
+        if batch is not None:
+            self._outbox.committed(batch)
+        return tx.callbacks
+
+    def _set_sync(self, connection: apsw.Connection, relaxed: bool) -> None:
+        level = self._options.sync
+        if relaxed and level == "full":
+            level = "normal"
+        if level != self._sync:
+            connection.execute(f"PRAGMA synchronous={SYNC_LEVELS[level]}")
+            self._sync = level
+
+    def _flush(self, tx: Transaction) -> tuple[dict[str, str], Batch | None]:
+        admin = tx.flush_admin()
+        if not tx.events_enabled:
+            return admin, None
+        return admin, self._outbox.write(tx, admin, tx.tidying)
+
+    def _run_alone(self, tx: Transaction, member: Member) -> int:
+        """No savepoint: the rollback of the transaction is the rollback of its only member."""
+        try:
+            if TOMBSTONE in self.admin:
+                raise StatusError(status.CONTAINER_NOT_FOUND, f"base {self.name} is destroyed")
+            member.result = member.fn(tx)
+        except Exception as exc:
+            self._fail(tx, member, exc)
+            return 0
+        tx.keep_member()
+        return 1
+
+    def _run_in_savepoint(self, tx: Transaction, member: Member) -> int:
+        execute = tx.connection.execute
+        execute("SAVEPOINT member")
+        try:
+            if tx.get(TOMBSTONE) is not None:
+                raise StatusError(status.CONTAINER_NOT_FOUND, f"base {self.name} is destroyed")
+            member.result = member.fn(tx)
+        except Exception as exc:
+            self._fail(tx, member, exc)
+            execute("ROLLBACK TO member")
+            execute("RELEASE member")
+            return 0
+        execute("RELEASE member")
+        tx.keep_member()
+        return 1
+
+    def _fail(self, tx: Transaction, member: Member, exc: Exception) -> None:
+        tx.drop_member()
+        if not tx.connection.in_transaction:
+            # Some errors (disk full, I/O) make SQLite roll back everything: it concerns all members.
+            raise exc
+        error = translate(exc, self.name)
+        if not isinstance(error, StatusError):
+            logger.error("base %s: a write failed", self.name, exc_info=exc)
+        member.error = error
+
+    def _reopen(self) -> None:
+        """Drop the connections after a failed batch: what they hold cannot be trusted."""
+        with self._open_lock:
+            writer = self._writer
+            if writer is not None and writer.in_transaction:
+                try:
+                    writer.execute("ROLLBACK")
+                except apsw.Error as exc:
+                    logger.error("base %s: rollback: %s", self.name, exc)
+            self._close_connections()
+            try:
+                self._open_writer()
+            except StatusError as exc:
+                # The next write tries again; meanwhile admin keys are those of the last commit.
+                logger.error("base %s cannot be opened again: %s", self.name, exc)
+
+
+def remaining(deadline: float) -> float:
+    """Seconds left before a monotonic deadline, never negative."""
+    return max(0.0, deadline - time.monotonic())

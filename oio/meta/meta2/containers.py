@@ -1,0 +1,165 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""Operations on containers: creation, destruction, properties, state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from oio.common import status
+from oio.common.status import StatusError
+from oio.meta.context import Context
+from oio.meta.messages import (
+    ContainerCreate,
+    ContainerDelProperties,
+    ContainerDestroy,
+    ContainerGetProperties,
+    ContainerSetProperties,
+    ContainerTarget,
+    ContainerTouch,
+    Created,
+    Properties,
+)
+from oio.meta.meta2 import events, rows, rules, schema
+from oio.meta.repository import Repository
+from oio.meta.transaction import Reader, Transaction
+
+#: Keys whose change matters to the account service.
+_STATE_KEYS = frozenset({schema.BUCKET, schema.POLICY, schema.USAGE, schema.OBJECTS})
+_STATISTICS = ("page_count", "freelist_count", "page_size")
+
+
+def create(
+    repository: Repository, settings: rules.Settings, context: Context, request: ContainerCreate
+) -> Created:
+    """Create the base of a container; of one that exists nothing is changed."""
+    rules.check_writable_namespace(settings, context)
+    system, user = rules.container_properties(request.properties)
+
+    def init(tx: Transaction) -> None:
+        now = str(events.now_us())
+        tx.set(schema.NAMESPACE, request.namespace)
+        tx.set(schema.ACCOUNT, request.account)
+        tx.set(schema.USER, request.name)
+        if request.peers:
+            tx.set(schema.PEERS, ",".join(sorted(request.peers)))
+        tx.set(schema.CTIME, now)
+        tx.set(schema.VERSION, "0")
+        tx.set(schema.USAGE, "0")
+        tx.set(schema.OBJECTS, "0")
+        tx.set(schema.INIT, "1")
+        for key, value in (*system.items(), *user.items()):
+            if value:
+                tx.set(key, value)
+        data = {
+            "system": system,
+            "properties": _short(user),
+            "peers": request.peers,
+            "bucket": tx.get(schema.BUCKET),
+        }
+        events.emit_container(tx, context, request, "new", data)
+        tx.emit_state()
+
+    return Created(created=repository.create(schema.base_name(request.cid), init))
+
+
+def destroy(
+    repository: Repository,
+    settings: rules.Settings,
+    context: Context,
+    request: ContainerDestroy,
+    service_id: str,
+) -> None:
+    """Delete the base. "Empty" looks at chunks only: markers and drained objects do not count."""
+    rules.check_not_worm(settings, context, "destroy a container")
+    rules.check_writable_namespace(settings, context)
+
+    def last(tx: Transaction) -> None:
+        if not request.force and tx.execute("SELECT 1 FROM chunks LIMIT 1").fetchone():
+            raise StatusError(status.CONTAINER_NOT_EMPTY, "Container not empty")
+        data = {"bucket": tx.get(schema.BUCKET)}
+        events.emit_container(tx, context, request, "deleted", data)
+        events.emit_container(tx, context, request, "meta2.deleted", {"peer": service_id})
+
+    repository.destroy(schema.base_name(request.cid), last)
+
+
+def get_properties(reader: Reader, request: ContainerGetProperties) -> Properties:
+    """All the admin keys, whatever the status of the container."""
+    rules.check_initialised(reader.get)
+    properties = reader.all_admin()
+    if request.stats:
+        for name in _STATISTICS:
+            value = reader.execute(f"PRAGMA {name}").fetchone()[0]
+            properties[f"stats.{name}"] = str(value)
+    return Properties(properties=properties)
+
+
+def set_properties(
+    tx: Transaction, settings: rules.Settings, context: Context, request: ContainerSetProperties
+) -> None:
+    """Set keys; an empty value deletes; ``clear`` drops the former user keys."""
+    rules.check_writable_namespace(settings, context)
+    rules.check_initialised(tx.get)
+    system, user = rules.container_properties(request.properties)
+    changed: dict[str, str | None] = {}
+    if request.clear:
+        for key in _user_keys(tx):
+            tx.unset(key)
+            changed[key] = None
+    for key, value in (*system.items(), *user.items()):
+        if value:
+            tx.set(key, value)
+        else:
+            tx.unset(key)
+        changed[key] = value or None
+    _emit_update(tx, context, request, changed)
+
+
+def del_properties(
+    tx: Transaction, settings: rules.Settings, context: Context, request: ContainerDelProperties
+) -> None:
+    """Delete keys; an empty list deletes all user keys; unknown names are not an error."""
+    rules.check_writable_namespace(settings, context)
+    rules.check_initialised(tx.get)
+    rules.container_properties(dict.fromkeys(request.names, ""))
+    changed: dict[str, str | None] = {}
+    for key in request.names or _user_keys(tx):
+        if tx.get(key) is not None:
+            tx.unset(key)
+            changed[key] = None
+    if changed:
+        _emit_update(tx, context, request, changed)
+
+
+def touch(tx: Transaction, context: Context, request: ContainerTouch) -> None:
+    """Emit the state again, after counting again when asked."""
+    rules.check_initialised(tx.get)
+    if request.recompute:
+        size, count = rows.recompute(tx.execute)
+        tx.set(schema.USAGE, str(size))
+        tx.set(schema.OBJECTS, str(count))
+    tx.emit_state()
+
+
+def _user_keys(tx: Transaction) -> list[str]:
+    return [key for key in tx.all_admin() if key.startswith("user.")]
+
+
+def _short(user: dict[str, str]) -> dict[str, str]:
+    return {key[5:]: value for key, value in user.items()}
+
+
+def _emit_update(
+    tx: Transaction, context: Context, target: ContainerTarget, changed: dict[str, str | None]
+) -> None:
+    system = {key: value for key, value in changed.items() if not key.startswith("user.")}
+    user = {key[5:]: value for key, value in changed.items() if key.startswith("user.")}
+    data = {"system": system, "properties": user, "bucket": tx.get(schema.BUCKET)}
+    events.emit_container(tx, context, target, "update", data)
+    if _touches_state(changed):
+        tx.emit_state()
+
+
+def _touches_state(keys: Iterable[str]) -> bool:
+    return any(key in _STATE_KEYS for key in keys)

@@ -1,0 +1,114 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is allowed, and in which versioning mode: decisions only, nothing is changed here.
+
+Except :func:`versioning_mode`, which stores the mode that a request forces on its container.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from oio.common import status
+from oio.common.status import StatusError
+from oio.meta.context import Context
+from oio.meta.messages import ContainerTarget
+from oio.meta.meta2 import events, schema
+from oio.meta.transaction import Transaction
+
+UNLIMITED = -1
+#: Modes in which a name has one version only.
+UNVERSIONED = (0, 1)
+
+
+class Settings(Protocol):
+    """The variables of the service."""
+
+    def __getitem__(self, name: str) -> Any:
+        """Value of a variable."""
+
+
+def check_writable_namespace(settings: Settings, context: Context) -> None:
+    """Writes are refused by a slave namespace. :raises StatusError: 500."""
+    if not context.admin and not settings["ns.master"]:
+        raise StatusError(status.INTERNAL_ERROR, "NS slave!")
+
+
+def check_not_worm(settings: Settings, context: Context, what: str) -> None:
+    """A WORM namespace forbids what removes data. :raises StatusError: 405."""
+    if not context.admin and settings["ns.worm"]:
+        raise StatusError(status.NOT_ALLOWED, f"NS wormed! Cannot {what} (worm).")
+
+
+def check_initialised(get: Any) -> None:
+    """A base that was never initialised is as good as absent. :raises StatusError: 431."""
+    if get(schema.INIT) != "1":
+        raise StatusError(status.CONTAINER_NOT_FOUND, "Container not initialised")
+
+
+def check_readable(get: Any) -> None:
+    """Objects of a disabled container are not served. :raises StatusError: 431, 436."""
+    check_initialised(get)
+    if get(schema.STATUS) in schema.DISABLED:
+        raise StatusError(status.CONTAINER_FROZEN, "Invalid status: disabled")
+
+
+def check_writable(get: Any) -> None:
+    """Objects of a frozen or disabled container do not change. :raises StatusError: 431, 436."""
+    check_initialised(get)
+    state = get(schema.STATUS)
+    if state in schema.FROZEN or state in schema.DISABLED:
+        word = "frozen" if state in schema.FROZEN else "disabled"
+        raise StatusError(status.CONTAINER_FROZEN, f"Invalid status: {word}")
+
+
+def versioning_mode(
+    tx: Transaction,
+    settings: Settings,
+    context: Context,
+    target: ContainerTarget,
+    forced: int | None,
+    simulate: bool,
+) -> int:
+    """Max versions of this request; a forced value is stored in the container first."""
+    if forced is not None and tx.get(schema.MAX_VERSIONS) != str(forced):
+        tx.set(schema.MAX_VERSIONS, str(forced))
+        data = {
+            "system": {schema.MAX_VERSIONS: str(forced)},
+            "properties": {},
+            "bucket": tx.get(schema.BUCKET),
+        }
+        events.emit_container(tx, context, target, "update", data)
+    if simulate:
+        return UNLIMITED
+    return _integer(tx.get(schema.MAX_VERSIONS), settings["meta2.max_versions"])
+
+
+def delete_exceeding(tx: Transaction, settings: Settings) -> bool:
+    """Are the versions beyond the maximum removed at each put?"""
+    value = tx.get(schema.DELETE_EXCEEDING)
+    if value is None:
+        return bool(settings["meta2.delete_exceeding_versions"])
+    return value.strip().lower() in ("1", "true", "yes", "on")
+
+
+def container_properties(properties: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """(system, user) parts of complete keys. :raises StatusError: 400 for any other prefix."""
+    system: dict[str, str] = {}
+    user: dict[str, str] = {}
+    for key, value in properties.items():
+        if key.startswith("user.") and len(key) > 5:
+            user[key] = value
+        elif key.startswith("sys.") and len(key) > 4:
+            system[key] = value
+        else:
+            raise StatusError(status.BAD_REQUEST, f"Invalid property name {key!r}")
+    return system, user
+
+
+def _integer(text: str | None, default: int) -> int:
+    try:
+        return default if text is None else int(text)
+    except ValueError:
+        return default

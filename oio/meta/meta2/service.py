@@ -1,0 +1,105 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""The operations of meta2: which function answers each message, and on which base it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from oio.meta import messages as m
+from oio.meta.context import Context
+from oio.meta.meta2 import containers, contents, deletes, listing, puts, rules
+from oio.meta.meta2.schema import base_name
+from oio.meta.repository import Repository
+from oio.meta.transaction import Reader, Transaction
+
+Handler = Callable[[Any, Context], Any]
+
+
+class Meta2Service:
+    """Containers of one volume."""
+
+    def __init__(
+        self, repository: Repository, settings: rules.Settings, service_id: str = ""
+    ) -> None:
+        self._repository = repository
+        self._settings = settings
+        self._service_id = service_id
+
+    def handlers(self) -> dict[type[m.Operation], Handler]:
+        """What to call for each operation."""
+        return {
+            m.ContainerCreate: self._container_create,
+            m.ContainerDestroy: self._container_destroy,
+            m.ContainerGetProperties: self._reading(containers.get_properties),
+            m.ContainerSetProperties: self._writing(containers.set_properties),
+            m.ContainerDelProperties: self._writing(containers.del_properties),
+            m.ContainerTouch: self._touching(containers.touch),
+            m.ContentList: self._reading(listing.list_contents),
+            m.ContentPut: self._content_put,
+            m.ContentShow: self._reading(contents.show),
+            m.ContentSetProperties: self._writing(contents.set_properties),
+            m.ContentDelProperties: self._writing(contents.del_properties),
+            m.ContentDelete: self._deleting(deletes.delete),
+            m.ContentDeleteMany: self._deleting(deletes.delete_many),
+            m.ContentTouch: self._touching(contents.touch),
+        }
+
+    def _container_create(self, request: m.ContainerCreate, context: Context) -> m.Created:
+        return containers.create(self._repository, self._settings, context, request)
+
+    def _container_destroy(self, request: m.ContainerDestroy, context: Context) -> None:
+        containers.destroy(
+            self._repository, self._settings, context, request, self._service_id
+        )
+
+    def _content_put(self, request: m.ContentPut, context: Context) -> None:
+        settings = self._settings
+        rules.check_writable_namespace(settings, context)
+        missing = puts.check(request)
+
+        def run(tx: Transaction) -> None:
+            puts.put(tx, settings, context, request, missing)
+
+        self._repository.write(base_name(request.cid), run)
+
+    def _reading(self, function: Callable[[Reader, Any], Any]) -> Handler:
+        read = self._repository.read
+
+        def handle(request: m.ContainerTarget, context: Context) -> Any:
+            return read(base_name(request.cid), lambda reader: function(reader, request))
+
+        return handle
+
+    def _writing(
+        self, function: Callable[[Transaction, rules.Settings, Context, Any], Any]
+    ) -> Handler:
+        write, settings = self._repository.write, self._settings
+
+        def handle(request: m.ContainerTarget, context: Context) -> Any:
+            rules.check_writable_namespace(settings, context)
+            return write(
+                base_name(request.cid), lambda tx: function(tx, settings, context, request)
+            )
+
+        return handle
+
+    def _deleting(
+        self, function: Callable[[Transaction, rules.Settings, Context, Any], Any]
+    ) -> Handler:
+        handle_write, settings = self._writing(function), self._settings
+
+        def handle(request: m.ContainerTarget, context: Context) -> Any:
+            rules.check_not_worm(settings, context, "delete")
+            return handle_write(request, context)
+
+        return handle
+
+    def _touching(self, function: Callable[[Transaction, Context, Any], Any]) -> Handler:
+        write = self._repository.write
+
+        def handle(request: m.ContainerTarget, context: Context) -> Any:
+            return write(base_name(request.cid), lambda tx: function(tx, context, request))
+
+        return handle

@@ -1,0 +1,468 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""Outbox: events leave for the queue only after their change is committed, and none is ever lost.
+
+An event is a row of the table ``events`` of its base, written in the transaction of the change it tells. A
+thread hands the rows to the queue in the order of their ids, and deletes them after the queue accepted them.
+Delivery is at least once: a crash between acceptance and deletion sends again.
+
+Which bases have pending events is told by empty files, one per base, in the directory ``.outbox`` of the
+volume. The file is on disk before the first event of its base is committed, and goes away when the table is
+empty again: a restart looks at these files only. The base of a destroyed container moves there with the
+events that it still holds.
+
+Requests never wait for the queue: while it is slow or down, events pile up in their bases.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+import apsw
+import msgspec
+
+from oio.common.status import StatusError
+from oio.meta.base_type import BaseType
+from oio.meta.transaction import Reader, Transaction
+
+if TYPE_CHECKING:
+    from oio.meta.repository import Repository
+
+logger = logging.getLogger("oio.meta.outbox")
+
+DIRECTORY = ".outbox"
+#: Suffix of the bases of destroyed containers that still hold events.
+LEFTOVER_SUFFIX = ".gone"
+#: State events of one base are sent at most once per this time; an idle base is tidied after it.
+TIDY_DELAY_S = 1.0
+#: Delivered rows are deleted by the next write once there are this many of them.
+PIGGYBACK_ROWS = 64
+#: Events handed to the queue in one call.
+DELIVERY_MAX = 1000
+#: Wait after the queue refused, growing up to the second.
+RETRY_MIN_S, RETRY_MAX_S = 0.1, 5.0
+
+_INSERT = "INSERT INTO events(id, event) VALUES(?, ?)"
+_INSERT_STATE = "INSERT OR IGNORE INTO events(id, event) VALUES(0, NULL)"
+_DELETE_STATE = "DELETE FROM events WHERE id = 0"
+_DELETE_DELIVERED = "DELETE FROM events WHERE id BETWEEN 1 AND ?"
+_SELECT = "SELECT id, event FROM events WHERE id > ? ORDER BY id LIMIT ?"
+_BOUNDS = "SELECT max(id), min(id) FROM events"
+
+
+class EventSink(Protocol):
+    """What the outbox needs of an event queue."""
+
+    def put_many(self, events: list[bytes]) -> object:
+        """Return once all the events are durable; raise otherwise."""
+
+
+class BaseOutbox:
+    """What is known of the outbox of one base, from its first event until it is empty again."""
+
+    __slots__ = (
+        "backlog", "dead", "deleted", "delivered", "last_id", "loaded", "name", "pending", "queued",
+        "state_row", "state_since",
+    )
+
+    def __init__(self, name: str, loaded: bool) -> None:
+        self.name = name
+        #: False after a restart, until the table was looked at.
+        self.loaded = loaded
+        self.last_id = 0
+        self.delivered = 0
+        self.deleted = 0
+        #: Committed and not delivered; unused while ``backlog``: then the table is read instead.
+        self.pending: deque[tuple[int, bytes]] = deque()
+        self.backlog = not loaded
+        self.state_row = False
+        self.state_since = 0.0
+        self.queued = False
+        self.dead = False
+
+
+class Batch:
+    """What one transaction does to the outbox; takes effect in memory after the commit."""
+
+    __slots__ = ("deleted", "rows", "state", "state_row", "tidying")
+
+    def __init__(self, state: BaseOutbox) -> None:
+        self.state = state
+        self.rows: list[tuple[int, bytes]] = []
+        self.state_row = state.state_row
+        self.deleted = state.deleted
+        self.tidying = False
+
+
+class Outbox:
+    """Outboxes of all the bases of a repository, and the thread that drains them."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        volume: str,
+        base_type: BaseType,
+        sink: EventSink | None,
+        memory_max: int = 10000,
+        fsync: bool = True,
+    ) -> None:
+        self._repository = repository
+        self._type = base_type
+        self._sink = sink
+        self._memory_max = memory_max
+        self._fsync = fsync
+        self.directory = os.path.join(volume, DIRECTORY)
+        self._lock = threading.Lock()
+        self._wakeup = threading.Condition(self._lock)
+        self._bases: dict[str, BaseOutbox] = {}
+        self._ready: deque[BaseOutbox] = deque()
+        self._tidy: dict[str, float] = {}
+        self._leftovers: deque[str] = deque()
+        self._in_memory = 0
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self.delivered_total = 0
+        self.failures_total = 0
+
+    @property
+    def enabled(self) -> bool:
+        """Is there a queue? Without one no event is stored."""
+        return self._sink is not None
+
+    def start(self) -> None:
+        """Find what a former process left, and begin to drain."""
+        if not self.enabled:
+            return
+        os.makedirs(self.directory, exist_ok=True)
+        now = time.monotonic()
+        for entry in os.scandir(self.directory):
+            if entry.name.endswith(LEFTOVER_SUFFIX):
+                self._leftovers.append(entry.path)
+            elif entry.is_file() and entry.stat().st_size == 0:
+                state = self._bases[entry.name] = BaseOutbox(entry.name, loaded=False)
+                self._enqueue(state)
+                self._tidy[entry.name] = now + TIDY_DELAY_S
+        self._thread = threading.Thread(target=self._drain, name="outbox", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Stop draining; what remains waits for the next start."""
+        with self._lock:
+            self._stopping = True
+            self._wakeup.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            self._thread = None
+
+    def depth(self) -> dict[str, int]:
+        """Bases with pending events, events waiting in memory, and totals."""
+        with self._lock:
+            return {
+                "bases": len(self._bases),
+                "memory": self._in_memory,
+                "leftovers": len(self._leftovers),
+                "delivered": self.delivered_total,
+                "failures": self.failures_total,
+            }
+
+    # --- called by the writer of a base, one at a time per base ----------------------------------
+
+    def write(self, tx: Transaction, admin: dict[str, str], tidying: bool) -> Batch | None:
+        """Add the outbox's part to a transaction, before its commit."""
+        name = tx.base_name
+        state = self._bases.get(name)
+        if state is None:
+            if not tx.events and not tx.state_wanted:
+                return None
+            state = self._mark(name)
+        batch = Batch(state)
+        execute = tx.connection.execute
+        if not state.loaded:
+            last, first = execute(_BOUNDS).fetchone()
+            with self._lock:
+                state.last_id, state.loaded = last or 0, True
+            batch.state_row = state.state_row = first == 0
+        events = tx.events
+        now = time.monotonic()
+        if batch.state_row:
+            if self._type.state_event is not None and (
+                tidying or tx.state_wanted and now - state.state_since >= TIDY_DELAY_S
+            ):
+                events = [*events, msgspec.json.encode(self._type.state_event(admin))]
+                execute(_DELETE_STATE)
+                batch.state_row = False
+        elif tx.state_wanted:
+            execute(_INSERT_STATE)
+            batch.state_row = True
+            state.state_since = now
+        last = state.last_id
+        if len(events) == 1:
+            batch.rows = [(last + 1, events[0])]
+            execute(_INSERT, batch.rows[0])
+        elif events:
+            batch.rows = list(enumerate(events, last + 1))
+            tx.connection.executemany(_INSERT, batch.rows)
+        delivered = state.delivered
+        if delivered - state.deleted >= (1 if tidying else PIGGYBACK_ROWS):
+            execute(_DELETE_DELIVERED, (delivered,))
+            batch.deleted = delivered
+        batch.tidying = tidying
+        return batch
+
+    def committed(self, batch: Batch) -> None:
+        """The transaction is durable: hand its events over."""
+        state = batch.state
+        with self._lock:
+            state.state_row = batch.state_row
+            state.deleted = batch.deleted
+            if batch.rows:
+                state.last_id = batch.rows[-1][0]
+                if state.backlog or self._in_memory + len(batch.rows) > self._memory_max:
+                    state.backlog = True
+                else:
+                    state.pending.extend(batch.rows)
+                    self._in_memory += len(batch.rows)
+                self._enqueue(state)
+            if batch.rows or batch.state_row:
+                self._tidy.setdefault(state.name, time.monotonic() + TIDY_DELAY_S)
+            if not self._ready and not batch.rows:
+                # Only the timer of a state changed, and the thread wakes up by itself for timers
+                # unless it had none.
+                if len(self._tidy) == 1:
+                    self._wakeup.notify()
+            if not batch.tidying:
+                return
+            if not state.state_row and state.deleted >= state.last_id and not state.queued:
+                self._bases.pop(state.name, None)
+                self._tidy.pop(state.name, None)
+            elif state.deleted < state.last_id or state.state_row:
+                self._tidy.setdefault(state.name, time.monotonic() + TIDY_DELAY_S)
+                return
+            else:
+                return
+        # Still under the leadership of this base's writer: nobody can commit an event meanwhile. A
+        # marker that comes back after a power cut is harmless.
+        self._unlink(os.path.join(self.directory, state.name))
+
+    def forget(self, name: str) -> None:
+        """The base is destroyed: its file, if it holds events, has moved to :meth:`adopt`."""
+        with self._lock:
+            state = self._bases.pop(name, None)
+            self._tidy.pop(name, None)
+            if state is not None:
+                state.dead = True
+                self._in_memory -= len(state.pending)
+                state.pending.clear()
+        self._unlink(os.path.join(self.directory, name))
+
+    def leftover_path(self, name: str) -> str:
+        """Where the file of a destroyed base goes while it holds events."""
+        return os.path.join(self.directory, f"{name}.{time.time_ns()}{LEFTOVER_SUFFIX}")
+
+    def adopt(self, path: str) -> None:
+        """Drain the base of a destroyed container, then delete it."""
+        with self._lock:
+            self._leftovers.append(path)
+            self._wakeup.notify()
+
+    def mark(self, name: str) -> None:
+        """Make the marker of a base that is about to be created with events.
+
+        Its table must be looked at before the first write: the creation has put events there.
+        """
+        self._make_marker(name)
+        with self._lock:
+            self._bases.setdefault(name, BaseOutbox(name, loaded=False))
+            self._tidy.setdefault(name, time.monotonic() + TIDY_DELAY_S)
+
+    def discover(self, name: str) -> None:
+        """A base that was marked has its place: drain what its table holds."""
+        with self._lock:
+            state = self._bases.get(name)
+            if state is not None:
+                self._enqueue(state)
+
+    # --- internals -----------------------------------------------------------------------------
+
+    def _mark(self, name: str) -> BaseOutbox:
+        self._make_marker(name)
+        state = BaseOutbox(name, loaded=True)
+        with self._lock:
+            return self._bases.setdefault(name, state)
+
+    def _make_marker(self, name: str) -> None:
+        os.close(os.open(os.path.join(self.directory, name), os.O_CREAT | os.O_WRONLY, 0o644))
+        if self._fsync:
+            fsync_directory(self.directory)
+
+    def _enqueue(self, state: BaseOutbox) -> None:
+        if not state.queued:
+            state.queued = True
+            self._ready.append(state)
+            self._wakeup.notify()
+
+    def _drain(self) -> None:
+        retry_s = 0.0
+        while True:
+            with self._lock:
+                if retry_s:
+                    self._wakeup.wait_for(lambda: self._stopping, retry_s)
+                while not (self._stopping or self._ready or self._leftovers):
+                    wait_s = self._next_timer()
+                    if wait_s is not None and wait_s <= 0:
+                        break
+                    self._wakeup.wait(wait_s)
+                if self._stopping:
+                    return
+            try:
+                self._deliver()
+                self._deliver_leftover()
+                retry_s = 0.0
+            except Exception as exc:
+                # Whatever the queue raises, the events are still in their bases: say it, wait, retry.
+                self.failures_total += 1
+                retry_s = min(RETRY_MAX_S, max(RETRY_MIN_S, retry_s * 2))
+                logger.warning("event queue: %s: %s; retry in %.1f s", type(exc).__name__, exc, retry_s)
+            self._tidy_one()
+
+    def _next_timer(self) -> float | None:
+        for due in self._tidy.values():
+            return due - time.monotonic()
+        return None
+
+    def _deliver(self) -> None:
+        taken: list[tuple[BaseOutbox, list[tuple[int, bytes]], int]] = []
+        count = 0
+        while count < DELIVERY_MAX:
+            with self._lock:
+                if not self._ready:
+                    break
+                state = self._ready.popleft()
+                state.queued = False
+                if state.dead:
+                    continue
+                rows = list(state.pending)
+                backlog, delivered = state.backlog, state.delivered
+            if backlog:
+                try:
+                    rows = self._read_table(state, delivered)
+                except (StatusError, apsw.Error) as exc:
+                    self._unreadable(state, exc)
+                    continue
+            taken.append((state, rows, len(rows) if not backlog else 0))
+            count += len(rows)
+        events = [event for _, rows, _ in taken for _, event in rows]
+        try:
+            if events and self._sink is not None:
+                self._sink.put_many(events)
+        except BaseException:
+            with self._lock:
+                for state, _, _ in taken:
+                    self._enqueue(state)
+            raise
+        self.delivered_total += len(events)
+        with self._lock:
+            for state, rows, from_memory in taken:
+                if state.dead:
+                    continue
+                for _ in range(from_memory):
+                    state.pending.popleft()
+                self._in_memory -= from_memory
+                if rows:
+                    state.delivered = rows[-1][0]
+                if state.backlog and state.loaded and state.delivered >= state.last_id:
+                    state.backlog = False
+                    # What was in memory when the backlog began was read from the table too.
+                    self._in_memory -= len(state.pending)
+                    state.pending.clear()
+                if state.pending or (state.backlog and rows):
+                    self._enqueue(state)
+                else:
+                    self._tidy.setdefault(state.name, time.monotonic() + TIDY_DELAY_S)
+
+    def _read_table(self, state: BaseOutbox, after: int) -> list[tuple[int, bytes]]:
+        def select(reader: Reader) -> list[tuple[int, bytes]]:
+            return list(reader.execute(_SELECT, (max(0, after), DELIVERY_MAX)))
+
+        return self._repository.read(state.name, select)
+
+    def _unreadable(self, state: BaseOutbox, exc: Exception) -> None:
+        """A base with a marker cannot be read: absent means that its creation never ended."""
+        if not self._repository.exists(state.name):
+            self.forget(state.name)
+            return
+        if self._repository.end_destruction(state.name):
+            return
+        logger.error("base %s: pending events cannot be read now: %s", state.name, exc)
+        with self._lock:
+            self._tidy.setdefault(state.name, time.monotonic() + RETRY_MAX_S)
+
+    def _deliver_leftover(self) -> None:
+        with self._lock:
+            if not self._leftovers:
+                return
+            path = self._leftovers[0]
+        try:
+            connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+            try:
+                events = [event for _, event in connection.execute(_SELECT, (0, -1))]
+            finally:
+                connection.close()
+        except apsw.Error as exc:
+            logger.error("events of the destroyed base %s cannot be read, file kept: %s", path, exc)
+            with self._lock:
+                self._leftovers.popleft()
+            return
+        if events and self._sink is not None:
+            self._sink.put_many(events)
+        self.delivered_total += len(events)
+        for suffix in ("", "-wal", "-shm"):
+            self._unlink(path + suffix)
+        with self._lock:
+            self._leftovers.popleft()
+
+    def _tidy_one(self) -> None:
+        """Tidy the bases whose time has come: send their state, delete what was delivered."""
+        while not self._stopping:
+            with self._lock:
+                wait_s = self._next_timer()
+                if wait_s is None or wait_s > 0:
+                    return
+                name = next(iter(self._tidy))
+                del self._tidy[name]
+                state = self._bases.get(name)
+                if state is None or state.dead:
+                    continue
+                if state.backlog:
+                    self._enqueue(state)
+            try:
+                self._repository.write(name, _mark_tidying, relaxed=True)
+            except (StatusError, apsw.Error) as exc:
+                self._unreadable(state, exc)
+            if self._ready:
+                return
+
+    @staticmethod
+    def _unlink(path: str) -> None:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+
+
+def _mark_tidying(tx: Transaction) -> None:
+    tx.tidying = True
+
+
+def fsync_directory(path: str) -> None:
+    """Make the names of a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,361 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""The bases of one volume: create, read, write, destroy.
+
+>>> repository = Repository(volume, META2)                            # doctest: +SKIP
+>>> repository.create(name, lambda tx: tx.set("sys.account", "acme"))  # doctest: +SKIP
+>>> repository.write(name, lambda tx: tx.execute("INSERT …"))          # doctest: +SKIP
+
+A base is a file; it is opened at its first use and stays open until others need its place (least recently
+used first). A base appears in the volume complete or not at all: it is built in memory, written beside its
+place, made durable, then linked to its name.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import apsw
+
+from oio.common import status
+from oio.common.status import StatusError
+from oio.meta.base import Base, BaseOptions, remaining, translate
+from oio.meta.base_type import ENGINE_SCHEMA, TOMBSTONE, BaseType
+from oio.meta.outbox import EventSink, Outbox, fsync_directory
+from oio.meta.transaction import Reader, Transaction
+
+logger = logging.getLogger("oio.meta.repository")
+
+T = TypeVar("T")
+
+#: Open bases at most, when nothing else is said.
+OPEN_MAX = 1024
+_SIDE_FILES = ("-wal", "-shm", "-journal")
+# Offsets of the "file format" bytes in a SQLite header; 2 says WAL.
+_FORMAT_BYTES = (18, 19)
+
+
+class Repository:
+    """All the bases of one type in one volume. Thread-safe."""
+
+    def __init__(
+        self,
+        volume: str,
+        base_type: BaseType,
+        *,
+        options: BaseOptions | None = None,
+        open_max: int = OPEN_MAX,
+        queue: EventSink | None = None,
+        events_memory_max: int = 10000,
+    ) -> None:
+        self.volume = os.path.abspath(volume)
+        self.type = base_type
+        self._options = options or BaseOptions()
+        self._fsync = self._options.sync != "off"
+        self._open_max = open_max
+        self._lock = threading.Condition(threading.Lock())
+        self._bases: OrderedDict[str, Base] = OrderedDict()
+        self._name_locks = [threading.Lock() for _ in range(64)]
+        self._temporary = 0
+        self._template: bytes | None = None
+        self._closed = False
+        self.evictions = 0
+        self.outbox = Outbox(
+            self, self.volume, base_type, queue, events_memory_max, fsync=self._fsync
+        )
+        self.outbox.start()
+
+    # --- using bases -------------------------------------------------------------------------------
+
+    def read(self, base_name: str, fn: Callable[[Reader], T]) -> T:
+        """Run a function on a consistent view of a base. :raises StatusError: 431 when it is absent."""
+        base = self._pin(base_name)
+        try:
+            base.open()
+            if TOMBSTONE in base.admin:
+                raise StatusError(status.CONTAINER_NOT_FOUND, f"base {base_name} is destroyed")
+            return base.read(fn)
+        finally:
+            self._unpin(base)
+
+    def write(self, base_name: str, fn: Callable[[Transaction], T], relaxed: bool = False) -> T:
+        """Run a function in a group commit of a base; returns after the commit is durable.
+
+        The function may run in another thread, must not block, and must change nothing but its
+        transaction: it is rolled back when it raises.
+        """
+        base = self._pin(base_name)
+        try:
+            base.open()
+            return base.write(fn, relaxed)
+        finally:
+            self._unpin(base)
+
+    def create(self, base_name: str, init: Callable[[Transaction], object]) -> bool:
+        """Create a base that ``init`` fills; False (and nothing done) when it exists.
+
+        Events that ``init`` emits leave once the base is in place.
+        """
+        path = self.path(base_name)
+        if os.path.exists(path) and not self.end_destruction(base_name):
+            return False
+        image, has_events = self._build_image(base_name, init)
+        with self._name_lock(base_name):
+            if os.path.exists(path):
+                return False
+            if has_events:
+                self.outbox.mark(base_name)
+            created = self._place(image, path)
+            if has_events and created:
+                self.outbox.discover(base_name)
+        return created
+
+    def exists(self, base_name: str) -> bool:
+        """Is there a file for this base?"""
+        return os.path.exists(self.path(base_name))
+
+    def destroy(self, base_name: str, last: Callable[[Transaction], object] | None = None) -> None:
+        """Delete a base after ``last`` ran in its last transaction (and may have refused by raising)."""
+
+        def bury(tx: Transaction) -> None:
+            if last is not None:
+                last(tx)
+            tx.tidying = True
+            tx.set(TOMBSTONE, str(time.time_ns() // 1000))
+
+        self.write(base_name, bury)
+        with self._name_lock(base_name):
+            self._remove(base_name)
+
+    def end_destruction(self, base_name: str) -> bool:
+        """Remove a base whose destruction was committed but interrupted; False when it lives."""
+        with self._name_lock(base_name):
+            try:
+                with self.opened(base_name) as base:
+                    if TOMBSTONE not in base.admin:
+                        return False
+            except StatusError:
+                return False
+            self._remove(base_name)
+        return True
+
+    def _name_lock(self, base_name: str) -> threading.Lock:
+        """Creation and removal of one base exclude each other."""
+        return self._name_locks[hash(base_name) % len(self._name_locks)]
+
+    def _remove(self, base_name: str) -> None:
+        path = self.path(base_name)
+        with self._lock:
+            base = self._bases.get(base_name)
+            if base is not None:
+                # Whoever still holds the base gets 431 from the tombstone soon.
+                deadline = time.monotonic() + self._options.wait_s
+                while base.pins and remaining(deadline):
+                    self._lock.wait(remaining(deadline))
+        if base is not None:
+            base.close()
+        self._take_file_away(base_name, path)
+        with self._lock:
+            # Nobody may keep a connection to the file that left; who holds one closes it at the end.
+            base = self._bases.pop(base_name, None)
+            if base is not None and base.pins:
+                base = None
+        if base is not None:
+            base.close()
+
+    def _take_file_away(self, base_name: str, path: str) -> None:
+        if self.outbox.enabled:
+            leftover = self.outbox.leftover_path(base_name)
+            try:
+                os.rename(path, leftover)
+            except FileNotFoundError:
+                return
+            for suffix in _SIDE_FILES:
+                if os.path.exists(path + suffix):
+                    os.rename(path + suffix, leftover + suffix)
+            self._sync_directory(self.outbox.directory)
+            self._sync_directory(os.path.dirname(path))
+            self.outbox.forget(base_name)
+            self.outbox.adopt(leftover)
+        else:
+            for suffix in ("", *_SIDE_FILES):
+                try:
+                    os.unlink(path + suffix)
+                except FileNotFoundError:
+                    continue
+            self._sync_directory(os.path.dirname(path))
+
+    def path(self, base_name: str) -> str:
+        """File of a base. :raises StatusError: 400 for a name that cannot be one."""
+        try:
+            return os.path.join(self.volume, self.type.relative_path(base_name))
+        except ValueError as exc:
+            raise StatusError(status.BAD_REQUEST, str(exc)) from exc
+
+    def names(self) -> Iterator[str]:
+        """Names of all the bases in the volume, in no order. It walks through the directories."""
+        suffix = f".{self.type.name}"
+        for directory, subdirectories, files in os.walk(self.volume):
+            subdirectories[:] = [name for name in subdirectories if not name.startswith(".")]
+            for name in files:
+                if name.endswith(suffix):
+                    yield name[: -len(suffix)]
+
+    def stats(self) -> dict[str, int]:
+        """Open bases, those in use, the limit, evictions."""
+        with self._lock:
+            used = sum(1 for base in self._bases.values() if base.pins)
+            return {
+                "max": self._open_max,
+                "open": len(self._bases),
+                "used": used,
+                "evictions": self.evictions,
+            }
+
+    def close(self) -> None:
+        """Stop the outbox and close every base that is not in use."""
+        self.outbox.stop()
+        with self._lock:
+            self._closed = True
+            bases = [base for base in self._bases.values() if not base.pins]
+            for base in bases:
+                del self._bases[base.name]
+        for base in bases:
+            base.close()
+
+    # --- open bases --------------------------------------------------------------------------------
+
+    @contextmanager
+    def opened(self, base_name: str) -> Iterator[Base]:
+        """Hold an open base (for replication and administration)."""
+        base = self._pin(base_name)
+        try:
+            base.open()
+            yield base
+        finally:
+            self._unpin(base)
+
+    def _pin(self, base_name: str) -> Base:
+        victim = None
+        with self._lock:
+            base = self._bases.get(base_name)
+            if base is not None:
+                base.pins += 1
+                self._bases.move_to_end(base_name)
+                return base
+            if len(self._bases) >= self._open_max:
+                victim = self._make_room()
+                base = self._bases.get(base_name)
+            if base is None:
+                base = Base(
+                    base_name, self.path(base_name), self.type, self._options, self.outbox
+                )
+                self._bases[base_name] = base
+            base.pins += 1
+        if victim is not None:
+            victim.close()
+        return base
+
+    def _make_room(self) -> Base | None:
+        """Take the least recently used base out, waiting for one that nobody uses."""
+        deadline = time.monotonic() + self._options.wait_s
+        while len(self._bases) >= self._open_max:
+            for name, base in self._bases.items():
+                if not base.pins:
+                    del self._bases[name]
+                    self.evictions += 1
+                    return base
+            left = remaining(deadline)
+            if not left:
+                raise StatusError(
+                    status.UNAVAILABLE,
+                    f"all {self._open_max} open bases are in use since {self._options.wait_s:g} s",
+                )
+            self._lock.wait(left)
+        return None
+
+    def _unpin(self, base: Base) -> None:
+        with self._lock:
+            base.pins -= 1
+            if base.pins:
+                return
+            if not base.is_open and self._bases.get(base.name) is base:
+                # It could not be opened: nothing to keep.
+                del self._bases[base.name]
+            orphan = self._bases.get(base.name) is not base
+            self._lock.notify_all()
+        if orphan:
+            base.close()
+
+    # --- new bases ---------------------------------------------------------------------------------
+
+    def _build_image(
+        self, base_name: str, init: Callable[[Transaction], object]
+    ) -> tuple[bytes, bool]:
+        connection = apsw.Connection(":memory:")
+        try:
+            if self._template is None:
+                connection.execute(f"PRAGMA page_size={self._options.page_size}")
+                connection.execute(ENGINE_SCHEMA + self.type.schema)
+                self._template = connection.serialize("main")
+            else:
+                connection.deserialize("main", self._template)
+            connection.execute("BEGIN")
+            tx = Transaction(base_name, connection, {}, self.outbox.enabled)
+            for key, value in self.type.first_admin(base_name).items():
+                tx.set(key, value)
+            init(tx)
+            tx.keep_member()
+            # The first versions of the tables are written by first_admin: nothing to count yet.
+            connection.executemany("INSERT INTO admin(k, v) VALUES(?, ?)", tx.all_admin().items())
+            rows: list[tuple[int, bytes | None]] = list(enumerate(tx.events, 1))
+            if tx.state_wanted:
+                rows.insert(0, (0, None))
+            connection.executemany("INSERT INTO events(id, event) VALUES(?, ?)", rows)
+            connection.execute("COMMIT")
+            image = bytearray(connection.serialize("main"))
+        except apsw.Error as exc:
+            raise translate(exc, base_name) from exc
+        finally:
+            connection.close()
+        for offset in _FORMAT_BYTES:
+            image[offset] = 2
+        return bytes(image), bool(rows)
+
+    def _place(self, image: bytes, path: str) -> bool:
+        directory = os.path.dirname(path)
+        if not os.path.isdir(directory):
+            os.makedirs(directory, exist_ok=True)
+            self._sync_directory(os.path.dirname(directory))
+        with self._lock:
+            self._temporary += 1
+            temporary = f"{path}.{os.getpid()}.{self._temporary}.new"
+        try:
+            with open(temporary, "wb", buffering=0) as file:
+                file.write(image)
+                if self._fsync:
+                    os.fsync(file.fileno())
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+        except OSError as exc:
+            raise StatusError(status.UNAVAILABLE, f"cannot create {path}: {exc}") from exc
+        finally:
+            try:
+                os.unlink(temporary)
+            except FileNotFoundError:
+                logger.error("%s disappeared", temporary)
+        self._sync_directory(directory)
+        return True
+
+    def _sync_directory(self, path: str) -> None:
+        if self._fsync:
+            fsync_directory(path)
