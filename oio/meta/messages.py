@@ -21,6 +21,9 @@ CID_PATTERN = r"^[0-9A-F]{64}$"
 Cid = Annotated[str, msgspec.Meta(pattern=CID_PATTERN)]
 HexText = Annotated[str, msgspec.Meta(pattern=r"^([0-9A-F]{2})*$")]
 
+# Named here because several messages have a field called ``type``, which hides the builtin in their bodies.
+ReplyType = type | None
+
 _CAMEL = re.compile(r"(?<!^)(?=[A-Z])")
 
 
@@ -31,7 +34,7 @@ class Message(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=False, k
 class Operation(Message, kw_only=True):
     """Base of requests; ``reply`` is the type of the answer, ``None`` when there is no body."""
 
-    reply: ClassVar[type | None] = None
+    reply: ClassVar[ReplyType] = None
 
     @classmethod
     def operation(cls) -> str:
@@ -93,7 +96,7 @@ class PrefixMapping(Message, kw_only=True):
 class Meta0Get(Operation, kw_only=True):
     """Which meta1 services hold this prefix (1 to 4 hex digits; empty: the whole mapping)."""
 
-    reply: ClassVar[type | None] = PrefixMapping
+    reply: ClassVar[ReplyType] = PrefixMapping
     prefix: str = ""
 
 
@@ -131,7 +134,7 @@ class ServiceLinks(Message, kw_only=True):
 class ReferenceCreate(ContainerTarget, kw_only=True):
     """Create a reference (idempotent)."""
 
-    reply: ClassVar[type | None] = Created
+    reply: ClassVar[ReplyType] = Created
     properties: dict[str, str] = {}
 
 
@@ -144,7 +147,7 @@ class ReferenceDestroy(ContainerTarget, kw_only=True):
 class ReferenceShow(ContainerTarget, kw_only=True):
     """Names, links (of one type when given) and properties; 406 when absent."""
 
-    reply: ClassVar[type | None] = ReferenceReply
+    reply: ClassVar[ReplyType] = ReferenceReply
     type: str = ""
 
 
@@ -153,7 +156,7 @@ class ReferenceLink(ContainerTarget, kw_only=True):
     the base's writer); with an empty ``proposed`` and nothing linked: 454. ``autocreate`` creates the
     reference, else 406. ``renew`` adds ``proposed`` under the next seq instead."""
 
-    reply: ClassVar[type | None] = ServiceLinks
+    reply: ClassVar[ReplyType] = ServiceLinks
     type: str
     proposed: list[str] = []
     autocreate: bool = False
@@ -195,7 +198,7 @@ class ReferenceDelProperties(ContainerTarget, kw_only=True):
 class ContainerCreate(ContainerTarget, kw_only=True):
     """Create the base of a container (idempotent: then properties are ignored)."""
 
-    reply: ClassVar[type | None] = Created
+    reply: ClassVar[ReplyType] = Created
     namespace: str
     peers: list[str] = []
     properties: dict[str, str] = {}
@@ -210,7 +213,7 @@ class ContainerDestroy(ContainerTarget, kw_only=True):
 class ContainerGetProperties(ContainerTarget, kw_only=True):
     """All admin keys; with ``stats`` also ``stats.page_count`` and friends."""
 
-    reply: ClassVar[type | None] = Properties
+    reply: ClassVar[ReplyType] = Properties
     stats: bool = False
 
 
@@ -247,7 +250,7 @@ class ListReply(Message, kw_only=True):
 class ContentList(ContainerTarget, kw_only=True):
     """List objects; see the contract of ``container/list`` for each parameter."""
 
-    reply: ClassVar[type | None] = ListReply
+    reply: ClassVar[ReplyType] = ListReply
     prefix: str = ""
     marker: str = ""
     end_marker: str = ""
@@ -322,7 +325,7 @@ class ContentShow(ContentTarget, kw_only=True):
     """Read an object. 420 absent, 426 when the version found is a delete marker (unless ``deleted``),
     427 drained (unless ``drained``)."""
 
-    reply: ClassVar[type | None] = ContentReply
+    reply: ClassVar[ReplyType] = ContentReply
     deleted: bool = False
     drained: bool = False
     chunks: bool = True
@@ -366,7 +369,7 @@ class BulkReply(Message, kw_only=True):
 class ContentDeleteMany(ContainerTarget, kw_only=True):
     """Delete several objects by name, each on its own."""
 
-    reply: ClassVar[type | None] = BulkReply
+    reply: ClassVar[ReplyType] = BulkReply
     paths: list[str]
     force_versioning: int | None = None
     simulate_versioning: bool = False
