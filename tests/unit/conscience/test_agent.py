@@ -359,8 +359,9 @@ def test_configuration(tmp_path, caplog):
     for name in ("twin1", "twin2"):
         (watch / f"{name}.yml").write_text(yaml.safe_dump(describe(7, "rawx", [])))
     path = tmp_path / "agent.yml"
+    inline = {"c": describe(3, "x", [])}
     path.write_text(
-        yaml.safe_dump({"namespace": "NS", "include_dir": str(watch), "rise": 2, "services": {"c": describe(3, "x", [])}})
+        yaml.safe_dump({"namespace": "NS", "include_dir": str(watch), "rise": 2, "services": inline})
     )
     settings = load_agent_settings(str(path), LOGGER)
     services = {service.name: service for service in settings.services}
