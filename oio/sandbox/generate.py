@@ -131,6 +131,7 @@ def rawx_conf(layout: Layout, service: Service) -> str:
         f"compression {compression}",
         "hash_width 3",
         "hash_depth 1",
+        f"event_queue spool://{os.path.join(layout.spool_dir, service.name)}",
     ]
     if service.service_id:
         lines.append(f"service_id {service.service_id}")

@@ -1,0 +1,127 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""The prefix table: one base, named after the namespace, small and read all the time.
+
+Reads of one prefix are one look-up; the whole table is kept in memory between two changes. A change is
+visible to readers once it is committed.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from oio.common import status
+from oio.common.status import StatusError
+from oio.meta.base_type import BaseType
+from oio.meta.context import Context
+from oio.meta.messages import Meta0Get, Meta0Set, Operation, PrefixMapping
+from oio.meta.repository import Repository
+from oio.meta.transaction import Reader, Transaction
+
+SCHEMA = """
+CREATE TABLE meta1 (
+    prefix BLOB NOT NULL,
+    addr TEXT NOT NULL,
+    PRIMARY KEY (prefix, addr)
+) WITHOUT ROWID;
+CREATE TABLE meta1_ref (
+    addr TEXT NOT NULL PRIMARY KEY,
+    state TEXT NOT NULL,
+    prefixes INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+META0 = BaseType(name="meta0", schema=SCHEMA)
+
+_PREFIX = re.compile(r"^[0-9A-F]{4}$")
+_PARTIAL = re.compile(r"^[0-9A-F]{0,4}$")
+_ADDRESS_MAX = 255
+
+Handler = Callable[[Any, Context], Any]
+
+
+class Meta0Service:
+    """Operations of meta0 on the base of a namespace, which is created when it is missing."""
+
+    def __init__(self, repository: Repository, namespace: str) -> None:
+        self._repository = repository
+        self._base = namespace
+        self._lock = threading.Lock()
+        self._generation = 0
+        self._table: dict[str, list[str]] | None = None
+        repository.create(namespace, lambda tx: tx.set("sys.ns", namespace))
+
+    def handlers(self) -> dict[type[Operation], Handler]:
+        """What to call for each operation."""
+        return {Meta0Get: self.get, Meta0Set: self.set}
+
+    def get(self, request: Meta0Get, context: Context) -> PrefixMapping:
+        """Services of the prefixes that start with the given digits."""
+        wanted = request.prefix.upper()
+        if not _PARTIAL.match(wanted):
+            raise StatusError(
+                status.BAD_REQUEST, f"A prefix has up to 4 hex digits: {request.prefix!r}"
+            )
+        table = self._table
+        if table is None:
+            generation = self._generation
+            table = self._repository.read(self._base, _read_table)
+            with self._lock:
+                # What was read before a change must not outlive it.
+                if generation == self._generation:
+                    self._table = table
+        if not wanted:
+            return PrefixMapping(mapping=table)
+        if len(wanted) == 4:
+            services = table.get(wanted)
+            return PrefixMapping(mapping={wanted: services} if services else {})
+        return PrefixMapping(
+            mapping={prefix: services for prefix, services in table.items() if prefix.startswith(wanted)}
+        )
+
+    def set(self, request: Meta0Set, context: Context) -> None:
+        """Replace the services of the given prefixes, all of them or none."""
+        rows = []
+        for prefix, services in request.mapping.items():
+            if not _PREFIX.match(prefix):
+                raise StatusError(
+                    status.BAD_REQUEST, f"A prefix is 4 upper-case hex digits: {prefix!r}"
+                )
+            if not services or len(set(services)) < len(services):
+                raise StatusError(status.BAD_REQUEST, f"{prefix}: no service, or one named twice")
+            key = bytes.fromhex(prefix)
+            for service in services:
+                if not 0 < len(service) <= _ADDRESS_MAX:
+                    raise StatusError(status.BAD_REQUEST, f"{prefix}: bad address {service[:64]!r}")
+                rows.append((key, service))
+        if not rows:
+            return
+
+        def replace(tx: Transaction) -> None:
+            tx.executemany(
+                "DELETE FROM meta1 WHERE prefix = ?",
+                [(bytes.fromhex(prefix),) for prefix in request.mapping],
+            )
+            tx.executemany("INSERT INTO meta1 (prefix, addr) VALUES (?, ?)", rows)
+            tx.execute("DELETE FROM meta1_ref")
+            tx.execute(
+                "INSERT INTO meta1_ref (addr, state, prefixes)"
+                " SELECT addr, '0', count(*) FROM meta1 GROUP BY addr"
+            )
+            tx.on_commit(self._forget)
+
+        self._repository.write(self._base, replace)
+
+    def _forget(self) -> None:
+        with self._lock:
+            self._generation += 1
+            self._table = None
+
+
+def _read_table(reader: Reader) -> dict[str, list[str]]:
+    table: dict[str, list[str]] = {}
+    for prefix, address in reader.execute("SELECT prefix, addr FROM meta1 ORDER BY prefix, addr"):
+        table.setdefault(prefix.hex().upper(), []).append(address)
+    return table
