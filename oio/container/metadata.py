@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from oio.common.constants import OBJECT_METADATA_PREFIX
+from oio.http.client import HeaderDict
 
 CONTENT_HEADER_PREFIX = OBJECT_METADATA_PREFIX
 SYSMETA_KEYS = (
@@ -43,16 +44,23 @@ def extract_content_headers_meta(headers: Mapping[str, Any]) -> dict[str, Any]:
     """
     properties: dict[str, str] = {}
     meta: dict[str, Any] = {"properties": properties}
+    has_properties = False
     for name, value in headers.items():
         name = name.lower()
         key = _KEY_OF_HEADER.get(name)
         if key is not None:
             meta[key] = unquote(value) if type(value) is str and "%" in value else value
         elif name.startswith(CONTENT_HEADER_PREFIX):
-            text = str(value)
-            properties[unquote(name[_PREFIX_LENGTH:])] = unquote(text)
+            has_properties = True
         elif name == _CHUNK_SIZE_HEADER:
             meta["chunk_size"] = int(value)
+    if has_properties:
+        # The case of these names means something, and names may differ by their case only.
+        spelled = headers.spelled() if isinstance(headers, HeaderDict) else headers.items()
+        for name, value in spelled:
+            lowered = name.lower()
+            if lowered.startswith(CONTENT_HEADER_PREFIX) and lowered not in _KEY_OF_HEADER:
+                properties[unquote(name[_PREFIX_LENGTH:])] = unquote(str(value))
     return meta
 
 

@@ -441,12 +441,15 @@ class ClientConnection(Source):
                     raise self.malformed("malformed answer")
                 return None
             try:
-                line, headers = wire.parse_head(self.buf[self.pos : end])
+                head = self.buf[self.pos : end]
+                line, headers = wire.parse_head(head)
                 is_11, status, reason = wire.parse_status_line(line)
                 self.pos = end + 4
                 if status >= 200:
                     body, keep = self._frame(status, headers, is_11)
-                    return ClientResponse(self, status, reason, headers, body, keep)
+                    response = ClientResponse(self, status, reason, headers, body, keep)
+                    response.headers.raw = head
+                    return response
             except HeadError as error:
                 raise self.malformed(f"malformed answer: {error.message}") from None
             if status == 101:

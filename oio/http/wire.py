@@ -54,6 +54,16 @@ _names: dict[str, str] = {
 class HeaderDict(dict[str, str]):
     """Headers of an answer: names are stored in lower case, and looked up whatever their case."""
 
+    raw: bytes | bytearray = b""
+    """The head they come from, for the rare names whose case means something."""
+
+    def spelled(self) -> list[tuple[str, str]]:
+        """Give the headers as they came: names in their own case, repeated ones apart."""
+        if not self.raw:
+            return list(self.items())
+        lines = self.raw.decode("latin-1").split("\r\n")[1:]
+        return [(name, value.strip(" \t")) for name, _, value in [line.partition(":") for line in lines]]
+
     def __getitem__(self, name: str) -> str:
         return dict.__getitem__(self, name.lower())
 

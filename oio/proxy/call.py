@@ -39,6 +39,12 @@ _NUMBER = re.compile(r"^[+-]?[0-9]{1,24}$", re.ASCII)
 _UNRESERVED = re.compile(r"^[A-Za-z0-9_.~\-]*$")
 # Characters of a header name (RFC 9110, token), but for '%' which announces an escape.
 _HEADER_NAME_SAFE = "!#$&'*+-.^_`|~"
+_METADATA_NAMES = frozenset(
+    {
+        "chunk-method", "ctime", "mtime", "deleted", "hash", "hash-method", "id", "length", "mime-type", "name",
+        "policy", "size", "version",
+    }
+)  # fmt: skip
 
 _decode_json = msgspec.json.Decoder().decode
 encode_json = msgspec.json.Encoder().encode
@@ -318,7 +324,12 @@ def escape(text: str) -> str:
 
 
 def escape_header_name(key: str) -> str:
-    """Make a free text fit in the name of a header: what may not stand there is URI-escaped."""
+    """Make a free text fit in the name of a header: what may not stand there is URI-escaped.
+
+    The names of object metadata are escaped too: a property called ``size`` must not pass for the size.
+    """
+    if key.lower() in _METADATA_NAMES:
+        return f"%{ord(key[0]):02X}{key[1:]}"
     return key if _UNRESERVED.match(key) else quote(key, safe=_HEADER_NAME_SAFE)
 
 

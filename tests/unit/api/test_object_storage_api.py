@@ -362,7 +362,17 @@ def test_head(api: ObjectStorageApi, cluster: FakeCluster) -> None:
         api.object_head("acct", "cont", "obj", trust_level=9)
 
 
-def test_large_properties_are_loaded_apart(api: ObjectStorageApi) -> None:
+@pytest.mark.parametrize(
+    "properties", [{"k": "v" * 200_000}, {f"k{index}": "v" for index in range(2048)}], ids=["large", "many"]
+)
+def test_large_properties_are_loaded_apart(api: ObjectStorageApi, properties: dict[str, str]) -> None:
+    api.object_create("acct", "cont", data=b"d", obj_name="obj", properties=properties)
+    meta, chunks = api.object_locate("acct", "cont", "obj")
+    assert meta["properties"] == properties
+    assert (meta["length"], len(chunks)) == ("1", 3)
+
+
+def test_heads_refused_by_other_pools(api: ObjectStorageApi) -> None:
     api.object_create("acct", "cont", data=b"d", obj_name="obj", properties={"k": "v"})
     direct = api.container._direct_request
 
