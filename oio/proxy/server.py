@@ -21,6 +21,7 @@ from oio.conscience.messages import valid_address
 from oio.conscience.registry_client import RegistryClient
 from oio.http.client import HttpPool
 from oio.http.server import Server, ServerConfig
+from oio.http.workers import WorkerGroup, run_workers
 from oio.proxy.app import Proxy
 from oio.proxy.feed import Feed
 from oio.proxy.routes import all_routes
@@ -204,15 +205,44 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigurationException as exc:
         print(f"oio-proxy: {exc}", file=sys.stderr)
         return 1
+    if options.workers > 1:
+        return _run_group(options, conf)
+    process, server = make_process(options, conf)
+    return service.run_until_stopped([server], on_stop=[process.stop], name="proxy")
+
+
+def make_process(
+    options: Options, conf: Mapping[str, str], group: WorkerGroup | None = None
+) -> tuple[ProxyProcess, Server]:
+    """Build what one process runs; it follows the conscience already, its server is not started."""
     process = ProxyProcess(options.namespace, conf, options)
+    if group is not None:
+        process.app.broadcast = group.broadcast_bodies
+    signal.signal(signal.SIGHUP, lambda *_: process.reload())
     server = Server(
         process.app,
         [listen_address(address) for address in options.listen],
-        server_config(process.variables),
+        server_config(process.variables, reuse_port=group is not None),
     )
-    signal.signal(signal.SIGHUP, lambda *_: process.reload())
     process.start()
-    return service.run_until_stopped([server], on_stop=[process.stop], name="proxy")
+    return process, server
+
+
+def _run_group(options: Options, conf: Mapping[str, str]) -> int:
+    """Run several processes on the same port."""
+    running: list[ProxyProcess] = []
+
+    def start(group: WorkerGroup) -> Server:
+        service.install_verbosity_signals()
+        process, server = make_process(options, conf, group)
+        running.append(process)
+        return server
+
+    def stop(_group: WorkerGroup) -> None:
+        for process in running:
+            process.stop()
+
+    return run_workers(start, options.workers, grace_s=service.STOP_GRACE_S, on_stop=stop)
 
 
 if __name__ == "__main__":
