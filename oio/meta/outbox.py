@@ -145,7 +145,8 @@ class Outbox:
                 self._leftovers.append(entry.path)
             elif entry.is_file() and entry.stat().st_size == 0:
                 state = self._bases[entry.name] = BaseOutbox(entry.name, loaded=False)
-                self._enqueue(state)
+                with self._lock:
+                    self._enqueue(state)
                 self._tidy[entry.name] = now + TIDY_DELAY_S
         self._thread = threading.Thread(target=self._drain, name="outbox", daemon=True)
         self._thread.start()
@@ -183,20 +184,18 @@ class Outbox:
         batch = Batch(state)
         execute = tx.connection.execute
         if not state.loaded:
-            last, first = execute(_BOUNDS).fetchone()
+            last, first = execute(_BOUNDS).fetchone() or (0, None)
             with self._lock:
                 state.last_id, state.loaded = last or 0, True
             batch.state_row = state.state_row = first == 0
         events = tx.events
         now = time.monotonic()
-        if batch.state_row:
-            if self._type.state_event is not None and (
-                tidying or tx.state_wanted and now - state.state_since >= TIDY_DELAY_S
-            ):
-                events = [*events, msgspec.json.encode(self._type.state_event(admin))]
-                execute(_DELETE_STATE)
-                batch.state_row = False
-        elif tx.state_wanted:
+        due = tidying or (tx.state_wanted and now - state.state_since >= TIDY_DELAY_S)
+        if batch.state_row and due and self._type.state_event is not None:
+            events = [*events, msgspec.json.encode(self._type.state_event(admin))]
+            execute(_DELETE_STATE)
+            batch.state_row = False
+        elif tx.state_wanted and not batch.state_row:
             execute(_INSERT_STATE)
             batch.state_row = True
             state.state_since = now
@@ -230,11 +229,9 @@ class Outbox:
                 self._enqueue(state)
             if batch.rows or batch.state_row:
                 self._tidy.setdefault(state.name, time.monotonic() + TIDY_DELAY_S)
-            if not self._ready and not batch.rows:
-                # Only the timer of a state changed, and the thread wakes up by itself for timers
-                # unless it had none.
-                if len(self._tidy) == 1:
-                    self._wakeup.notify()
+            if not batch.rows and len(self._tidy) == 1:
+                # The thread wakes up by itself for timers, unless it had none.
+                self._wakeup.notify()
             if not batch.tidying:
                 return
             if not state.state_row and state.deleted >= state.last_id and not state.queued:

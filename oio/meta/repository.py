@@ -202,7 +202,7 @@ class Repository:
     def names(self) -> Iterator[str]:
         """Names of all the bases in the volume, in no order. It walks through the directories."""
         suffix = f".{self.type.name}"
-        for directory, subdirectories, files in os.walk(self.volume):
+        for _directory, subdirectories, files in os.walk(self.volume):
             subdirectories[:] = [name for name in subdirectories if not name.startswith(".")]
             for name in files:
                 if name.endswith(suffix):

@@ -318,6 +318,9 @@ def open_process(service_type: str, argv: Sequence[str] | None = None) -> MetaPr
         if options:
             raise ValueError(f"unknown option {', '.join(options)}")
         setup_logging(words.syslog_id or None, "DEBUG" if words.verbose else "INFO")
+        if not words.verbose:
+            # A line per request costs as much as a small read: wanted only when one looks for something.
+            logging.getLogger("oio.access").setLevel(logging.WARNING)
         variables = Variables(conf)
         for error in variables.errors:
             logger.error("configuration: %s", error)

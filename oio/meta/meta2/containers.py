@@ -90,8 +90,8 @@ def get_properties(reader: Reader, request: ContainerGetProperties) -> Propertie
     properties = reader.all_admin()
     if request.stats:
         for name in _STATISTICS:
-            value = reader.execute(f"PRAGMA {name}").fetchone()[0]
-            properties[f"stats.{name}"] = str(value)
+            for (value,) in reader.execute(f"PRAGMA {name}"):
+                properties[f"stats.{name}"] = str(value)
     return Properties(properties=properties)
 
 

@@ -129,7 +129,7 @@ def _walk(
     """Rows of a page without delimiter: (rows, last name, is there more?)."""
     if request.all_versions:
         sql, values = _range(request, request.marker, "")
-        found = reader.execute(f"{sql} LIMIT {limit + 1}", values).fetchall()
+        found: list[Any] = reader.execute(f"{sql} LIMIT {limit + 1}", values).fetchall()
         truncated = len(found) > limit
         if truncated:
             found.pop()
