@@ -7,13 +7,9 @@ Layout: the data of a metachunk is cut in segments of 1 MiB, the last one may be
 k + m fragments; chunk S is the concatenation of the fragments S of all segments. Any k chunks give the data back.
 """
 
-from oio.api._ec_read import (
-    ECChunkDownloadHandler,
-    ECRebuildHandler,
-    ECStream,
-    meta_chunk_range_to_segment_range,
-    segment_range_to_fragment_range,
-)
+from oio.api._ec_read import ECChunkDownloadHandler, ECStream
+from oio.api._ec_rebuild import ECRebuildHandler
+from oio.api._ec_sources import meta_chunk_range_to_segment_range, segment_range_to_fragment_range
 from oio.api._ec_write import EcMetachunkWriter, ECWriteHandler, ec_encode
 from oio.common.storage_method import EC_SEGMENT_SIZE
 
