@@ -30,6 +30,14 @@ from oio.sandbox.supervision import Supervision, tail
 
 _POLL_S = 0.1
 _CALL_TIMEOUT_S = 5.0
+#: What a service answers with 200 once it serves.
+_PROBE_PATHS = {
+    "proxy": "/v3.0/status",
+    "meta0": "/status",
+    "meta1": "/status",
+    "meta2": "/status",
+    "rawx": "/info",
+}
 #: Name of a reference that is only asked for: "not found" is the answer that shows a meta1 serves.
 _PROBE = "oio-sandbox probe"
 
@@ -53,6 +61,7 @@ class Readiness:
             [service.addr for service in layout.of_type("conscience")], self._pool
         )
         self._bootstrapped = False
+        self._answered: set[str] = set()
 
     def close(self) -> None:
         """Close the connections that were used."""
@@ -66,8 +75,7 @@ class Readiness:
         """Wait for these services, and set up what the first start must set up."""
         expected = [service for service in services if service.port]
         types = {service.type for service in expected}
-        if "proxy" in types:
-            self._wait("proxy", self._missing_proxies)
+        self._wait("services", lambda: self._missing_answers(expected))
         self._wait("scores", lambda: self._missing_scores(expected))
         if types & {"meta0", "meta1"}:
             self._wait("directory", self._missing_directory)
@@ -85,16 +93,22 @@ class Readiness:
                 missing[service.name] = err.message
         return missing
 
-    def _missing_proxies(self) -> dict[str, str]:
+    def _missing_answers(self, expected: list[Service]) -> dict[str, str]:
+        """Ask the services themselves: after a restart the conscience remembers scores of the past."""
         missing = {}
-        for service in self._layout.of_type("proxy"):
+        for service in expected:
+            if service.type not in _PROBE_PATHS or service.name in self._answered:
+                continue
             try:
-                answer = self._pool.request("GET", f"http://{service.addr}/v3.0/status").status
+                url = f"http://{service.addr}{_PROBE_PATHS[service.type]}"
+                answer = self._pool.request("GET", url).status
             except HttpClientError as err:
                 missing[service.name] = str(err)
             else:
-                if answer != 200:
-                    missing[service.name] = f"status {answer}"
+                if answer == 200:
+                    self._answered.add(service.name)
+                else:
+                    missing[service.name] = f"{url} answers {answer}"
         return missing
 
     def _missing_scores(self, expected: list[Service]) -> dict[str, str]:

@@ -133,6 +133,8 @@ class Supervision:
     def shutdown(self) -> None:
         """Stop everything, the supervisor too. Afterwards no process and no socket is left."""
         if self.alive():
+            # All at once: the supervisor by itself stops one group after the other.
+            self.stop(self._layout.services)
             with self._rpc() as rpc, contextlib.suppress(*_RPC_ERRORS):
                 rpc.shutdown()
             self._wait_gone(_SUPERVISOR_STOP_S)
