@@ -16,6 +16,7 @@ from oio.common.logger import get_logger
 from oio.container.client import ContainerClient
 
 if TYPE_CHECKING:
+    from oio.account.client import AccountClient
     from oio.blob.client import BlobClient
     from oio.directory.client import DirectoryClient
 
@@ -79,6 +80,14 @@ class ApiCore:
         from oio.directory.client import DirectoryClient
 
         return DirectoryClient(self.conf, **self._inner_kwargs)
+
+    @functools.cached_property
+    def account(self) -> AccountClient:
+        """Client of the account service, which is found through the proxy."""
+        from oio.account.client import AccountClient
+
+        kwargs = dict(self._inner_kwargs)
+        return AccountClient(self.conf, proxy_endpoint=kwargs.pop("endpoint", None), **kwargs)
 
     @functools.cached_property
     def proxy_client(self) -> ProxyClient:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from oio.api._accounts import AccountMethods
 from oio.api._containers import ContainerMethods
 from oio.api._objects_read import ObjectReadMethods
 from oio.api._objects_write import ObjectWriteMethods
@@ -26,7 +27,7 @@ from oio.common.storage_functions import _sort_chunks
 __all__ = ["ObjectStorageAPI", "ObjectStorageApi", "_sort_chunks"]
 
 
-class ObjectStorageApi(ContainerMethods, ObjectReadMethods, ObjectWriteMethods):
+class ObjectStorageApi(AccountMethods, ContainerMethods, ObjectReadMethods, ObjectWriteMethods):
     """The public API of the object store."""
 
 

@@ -115,7 +115,7 @@ def test_delete_many(blob: BlobClient, cluster: FakeCluster) -> None:
     results = blob.chunk_delete_many([{"url": url} for url in urls], cid="12" * 32)
     by_url = {result.chunk["url"]: getattr(result, "status", None) for result in results}
     assert by_url == {urls[0]: 204, urls[1]: 404, urls[2]: None}
-    assert isinstance([result for result in results if not hasattr(result, "status")][0], Exception)
+    assert isinstance(next(result for result in results if not hasattr(result, "status")), Exception)
     assert blob.chunk_delete_many([]) == []
 
 
