@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -42,6 +43,9 @@ CACHE_KIB = 512
 WAL_SIZE_MAX = 8 << 20
 #: How long SQLite itself waits for a lock: only opening, recovery and checkpoints ever do.
 BUSY_TIMEOUT_MS = 10_000
+#: Page size and number of frames in the index of a WAL (native byte order), as SQLite documents them.
+_WAL_INDEX = struct.Struct("=14xHI")
+_WAL_HEADER, _FRAME_HEADER = 32, 24
 #: Prepared statements kept by a connection.
 STATEMENT_CACHE = 48
 
@@ -368,12 +372,33 @@ class Base:
                     writer.execute("ROLLBACK")
                 except apsw.Error as exc:
                     logger.error("base %s: rollback: %s", self.name, exc)
+            if writer is not None:
+                self._cut_failed_frames()
             self._close_connections()
             try:
                 self._open_writer()
             except StatusError as exc:
                 # The next write tries again; meanwhile admin keys are those of the last commit.
                 logger.error("base %s cannot be opened again: %s", self.name, exc)
+
+
+    def _cut_failed_frames(self) -> None:
+        """Take the frames of a failed commit off the WAL.
+
+        When the fsync of a commit fails, its frames are in the file all the same, complete: whoever opens the
+        base next would take them for a committed transaction, whose authors were told that it failed. What
+        is valid ends at the frame that the index of the WAL tells (it is updated after the fsync only), and
+        no other writer can be adding frames now.
+        """
+        try:
+            with open(self.path + "-shm", "rb") as index:
+                page_size, frames = _WAL_INDEX.unpack_from(index.read(_WAL_INDEX.size))
+            page_size = 65536 if page_size == 1 else page_size
+            end = _WAL_HEADER + frames * (_FRAME_HEADER + page_size) if frames else 0
+            if os.path.getsize(self.path + "-wal") > end:
+                os.truncate(self.path + "-wal", end)
+        except (OSError, struct.error) as exc:
+            logger.error("base %s: a failed write may still appear: %s", self.name, exc)
 
 
 def remaining(deadline: float) -> float:

@@ -44,6 +44,8 @@ TIDY_DELAY_S = 1.0
 PIGGYBACK_ROWS = 64
 #: Events handed to the queue in one call.
 DELIVERY_MAX = 1000
+#: Events that come within this time leave together: the queue syncs once for all of them.
+LINGER_S = 0.02
 #: Wait after the queue refused, growing up to the second.
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 5.0
 
@@ -125,6 +127,7 @@ class Outbox:
         self._leftovers: deque[str] = deque()
         self._in_memory = 0
         self._stopping = False
+        self._idle = False
         self._thread: threading.Thread | None = None
         self.delivered_total = 0
         self.failures_total = 0
@@ -301,7 +304,8 @@ class Outbox:
         if not state.queued:
             state.queued = True
             self._ready.append(state)
-            self._wakeup.notify()
+            if self._idle:
+                self._wakeup.notify()
 
     def _drain(self) -> None:
         retry_s = 0.0
@@ -309,11 +313,15 @@ class Outbox:
             with self._lock:
                 if retry_s:
                     self._wakeup.wait_for(lambda: self._stopping, retry_s)
+                self._idle = True
                 while not (self._stopping or self._ready or self._leftovers):
                     wait_s = self._next_timer()
                     if wait_s is not None and wait_s <= 0:
                         break
                     self._wakeup.wait(wait_s)
+                self._idle = False
+                if self._ready and not retry_s:
+                    self._wakeup.wait_for(lambda: self._stopping, LINGER_S)
                 if self._stopping:
                     return
             try:
@@ -339,8 +347,8 @@ class Outbox:
             with self._lock:
                 if not self._ready:
                     break
+                # It stays marked as queued until the delivery ends: taking it twice would send twice.
                 state = self._ready.popleft()
-                state.queued = False
                 if state.dead:
                     continue
                 rows = list(state.pending)
@@ -349,6 +357,8 @@ class Outbox:
                 try:
                     rows = self._read_table(state, delivered)
                 except (StatusError, apsw.Error) as exc:
+                    with self._lock:
+                        state.queued = False
                     self._unreadable(state, exc)
                     continue
             taken.append((state, rows, len(rows) if not backlog else 0))
@@ -359,12 +369,12 @@ class Outbox:
                 self._sink.put_many(events)
         except BaseException:
             with self._lock:
-                for state, _, _ in taken:
-                    self._enqueue(state)
+                self._ready.extend(state for state, _, _ in taken)
             raise
         self.delivered_total += len(events)
         with self._lock:
             for state, rows, from_memory in taken:
+                state.queued = False
                 if state.dead:
                     continue
                 for _ in range(from_memory):
@@ -377,7 +387,8 @@ class Outbox:
                     # What was in memory when the backlog began was read from the table too.
                     self._in_memory -= len(state.pending)
                     state.pending.clear()
-                if state.pending or (state.backlog and rows):
+                late = state.loaded and state.delivered < state.last_id
+                if state.pending or (state.backlog and (rows or late)):
                     self._enqueue(state)
                 else:
                     self._tidy.setdefault(state.name, time.monotonic() + TIDY_DELAY_S)

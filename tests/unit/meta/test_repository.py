@@ -1,0 +1,307 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""Repository: creation, concurrency, eviction, failures of the disk, capture of changes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from oio.common.status import StatusError
+from oio.meta.base import BaseOptions
+from oio.meta.base_type import BaseType
+from oio.meta.repository import Repository
+
+TOY = BaseType(
+    name="toy",
+    schema="CREATE TABLE notes (id INTEGER PRIMARY KEY NOT NULL, text TEXT NOT NULL);",
+    directory_width=1,
+)
+
+
+def insert(tx: Any, text: str) -> None:
+    tx.execute("INSERT INTO notes(text) VALUES(?)", (text,))
+    tx.set("count", str(int(tx.get("count", "0")) + 1))
+
+
+def count(reader: Any) -> tuple[int, int]:
+    (rows,) = reader.execute("SELECT count(*) FROM notes").fetchone()
+    return rows, int(reader.get("count", "0"))
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Repository]:
+    repository = Repository(str(tmp_path), TOY, options=BaseOptions(sync="normal", wait_s=5))
+    yield repository
+    repository.close()
+
+
+def test_create_read_write_destroy(repository: Repository) -> None:
+    assert repository.create("b1", lambda tx: tx.set("a", "1"))
+    assert not repository.create("b1", lambda tx: tx.set("a", "2"))
+    assert repository.exists("b1")
+    assert repository.read("b1", lambda reader: reader.get("a")) == "1"
+    repository.write("b1", lambda tx: insert(tx, "x"))
+    assert repository.read("b1", count) == (1, 1)
+    assert repository.read("b1", lambda reader: reader.get("version:main.notes")) == "2:0"
+    assert list(repository.names()) == ["b1"]
+
+    def refuse(tx: Any) -> None:
+        raise StatusError(438, "no")
+
+    with pytest.raises(StatusError):
+        repository.destroy("b1", refuse)
+    assert repository.read("b1", count) == (1, 1)
+    repository.destroy("b1")
+    assert not repository.exists("b1")
+    for attempt in (repository.read, repository.write, repository.destroy):
+        with pytest.raises(StatusError) as caught:
+            attempt("b1", lambda tx: None)  # type: ignore[operator]
+        assert caught.value.code == 431
+    assert repository.stats()["open"] == 0
+
+
+def test_bad_names(repository: Repository) -> None:
+    for name in ("", "../x", "a/b", ".hidden", "a\0b"):
+        with pytest.raises(StatusError) as caught:
+            repository.create(name, lambda tx: None)
+        assert caught.value.code == 400
+
+
+def test_concurrent_creation_has_one_winner(repository: Repository) -> None:
+    barrier = threading.Barrier(8)
+    created: list[bool] = []
+
+    def create() -> None:
+        barrier.wait()
+        created.append(repository.create("b", lambda tx: None))
+
+    threads = [threading.Thread(target=create) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(created) == [False] * 7 + [True]
+    repository.close()
+    assert os.listdir(os.path.join(repository.volume, "b")) == ["b.toy"]
+
+
+def test_concurrent_writers_share_commits(tmp_path: Path) -> None:
+    repository = Repository(str(tmp_path), TOY, options=BaseOptions(sync="full", wait_s=30))
+    repository.create("b", lambda tx: None)
+    failures: list[int] = []
+
+    def write(worker: int) -> None:
+        for i in range(40):
+
+            def fn(tx: Any, i: int = i) -> None:
+                insert(tx, f"{worker}-{i}")
+                if i % 10 == 7:
+                    raise StatusError(421, "refused on purpose")
+
+            try:
+                repository.write("b", fn)
+            except StatusError as exc:
+                failures.append(exc.code)
+
+    threads = [threading.Thread(target=write, args=(worker,)) for worker in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == [421] * 32
+    assert repository.read("b", count) == (288, 288)
+    with repository.opened("b") as base:
+        assert base.commits < 288
+    repository.close()
+
+
+def test_unexpected_error_of_a_member(repository: Repository) -> None:
+    repository.create("b", lambda tx: None)
+
+    def fail(tx: Any) -> None:
+        insert(tx, "x")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        repository.write("b", fail)
+    with pytest.raises(StatusError) as caught:
+        repository.write("b", lambda tx: tx.execute("INSERT INTO notes(id, text) VALUES(1, NULL)"))
+    assert caught.value.code == 19
+    assert repository.read("b", count) == (0, 0)
+
+
+def test_eviction_under_load(tmp_path: Path) -> None:
+    repository = Repository(
+        str(tmp_path), TOY, options=BaseOptions(sync="off", wait_s=30), open_max=4
+    )
+    names = [f"{i:02d}" for i in range(20)]
+    for name in names:
+        repository.create(name, lambda tx: None)
+    errors: list[Exception] = []
+
+    def work(seed: int) -> None:
+        try:
+            for i in range(60):
+                name = names[(seed * 7 + i * 3) % len(names)]
+                repository.write(name, lambda tx: insert(tx, "x"))
+                rows, counter = repository.read(name, count)
+                assert rows > 0
+                assert counter > 0
+        except Exception as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    stats = repository.stats()
+    assert stats["open"] <= 4
+    assert stats["evictions"] > 16
+    totals = [repository.read(name, count) for name in names]
+    assert sum(rows for rows, _ in totals) == sum(counter for _, counter in totals) == 360
+    repository.close()
+
+
+def test_all_bases_in_use(tmp_path: Path) -> None:
+    repository = Repository(str(tmp_path), TOY, options=BaseOptions(wait_s=0.05), open_max=1)
+    repository.create("a", lambda tx: None)
+    repository.create("b", lambda tx: None)
+    with repository.opened("a"), pytest.raises(StatusError) as caught:
+        repository.read("b", count)
+    assert caught.value.code == 503
+    assert repository.read("b", count) == (0, 0)
+    repository.close()
+
+
+def test_readers_do_not_wait_for_a_writer(repository: Repository) -> None:
+    repository.create("b", lambda tx: None)
+    inside, leave = threading.Event(), threading.Event()
+
+    def slow(tx: Any) -> None:
+        insert(tx, "x")
+        inside.set()
+        assert leave.wait(10)
+
+    writer = threading.Thread(target=lambda: repository.write("b", slow))
+    writer.start()
+    assert inside.wait(10)
+    assert repository.read("b", count) == (0, 0)
+    leave.set()
+    writer.join()
+    assert repository.read("b", count) == (1, 1)
+
+
+def test_too_many_readers(tmp_path: Path) -> None:
+    options = BaseOptions(wait_s=0.05, waiting_max=1, readers_max=1)
+    repository = Repository(str(tmp_path), TOY, options=options)
+    repository.create("b", lambda tx: None)
+
+    def nested(reader: Any) -> int:
+        with pytest.raises(StatusError) as caught:
+            repository.read("b", count)
+        return caught.value.code
+
+    assert repository.read("b", nested) == 503
+    assert repository.read("b", count) == (0, 0)
+    repository.close()
+
+
+def test_corrupt_base(repository: Repository) -> None:
+    repository.create("b", lambda tx: None)
+    Path(repository.path("b")).write_bytes(b"this is not a database" * 100)
+    with pytest.raises(StatusError) as caught:
+        repository.read("b", count)
+    assert caught.value.code == 511
+
+
+class BrokenVFS(apsw.VFS):
+    """The system's files, whose syncs fail on demand."""
+
+    broken = False
+
+    def __init__(self) -> None:
+        super().__init__("broken", "")
+
+    def xOpen(self, name: Any, flags: Any) -> apsw.VFSFile:
+        return BrokenFile(name, flags)
+
+
+class BrokenFile(apsw.VFSFile):
+    def __init__(self, name: Any, flags: Any) -> None:
+        super().__init__("", name, flags)
+
+    def xSync(self, flags: int) -> None:
+        if BrokenVFS.broken:
+            raise apsw.IOError("the disk is broken")
+        super().xSync(flags)
+
+
+def test_failed_sync_fails_everyone_then_recovers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vfs = BrokenVFS()
+    real = apsw.Connection
+    monkeypatch.setattr(
+        apsw, "Connection",
+        lambda path, **kw: real(path, **kw) if path == ":memory:" else real(path, vfs="broken", **kw),
+    )
+    repository = Repository(str(tmp_path), TOY, options=BaseOptions(sync="full", wait_s=5))
+    repository.create("b", lambda tx: None)
+    repository.write("b", lambda tx: insert(tx, "kept"))
+    BrokenVFS.broken = True
+    try:
+        for _ in range(2):
+            with pytest.raises(StatusError) as caught:
+                repository.write("b", lambda tx: insert(tx, "lost"))
+            assert caught.value.code in (500, 503)
+        assert repository.read("b", count) == (1, 1)
+    finally:
+        BrokenVFS.broken = False
+    repository.write("b", lambda tx: insert(tx, "kept"))
+    assert repository.read("b", count) == (2, 2)
+    repository.close()
+    del vfs
+
+
+class Copy:
+    """A replicator that applies changesets to another database."""
+
+    def __init__(self, path: str) -> None:
+        self.connection = apsw.Connection(path)
+        self.refuse = False
+
+    def replicate(self, base_name: str, changeset: bytes) -> None:
+        if self.refuse:
+            raise StatusError(503, "no quorum (1/2)")
+        apsw.Changeset.apply(changeset, self.connection)
+
+
+def test_changesets_make_an_equal_copy(repository: Repository, tmp_path: Path) -> None:
+    repository.create("b", lambda tx: tx.set("a", "1"))
+    copy_path = tmp_path / "copy.db"
+    copy_path.write_bytes(Path(repository.path("b")).read_bytes())
+    copy = Copy(str(copy_path))
+    with repository.opened("b") as base:
+        base.replicate_with(copy)
+        for i in range(5):
+            repository.write("b", lambda tx, i=i: insert(tx, f"n{i}"))  # type: ignore[misc]
+        copy.refuse = True
+        with pytest.raises(StatusError) as caught:
+            repository.write("b", lambda tx: insert(tx, "refused"))
+        assert caught.value.code == 503
+        copy.refuse = False
+        repository.write("b", lambda tx: insert(tx, "last"))
+    for table in ("notes", "admin"):
+        sql = f"SELECT * FROM {table} ORDER BY 1"
+        mine = repository.read("b", lambda reader, sql=sql: list(reader.execute(sql)))  # type: ignore[misc]
+        assert mine == list(copy.connection.execute(sql))
+    copy.connection.close()
