@@ -118,7 +118,7 @@ def queue_openers(config: RawxConfig) -> list[Callable[[], Queue]]:
         return []
     text = config.event_queue
     if not text:
-        namespace = load_namespace_conf(config.namespace, failsafe=True)
+        namespace = load_namespace_conf(config.namespace, failsafe=True, fresh=True)
         text = namespace.get("event-agent") or ""
     urls = [url.strip() for url in text.split(";") if url.strip()]
     if not urls:
@@ -126,10 +126,20 @@ def queue_openers(config: RawxConfig) -> list[Callable[[], Queue]]:
             f"events are on and no queue is configured: set event_queue here, or event-agent in "
             f"the section [{config.namespace}] of the namespace configuration"
         )
-    for url in urls:
-        if "://" not in url:
-            raise ConfigurationException(f"event queue {url!r} is not an URL")
-    return [functools.partial(_open_queue, url) for url in urls]
+    openers = [functools.partial(_open_queue, url) for url in urls]
+    for opener in openers:
+        _check_queue(opener)
+    return list(openers)
+
+
+def _check_queue(opener: Callable[[], Queue]) -> None:
+    """An URL that can never work is fatal; a queue that is down will be tried again later."""
+    try:
+        opener().close()
+    except ValueError as err:
+        raise ConfigurationException(f"event queue: {err}") from None
+    except Exception as err:  # whatever the connection raises
+        logger.warning("the event queue does not answer yet: %s: %s", type(err).__name__, err)
 
 
 def _open_queue(url: str) -> Queue:

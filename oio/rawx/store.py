@@ -181,7 +181,7 @@ class Volume:
         name = XATTR_FULLPATH + chunk_id
         fd = os.open(path, self._read_flags)
         try:
-            meta = _read_metadata(fd, chunk_id, wanted=frozenset())
+            meta = _read_owner(fd, chunk_id)
             named = bool(meta.fullpath)
             if named and os.fstat(fd).st_nlink > 1:
                 _remove_xattr_quietly(fd, name)
@@ -399,20 +399,39 @@ class Upload:
         self.abort()
 
 
-def _read_metadata(fd: int, chunk_id: str, wanted: frozenset[str] = _READ_XATTRS) -> ChunkMeta:
-    """Attributes of an open chunk: `wanted` ones and those that say which object owns it."""
+def _read_metadata(fd: int, chunk_id: str) -> ChunkMeta:
+    """Attributes of an open chunk."""
     fullpath_name = XATTR_FULLPATH + chunk_id
     names = os.listxattr(fd)
     owner: Iterable[str] = (fullpath_name,) if fullpath_name in names else LEGACY_XATTRS
     attributes: dict[str, bytes] = {}
     for name in names:
-        if name in wanted or name in owner:
-            try:
-                attributes[name] = os.getxattr(fd, name)
-            except OSError as err:
-                if err.errno != errno.ENODATA:  # removed since it was listed
-                    raise
+        if name in _READ_XATTRS or name in owner:
+            value = _get_xattr(fd, name)
+            if value is not None:
+                attributes[name] = value
     return metadata.stored_metadata(chunk_id, attributes)
+
+
+def _read_owner(fd: int, chunk_id: str) -> ChunkMeta:
+    """Only what says which object owns an open chunk."""
+    name = XATTR_FULLPATH + chunk_id
+    fullpath = _get_xattr(fd, name)
+    if fullpath:
+        return metadata.stored_metadata(chunk_id, {name: fullpath})
+    values = [(legacy, _get_xattr(fd, legacy)) for legacy in LEGACY_XATTRS]
+    return metadata.stored_metadata(
+        chunk_id, {legacy: value for legacy, value in values if value is not None}
+    )
+
+
+def _get_xattr(fd: int, name: str) -> bytes | None:
+    try:
+        return os.getxattr(fd, name)
+    except OSError as err:
+        if err.errno != errno.ENODATA:
+            raise
+        return None
 
 
 def _exists(path: str) -> bool:

@@ -1,0 +1,327 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""Reading, checking, linking and removing chunks."""
+
+import os
+
+import pytest
+from rawx_harness import CHUNK, OTHER, PREFIX, cid
+
+from oio.common.blocksums import BlockSums
+from oio.rawx.ranges import parse
+
+MIB = 1 << 20
+LEGACY = {
+    "user.grid.chunk.id": CHUNK,
+    "user.grid.content.container": cid("acme", "media"),
+    "user.grid.content.path": "a b/c+d.txt",
+    "user.grid.content.version": "1700000000000001",
+    "user.grid.content.id": "0011AABB",
+}
+
+
+def make_legacy(service):
+    """Turn the chunk into one of the older format."""
+    path = service.path()
+    os.removexattr(path, f"user.oio.content.fullpath:{CHUNK}")
+    os.removexattr(path, "user.grid.oio.version")
+    os.removexattr(path, "user.oio.chunk.block_sums")
+    for name, value in LEGACY.items():
+        os.setxattr(path, name, value.encode())
+    return path
+
+
+def overwrite(path, offset, data):
+    with open(path, "r+b") as stream:
+        stream.seek(offset)
+        stream.write(data)
+
+
+def metas(reply, *without):
+    skipped = {PREFIX + name for name in without} | {"date"}
+    return {name: value for name, value in reply.headers.items() if name not in skipped}
+
+
+@pytest.mark.parametrize(("header", "expected"), [
+    (None, None), ("", None), ("bytes=", None), ("bytes=-", None), ("bytes=a-b", None),
+    ("bytes=5-2", None), ("Bytes=0-1", None), ("lines=0-1", None), ("bytes=0-None", None),
+    ("bytes=0-1,5-2", None), ("bytes=1-99999999999999999999", None), ("bytes=+1-2", None),
+    ("bytes= 0 - 1", None), ("bytes=0-0", [(0, 0)]), ("bytes=2-5", [(2, 5)]),
+    ("bytes=2-", [(2, 9)]), ("bytes=-3", [(7, 9)]), ("bytes=-30", [(0, 9)]), ("bytes=-0", []),
+    ("bytes=9-9", [(9, 9)]), ("bytes=10-", []), ("bytes=10-11", []), ("bytes=0-99", [(0, 9)]),
+    ("bytes=0-1,4-5", [(0, 1), (4, 5)]), ("bytes=0-1, ,-2", [(0, 1), (8, 9)]),
+    ("bytes=0-1,20-30", [(0, 1)]), ("bytes=20-30,40-", []), ("bytes=,", None),
+    ("bytes=0-,0-,0-", None), ("bytes=" + ",".join(["0-0"] * 65), None),
+])  # fmt: skip
+def test_parse_ranges(header, expected):
+    assert parse(header, 10) == expected
+    assert parse(header, 0) is None
+
+
+def test_ranges_on_the_wire(client):
+    data = bytes(range(100))
+    client.put(data)
+    whole = client.get(Range="bytes=5-2")
+    assert (whole.status, whole.body) == (200, data)
+    assert "content-range" not in whole.headers
+    tail = client.get(Range="bytes=-7")
+    assert (tail.status, tail.body) == (206, data[-7:])
+    assert tail.headers["content-range"] == "bytes 93-99/100"
+    assert client.get(Range="bytes=90-").body == data[90:]
+    beyond = client.get(Range="bytes=100-")
+    assert (beyond.status, beyond.body) == (416, b"")
+    assert beyond.headers["content-range"] == "bytes */100"
+    assert client.get(Range="bytes=200-300,1-2").headers["content-range"] == "bytes 1-2/100"
+    client.put(b"", OTHER)
+    assert client.get(OTHER, Range="bytes=0-1").status == 200
+
+
+def test_several_ranges(client):
+    data = os.urandom(3 * MIB)
+    client.put(data)
+    reply = client.get(Range=f"bytes=0-9,{MIB - 5}-{2 * MIB + 5},-3")
+    assert reply.status == 206
+    assert int(reply.headers["content-length"]) == len(reply.body)
+    kind, _, boundary = reply.headers["content-type"].partition("; boundary=")
+    assert kind == "multipart/byteranges"
+    parts = reply.body.split(b"\r\n--" + boundary.encode())
+    assert parts[0] == b""
+    assert parts[-1] == b"--\r\n"
+    bodies = {}
+    for part in parts[1:-1]:
+        head, _, body = part.partition(b"\r\n\r\n")
+        bodies[head.split(b"Content-Range: bytes ")[1].decode()] = body
+    size = len(data)
+    assert bodies == {
+        f"0-9/{size}": data[:10],
+        f"{MIB - 5}-{2 * MIB + 5}/{size}": data[MIB - 5 : 2 * MIB + 6],
+        f"{size - 3}-{size - 1}/{size}": data[-3:],
+    }
+
+
+def test_headers_of_get_and_head(client):
+    client.put(b"hello", metachunk_hash="AB", metachunk_size="9")
+    get, again, head = client.get(), client.get(), client.head_chunk()
+    assert metas(get) == metas(again)
+    assert "date" in get.headers
+    expected = {
+        "full-path": "acme/media/a%20b%2Fc%2Bd.txt/1700000000000001/0011AABB",
+        "container-id": cid("acme", "media"), "content-path": "a%20b%2Fc%2Bd.txt",
+        "content-version": "1700000000000001", "content-id": "0011AABB",
+        "content-storage-policy": "THREECOPIES", "content-chunk-method": "plain/nb_copy=3",
+        "metachunk-hash": "AB", "metachunk-size": "9", "chunk-id": CHUNK, "chunk-pos": "0",
+        "chunk-hash": "5D41402ABC4B2A76B9719D911017C592", "chunk-size": "5", "oio-version": "4.2",
+        "block-sums": "1048576:6o8WPbOGgpI",
+    }  # fmt: skip
+    assert {k[len(PREFIX):]: v for k, v in get.headers.items() if k.startswith(PREFIX)} == expected
+    assert get.headers["last-modified"].endswith(" GMT")
+    assert "server" not in get.headers
+    assert head.headers.pop("accept-ranges") == "bytes"
+    assert metas(head) == metas(get)
+    assert head.body == b""
+
+
+def test_empty_values_are_left_out(client):
+    client.put(b"hello")
+    assert client.get().meta("metachunk-hash") is None
+
+
+@pytest.mark.parametrize("size", [1, 4096, MIB, MIB + 1, 3 * MIB + 17])
+def test_corruption_is_seen_before_bytes_leave(service, client, size):
+    data = os.urandom(size)
+    client.put(data)
+    where = size // 2
+    overwrite(service.path(), where, bytes([data[where] ^ 0x40]))
+    around = client.get(Range=f"bytes={where}-{where}")
+    assert (around.status, around.body) == (412, b"")
+    whole = client.get()
+    if size <= MIB:
+        assert whole.status == 412
+    else:  # the client verifies: it gets the sums
+        sums = BlockSums()
+        sums.update(data)
+        assert whole.meta("block-sums") == sums.text()
+        first = where // MIB * MIB
+        assert client.get(Range=f"bytes={first}-{first + MIB - 1}").status == 412
+        assert client.get(Range=f"bytes={first + 1}-").status == 412
+        assert client.get(Range=f"bytes=0-0,{where}-{where}").status == 412
+        intact = (first + MIB) if first + MIB < size else 0
+        assert client.get(Range=f"bytes={intact}-{intact + 5}").body == data[intact : intact + 6]
+    assert client.head_chunk().status == 200
+    assert client.head_chunk(x_oio_check_hash="true").status == 412
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_wrong_length(service, client, change):
+    client.put(b"0123456789")
+    os.truncate(service.path(), 10 + change)
+    assert client.get().status == client.head_chunk().status == 412
+    assert client.delete().status == 204
+
+
+def test_size_attribute(service, client):
+    client.put(b"0123456789")
+    os.removexattr(service.path(), "user.grid.chunk.size")
+    assert client.get().status == 500
+    os.setxattr(service.path(), "user.grid.compression", b"off")
+    assert client.get().status == 412
+    os.truncate(service.path(), 0)
+    assert (client.get().status, client.get().body) == (200, b"")
+
+
+def test_chunks_of_other_writers_have_no_sums(service, client):
+    data = os.urandom(2 * MIB)
+    client.put(data)
+    os.removexattr(service.path(), "user.oio.chunk.block_sums")
+    reply = client.get()
+    assert (reply.status, reply.body) == (200, data)
+    assert reply.meta("block-sums") is None
+    assert client.get(Range="bytes=1-9").body == data[1:10]
+    os.setxattr(service.path(), "user.oio.chunk.block_sums", b"nonsense")
+    reply = client.get()
+    assert (reply.body, reply.meta("block-sums")) == (data, None)
+
+
+def test_malformed_fullpath(service, client):
+    client.put(b"x")
+    os.setxattr(service.path(), f"user.oio.content.fullpath:{CHUNK}", b"a/b/c")
+    assert client.get().status == client.head_chunk().status == client.delete().status == 500
+    assert service.files() == [CHUNK]
+
+
+def test_a_file_without_attributes(service, client):
+    client.put(b"x")
+    path = service.path()
+    for name in os.listxattr(path):
+        os.removexattr(path, name)
+    assert client.head_chunk().status == 500
+    assert client.delete().status == 204
+
+
+def test_missing_hash(service, client):
+    client.put(b"x")
+    os.removexattr(service.path(), "user.grid.chunk.hash")
+    assert client.get().status == 200
+    assert client.head_chunk().status == 500
+
+
+def test_hash_check(service, client):
+    client.put(b"hello")
+    good = "5d41402abc4b2a76b9719d911017c592"
+
+    def check(value="True", reference=None):
+        headers = {"x_oio_check_hash": value}
+        if reference is not None:
+            headers[PREFIX.replace("-", "_") + "chunk_hash"] = reference
+        return client.head_chunk(**headers).status
+
+    assert check() == check("yes") == check("on", good) == check("on", good.upper()) == 200
+    assert check("on", "xxx") == check("on", "A" * 32) == 412
+    assert check("off", "A" * 32) == 200
+    overwrite(service.path(), 0, b"HELLO")
+    assert check() == 412
+    assert check("on", "eb61eead90e3b899c6bcbe27ac581660") == 200
+
+
+def test_hash_of_an_algorithm_that_nobody_can_tell(service, client):
+    sums = BlockSums()
+    sums.update(b"hello")
+    client.put(b"hello", chunk_hash="ABC", block_sums=sums.text())
+    assert client.head_chunk(x_oio_check_hash="on").status == 200
+    overwrite(service.path(), 0, b"H")
+    assert client.head_chunk(x_oio_check_hash="on").status == 412
+
+
+def test_legacy_chunk(service, client):
+    client.put(b"hello")
+    new = client.get()
+    path = make_legacy(service)
+    old = client.get()
+    gone = ("full-path", "oio-version", "block-sums")
+    assert old.status == 200
+    assert metas(old) == metas(new, *gone)
+    assert metas(client.head_chunk()) == {**metas(old), "accept-ranges": "bytes"}
+    assert client.copy(full_path="acme/media/link/1/AA", content_path=None, content_version=None,
+                       content_id=None).status == 201  # fmt: skip
+    assert client.get(OTHER).meta("content-path") == "link"
+    assert client.get(OTHER).body == b"hello"
+    os.setxattr(path, "user.grid.chunk.id", OTHER.encode())
+    assert client.get().meta("content-id") is None
+    assert client.get().status == 200
+    assert client.delete().status == 204
+    _, meta, _, _ = service.events[-1]
+    assert (meta.fullpath, meta.content_id) == ("", "")
+
+
+def test_event_of_the_deletion_of_a_legacy_chunk(service, client):
+    client.put(b"hello")
+    make_legacy(service)
+    assert client.delete().status == 204
+    kind, meta, _, whole = service.events[-1]
+    assert (kind, whole, meta.fullpath) == ("storage.chunk.deleted", False, "")
+    assert (meta.content_path, meta.content_id) == ("a b/c+d.txt", "0011AABB")
+
+
+LINK = {
+    "full_path": "other/bucket/copy/2/CC", "container_id": cid("other", "bucket"),
+    "content_path": "copy", "content_version": "2", "content_id": "CC",
+}  # fmt: skip
+
+
+def test_copy(service, client):
+    client.put(b"hello")
+    reply = client.copy(**LINK)
+    assert (reply.status, reply.body) == (201, b"")
+    assert not [name for name in reply.headers if name.startswith(PREFIX)]
+    assert os.path.samefile(service.path(), service.path(OTHER))
+    assert service.files() == [CHUNK, OTHER]
+    source, link = client.get(), client.get(OTHER)
+    assert source.body == link.body == b"hello"
+    assert (source.meta("content-id"), link.meta("content-id")) == ("0011AABB", "CC")
+    assert (link.meta("chunk-id"), link.meta("full-path")) == (OTHER, "other/bucket/copy/2/CC")
+    kind, meta, _, whole = service.events[-1]
+    assert (kind, meta.chunk_id, meta.fullpath, whole) == (
+        "storage.chunk.new", OTHER, "other/bucket/copy/2/CC", False)  # fmt: skip
+    third = "AB" * 32
+    assert client.copy(OTHER, third, **LINK).status == 201
+    assert client.delete().status == 204
+    assert client.get(OTHER).body == client.get(third).body == b"hello"
+    names = [n for n in os.listxattr(service.path(OTHER)) if "fullpath" in n]
+    assert sorted(names) == [f"user.oio.content.fullpath:{name}" for name in sorted((OTHER, third))]
+
+
+@pytest.mark.parametrize(("arguments", "status"), [
+    ({"destination": ""}, 400), ({"destination": "nonsense"}, 400),
+    ({"destination": "//host/" + OTHER}, 400), ({"destination": "http://["}, 400),
+    ({"destination": f"http://elsewhere:1/{OTHER}"}, 403), ({"target": "xyz"}, 400),
+    ({"target": CHUNK}, 403), ({"target": CHUNK.lower()}, 403), ({"full_path": None}, 400),
+    ({"full_path": "a/b"}, 400), ({"container_id": "00"}, 400), ({"source": "AB" * 32}, 404),
+    ({"target": "EF" * 32}, 409),
+])  # fmt: skip
+def test_copy_refused(service, client, arguments, status):
+    client.put(b"hello")
+    client.put(b"exists", "EF" * 32)
+    before = os.listxattr(service.path()), service.files(), len(service.events)
+    assert client.copy(**arguments).status == status
+    assert (os.listxattr(service.path()), service.files(), len(service.events)) == before
+
+
+def test_copy_destination_forms(start):
+    service = start(service_id="NS-rawx-1")
+    client = service.client
+    client.put(b"hello")
+    assert client.copy(destination=f"http://NS-rawx-1/{OTHER}").status == 201
+    assert client.copy(destination=f"/{'AB' * 32}").status == 403
+    bare = start()
+    bare.client.put(b"hello")
+    assert bare.client.copy(destination=f"/{OTHER}").status == 201
+
+
+def test_permission_problem(service, client, monkeypatch):
+    def refuse(*_args, **_kw):
+        raise PermissionError(1, "not yours")
+
+    client.put(b"hello")
+    monkeypatch.setattr(service.rawx.volume, "open", refuse)
+    monkeypatch.setattr(service.rawx.volume, "upload", refuse)
+    assert client.get().status == client.put(b"x", OTHER).status == 403

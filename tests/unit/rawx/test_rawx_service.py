@@ -1,0 +1,417 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""Dispatch, information, counters, probe, logs, TLS, and the configuration file."""
+
+import json
+import logging
+import os
+import socket
+import ssl
+import subprocess
+import threading
+
+import pytest
+from rawx_harness import CHUNK, headers_for, read_reply
+
+from oio.common.exceptions import ConfigurationException, VolumeException
+from oio.rawx import config, main
+from oio.rawx.config import RawxConfig
+from oio.rawx.events import EventSender
+from oio.rawx.lock import VolumeLock
+from oio.rawx.logs import LogHandler, LogWriter
+from oio.rawx.metadata import ChunkMeta
+from oio.rawx.probe import VolumeProbe, touch_volume
+from oio.rawx.server import Rawx
+
+MINIMAL = "listen 127.0.0.1:6201\nnamespace NS\ndocroot /tmp\n"
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+# -- dispatch ----------------------------------------------------------------------------------
+
+
+def test_host_check(start):
+    service = start(service_id="NS-rawx-1")
+    client = service.client
+    for host in ("NS-rawx-1", client.address, ""):
+        if host:
+            assert client.request("GET", "/info", host=host).status == 200
+    for host in (f"localhost:{client.port}", "127.0.0.1", "ns-rawx-1"):
+        reply = client.request("GET", "/info", host=host)
+        assert (reply.status, reply.body) == (418, b"")
+    assert "counter req.hits 1\n" not in client.request("GET", "/stat").body.decode()
+
+
+@pytest.mark.parametrize("path", ["/", "/" + "A" * 23, "/" + "A" * 65, "/" + "G" * 64, "/info/x",
+                                  f"/{CHUNK}/x", "/%00"])  # fmt: skip
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_bad_paths(service, client, method, path):
+    reply = client.request(method, path, body=b"")
+    assert (reply.status, reply.body) == (400, b"")
+    assert "counter req.hits 0\n" in client.request("GET", "/stat").body.decode()
+
+
+def test_methods(client):
+    for path in ("/info", "/stat", f"/{CHUNK}"):
+        assert client.request("POST", path, body=b"abc").status == 405
+    assert client.request("PUT", "/info", body=b"abc").status == 405
+    assert client.request("DELETE", "/stat").status == 405
+    assert client.request("PATCH", f"/{CHUNK}").status == 405
+    assert "counter req.hits.other 6\n" in client.request("GET", "/stat").body.decode()
+
+
+def test_short_ids_and_slashes(client):
+    short = "A" * 24
+    assert client.request("PUT", f"//{short}", headers_for(chunk_id=None), body=b"x").status == 201
+    assert client.request("GET", f"///{short}").body == b"x"
+    assert client.request("GET", "//info").status == 200
+
+
+def test_request_id(client):
+    assert "x-oio-req-id" not in client.get().headers
+    assert client.get(**{"X-oio-req-id": "A" * 70}).headers["x-oio-req-id"] == "A" * 63
+    assert client.get(**{"X-trans-id": "TX"}).headers["x-oio-req-id"] == "TX"
+
+
+def test_connection_close(client):
+    assert client.get(Connection="close").headers["connection"] == "close"
+
+
+def test_keepalive_off(start):
+    client = start(http_keepalive=False).client
+    assert client.put(b"x").headers["connection"] == "close"
+
+
+def test_error_header_in_verbose_mode(start):
+    client = start(verbose=True).client
+    assert "chunk-pos" in client.put(b"x", chunk_pos=None).headers["x-error"]
+    assert "x-error" not in start().client.put(b"x", chunk_pos=None).headers
+
+
+# -- information -------------------------------------------------------------------------------
+
+
+def test_info(start):
+    service = start(service_id="NS-rawx-1")
+    reply = service.client.request("GET", "/info")
+    assert reply.body.decode() == f"namespace NS\npath {service.root}\nservice_id NS-rawx-1\n"
+    head = service.client.request("HEAD", "/info")
+    assert (head.status, head.body) == (200, b"")
+    assert start().client.request("GET", "/info").body.count(b"\n") == 2
+
+
+def test_stat(service, client):
+    client.put(b"hello")
+    client.get()
+    client.get("A" * 64)
+    client.delete()
+    client.request("GET", "/info")
+    text = client.request("GET", "/stat").body.decode()
+    names = [line.split()[1] for line in text.splitlines() if line.startswith("counter")]
+    kinds = ["put", "copy", "get", "head", "del", "stat", "info", "raw", "other"]
+    assert names == [
+        "req.time", *(f"req.time.{kind}" for kind in kinds),
+        "req.hits", *(f"req.hits.{kind}" for kind in kinds),
+        *(f"rep.hits.{name}" for name in ("2xx", "4xx", "5xx", "other", "403", "404")),
+        "rep.bread", "rep.bwritten",
+    ]  # fmt: skip
+    for line in ("req.hits 5", "req.hits.put 1", "req.hits.get 2", "req.hits.del 1",
+                 "req.hits.stat 0", "req.hits.info 1", "req.hits.raw 0", "rep.hits.2xx 4",
+                 "rep.hits.4xx 1", "rep.hits.404 1", "rep.bread 5", "rep.bwritten 5"):  # fmt: skip
+        assert f"counter {line}\n" in text
+    assert text.endswith(f"config volume {service.root}\n")
+
+
+# -- probe -------------------------------------------------------------------------------------
+
+
+def test_probe(tmp_path):
+    clock, failures = Clock(), []
+
+    def check(root):
+        touch_volume(root)
+        if failures:
+            raise OSError(5, "Input/output error")
+
+    probe = VolumeProbe(str(tmp_path), check, clock)
+    assert probe.healthy()
+    probe.run_once()
+    assert os.listdir(tmp_path) == []
+    clock.now += 59
+    assert probe.healthy()
+    clock.now += 2
+    assert not probe.healthy()
+    probe.run_once()
+    assert probe.healthy()
+    failures.append(1)
+    probe.run_once()
+    assert not probe.healthy()
+    failures.clear()
+    probe.run_once()
+    assert probe.healthy()
+
+
+def test_a_broken_volume_answers_503_to_everything(start, tmp_path):
+    def check(root):
+        raise OSError(5, "Input/output error")
+
+    probe = VolumeProbe(str(tmp_path), check)
+    client = start(probe=probe).client
+    assert client.request("GET", "/info").status == 200
+    probe.run_once()
+    replies = [client.request("GET", "/info"), client.request("GET", "/stat"), client.put(b"x")]
+    assert [reply.status for reply in replies] == [503] * 3
+
+
+# -- logs --------------------------------------------------------------------------------------
+
+
+def test_access_log(start):
+    lines = []
+    writer = LogWriter([lambda priority, line: lines.append((priority, line))])
+    service = start(log=writer)
+    client = service.client
+    client.put(b"hello", headers={"X-oio-req-id": "REQ"})
+    client.get()
+    client.request("GET", "/info")
+    client.get("A" * 64)
+    client.delete()
+    logger = logging.getLogger("oio.rawx.test")
+    handler = LogHandler(writer)
+    logger.addHandler(handler)
+    logger.error("broken\nbadly")
+    logger.removeHandler(handler)
+    service.close()
+    writer.close()
+    pid = os.getpid()
+    texts = [line.split() for _, line in lines if " access " in line]
+    assert [fields[6:8] for fields in texts] == [
+        ["PUT", "201"], ["GET", "200"], ["GET", "404"], ["DELETE", "204"]]  # fmt: skip
+    put = texts[0]
+    assert put[:5] == [str(pid), "access", "INF", "-", client.address]
+    assert put[9:] == ["0", "5", "-", "REQ", f"/{CHUNK}", "http"]
+    assert texts[1][9:13] == ["5", "0", "-", "-"]
+    assert {priority for priority, line in lines if " access " in line} == {17 * 8 + 6}
+    assert (16 * 8 + 3, f"{pid} log ERR - broken#012badly") in lines
+
+
+def test_access_log_options(start):
+    lines = []
+    writer = LogWriter([lambda priority, line: lines.append(line)])
+    service = start(log=writer, log_access_get=False, log_access_put=False)
+    client = service.client
+    client.put(b"hello")
+    client.get()
+    client.put(b"hello")
+    client.delete()
+    service.close()
+    writer.close()
+    assert [line.split()[6:8] for line in lines if " access " in line] == [
+        ["PUT", "409"], ["DELETE", "204"]]  # fmt: skip
+
+
+# -- TLS ---------------------------------------------------------------------------------------
+
+
+def test_tls(tmp_path, start):
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-keyout", key, "-out", cert, "-days", "2", "-subj", "/CN=rawx"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    service = start(tls_rawx_url=address, tls_cert_file=str(cert), tls_key_file=str(key))
+    data = os.urandom(2 << 20)
+    assert service.client.put(data).status == 201
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", port)) as raw:
+        with context.wrap_socket(raw) as sock:
+            sock.sendall(f"GET /{CHUNK} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
+            reply = read_reply(sock)
+    assert (reply.status, reply.body) == (200, data)
+    assert f"url_tls {address}\n".encode() in service.client.request("GET", "/info").body
+
+
+# -- events ------------------------------------------------------------------------------------
+
+
+class FakeQueue:
+    def __init__(self, failures=0):
+        self.failures = failures
+        self.events = []
+        self.arrived = threading.Event()
+
+    def put_many(self, events):
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionError("unreachable")
+        self.events += events
+        self.arrived.set()
+
+    def close(self):
+        self.arrived.set()
+
+
+META = ChunkMeta(CHUNK, policy="P", method="M", position="0", chunk_hash="AB", chunk_size="1",
+                 fullpath="a/b/c/1/AA", container_id="CID", content_path="\xc3\xa9",
+                 content_version="1", content_id="AA", version="4.2")  # fmt: skip
+
+
+def test_event_envelope():
+    target = FakeQueue(failures=1)
+    sender = EventSender([lambda: target], "127.0.0.1:6201", "NS-rawx-1")
+    sender.emit("storage.chunk.new", META, "REQ-77", True)
+    sender.emit("storage.chunk.deleted", META, "", False)
+    sender.close()
+    assert all(event.endswith(b"\n") and event.isascii() for event in target.events)
+    new, deleted = map(json.loads, target.events)
+    assert isinstance(new.pop("when"), int)
+    data = {
+        "volume_id": "127.0.0.1:6201", "volume_service_id": "NS-rawx-1", "full_path": "a/b/c/1/AA",
+        "container_id": "CID", "content_path": "é", "content_version": "1", "content_id": "AA",
+        "content_storage_policy": "P", "metachunk_hash": "", "metachunk_size": "",
+        "chunk_id": CHUNK, "content_chunk_method": "M", "chunk_position": "0", "chunk_hash": "AB",
+        "chunk_size": "1", "oio_version": "4.2",
+    }  # fmt: skip
+    assert new == {"event": "storage.chunk.new", "request_id": "REQ-77", "data": data}
+    assert deleted["request_id"] == "-"
+    kept = ("volume_id", "volume_service_id", "full_path", "container_id", "content_path",
+            "content_version", "content_id", "chunk_id")  # fmt: skip
+    assert deleted["data"] == {k: v if k in kept else "" for k, v in data.items()}
+
+
+def test_events_that_cannot_be_delivered_are_logged(caplog):
+    clock = Clock()
+
+    def unreachable():
+        clock.now += 2
+        raise ConnectionError("unreachable")
+
+    sender = EventSender([unreachable], "V", "", clock=clock)
+    sender.emit("storage.chunk.new", META, "", True)
+    sender.close()
+    assert 'event {"event": "storage.chunk.new"' in caplog.text
+
+
+def test_the_memory_of_events_is_bounded(caplog):
+    gate = threading.Event()
+
+    def blocked():
+        gate.wait(5)
+        return FakeQueue()
+
+    sender = EventSender([blocked], "V", "", capacity=2)
+    for _ in range(10):
+        sender.emit("storage.chunk.new", META, "", True)
+    gate.set()
+    sender.close()
+    assert 7 <= caplog.text.count("too many events") <= 8
+
+
+# -- configuration -----------------------------------------------------------------------------
+
+
+def test_minimal_configuration():
+    parsed = config.parse(MINIMAL)
+    assert parsed == RawxConfig(listen="127.0.0.1:6201", namespace="NS", docroot="/tmp")
+    assert (parsed.fsync, parsed.fsync_dir) == (True, True)
+
+
+def test_configuration_syntax():
+    parsed = config.parse(
+        "Listen 1.2.3.4:1 junk\n#listen 9.9.9.9:9\ngrid_namespace A\nnamespace B\n"
+        "grid_docroot\t/srv/\nunknown x\ngrid_hash_width 0x2\nhash_depth 010\nFSYNC off\n"
+        "fsync Nope\ngrid_fsync_dir 0\ngrid_compress zlib\nbuffer_size 1\ntcp_keepalive KO\n"
+        "fadvise_upload NoCache\nfadvise_download yes\nlog_access_get disabled\nPidFile x\n"
+        "events maybe\ntimeout_idle 7\nchecksum smart\n"
+    )
+    assert (parsed.listen, parsed.namespace, parsed.docroot) == ("1.2.3.4:1", "B", "/srv")
+    assert (parsed.hash_width, parsed.hash_depth) == (2, 8)
+    assert (parsed.fsync, parsed.fsync_dir, parsed.compression) == (False, False, "zlib")
+    assert (parsed.buffer_size, parsed.http_keepalive) == (32 * 1024, False)
+    assert (parsed.fadvise_upload, parsed.fadvise_download) == ("nocache", "cache")
+    assert (parsed.log_access_get, parsed.events, parsed.timeout_idle_s) == (False, True, 7)
+    assert "tcp_keepalive" in parsed.warnings[0]
+
+
+@pytest.mark.parametrize("text", [
+    "", "listen 127.0.0.1:6201\nnamespace NS\n", "listen x\nnamespace NS\ndocroot /tmp\n",
+    MINIMAL + "listen 127.0.0.1:0\n", MINIMAL + "docroot relative\n", MINIMAL + "hash_width x\n",
+    MINIMAL + "hash_width 30\n", MINIMAL + "hash_width -1\n", MINIMAL + "timeout_idle 09\n",
+    MINIMAL + "tls_rawx_url 127.0.0.1:1\n",
+])  # fmt: skip
+def test_wrong_configurations(text):
+    with pytest.raises(ConfigurationException):
+        config.parse(text)
+
+
+def test_the_sample_is_valid_and_shows_defaults():
+    sample = os.path.join(os.path.dirname(__file__), "../../../etc/rawx.conf-sample")
+    parsed = config.load(sample)
+    assert parsed.namespace == "OPENIO"
+    with open(sample, encoding="utf-8") as stream:
+        text = stream.read()
+    shown = {line[1:].split()[0] for line in text.splitlines() if line[:1] == "#" and line[1:2].islower()}
+    assert {"fsync", "compression", "event_queue", "timeout_idle", "tls_rawx_url"} <= shown
+
+
+def test_lzw_is_refused(tmp_path):
+    with pytest.raises(ConfigurationException, match="lzw"):
+        Rawx(RawxConfig("127.0.0.1:0", "NS", str(tmp_path), compression="lzw"))
+
+
+def test_event_queues(tmp_path, monkeypatch):
+    base = RawxConfig("127.0.0.1:1", "NS", str(tmp_path))
+    conf = tmp_path / "sds.conf"
+    conf.write_text("[NS]\nproxy = 127.0.0.1:1\n")
+    monkeypatch.setenv("OIO_SDS_CONF", str(conf))
+    with pytest.raises(ConfigurationException, match="event-agent"):
+        main.queue_openers(base)
+    conf.write_text(f"[NS]\nproxy = 127.0.0.1:1\nevent-agent = spool://{tmp_path}/a;spool://{tmp_path}/b\n")
+    assert len(main.queue_openers(base)) == 2
+    assert main.queue_openers(RawxConfig("127.0.0.1:1", "NS", str(tmp_path), events=False)) == []
+    with pytest.raises(ConfigurationException):
+        main.queue_openers(RawxConfig("127.0.0.1:1", "NS", str(tmp_path), event_queue="x://y"))
+
+
+# -- volume lock -------------------------------------------------------------------------------
+
+
+def test_volume_lock(tmp_path):
+    path = str(tmp_path)
+    lock = VolumeLock(path, "NS", "rawx", "NS-rawx-1")
+    assert os.getxattr(path, "user.server.id") == b"NS-rawx-1"
+    assert os.getxattr(path, "user.server.ns") == b"NS"
+    assert os.getxattr(path, "user.server.type") == b"rawx"
+    with pytest.raises(VolumeException, match="another process"):
+        VolumeLock(path, "NS", "rawx", "NS-rawx-1")
+    lock.release()
+    for arguments in (("NS2", "rawx", "NS-rawx-1"), ("NS", "meta2", "NS-rawx-1"), ("NS", "rawx", "x")):
+        with pytest.raises(VolumeException):
+            VolumeLock(path, *arguments)
+    VolumeLock(path, "NS", "rawx", "NS-rawx-1").release()
+
+
+@pytest.mark.parametrize("arguments", [[], ["-f"], ["-f", "x", "positional"], ["-z", "-f", "x"]])
+def test_wrong_command_lines(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main.parse_arguments(arguments)
+    assert caught.value.code
+    capsys.readouterr()
+
+
+def test_command_line():
+    options = main.parse_arguments(["-s", "ID", "-v", "-D", "x", "-servicing", "-f", "conf"])
+    assert (options.syslog, options.verbose, options.servicing, options.file) == ("ID", True, True, "conf")
