@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from oio.common.constants import CHUNK_HEADERS, OIO_VERSION
 
-_CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+)$")
+_CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+)\Z")
 _TOKEN = r"[^()<>@,;:\"/\[\]?={}\x00-\x20]+"
 _PARAMETER = re.compile(rf'\s*;\s*({_TOKEN})\s*=\s*("(?:[^"\\]|\\.)*"|{_TOKEN})?')
 

@@ -25,7 +25,7 @@ _DURATION_UNITS = {
     "": 1.0, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0,
     "w": 7 * 86400.0, "M": 28 * 86400.0,
 }
-_NUMBER = re.compile(r"^([+-]?\d+(?:\.\d*)?)\s*([A-Za-z]*)$")
+_NUMBER = re.compile(r"^([+-]?\d+(?:\.\d*)?)\s*([A-Za-z]*)\Z")
 
 
 def parse_boolean(text: str, default: bool = False) -> bool:

@@ -37,10 +37,10 @@ SERVICES_PER_REQUEST_MAX = 10000
 TagName = Annotated[str, msgspec.Meta(pattern=r"^(tag|stat)\.", max_length=128)]
 TagText = Annotated[str, msgspec.Meta(max_length=4096)]
 TagValue = bool | int | float | TagText
-TypeName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=64)]
+TypeName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*\Z", max_length=64)]
 
-_ADDRESS = re.compile(r"^(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3}):(\d{1,5})$", re.ASCII)
-_ADDRESS_6 = re.compile(r"^\[([0-9A-Fa-f:.]{2,45})\]:(\d{1,5})$", re.ASCII)
+_ADDRESS = re.compile(r"^(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3}):(\d{1,5})\Z", re.ASCII)
+_ADDRESS_6 = re.compile(r"^\[([0-9A-Fa-f:.]{2,45})\]:(\d{1,5})\Z", re.ASCII)
 
 
 class Message(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=False, kw_only=True):

@@ -37,8 +37,8 @@ RETRY_PERIOD_S = 0.5
 RETRY_BATCH = 64
 # A service that moves keeps its id: its address is asked again after this long, or after a failure.
 ADDRESS_TTL_S = 30.0
-_CHUNK_URL = re.compile(r"https?://([^/\s?#]+)/([0-9A-Fa-f]{1,64})$")
-_ADDRESS = re.compile(r"^(\d{1,3}(\.\d{1,3}){3}|\[[0-9A-Fa-f:.]+\]):\d{1,5}$")
+_CHUNK_URL = re.compile(r"https?://([^/\s?#]+)/([0-9A-Fa-f]{1,64})\Z")
+_ADDRESS = re.compile(r"^(\d{1,3}(\.\d{1,3}){3}|\[[0-9A-Fa-f:.]+\]):\d{1,5}\Z")
 
 
 class Unreachable(Exception):

@@ -25,7 +25,7 @@ TOMBSTONE = "sys.destroyed"
 StateEvent = Callable[[Mapping[str, str]], dict[str, Any]]
 
 _TABLE = re.compile(r"^\s*CREATE TABLE (?:IF NOT EXISTS )?(\w+)", re.IGNORECASE | re.MULTILINE)
-_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")
+_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*\Z")
 
 
 @dataclass(frozen=True)

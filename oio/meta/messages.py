@@ -17,9 +17,9 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-CID_PATTERN = r"^[0-9A-F]{64}$"
+CID_PATTERN = r"^[0-9A-F]{64}\Z"
 Cid = Annotated[str, msgspec.Meta(pattern=CID_PATTERN)]
-HexText = Annotated[str, msgspec.Meta(pattern=r"^([0-9A-F]{2})*$")]
+HexText = Annotated[str, msgspec.Meta(pattern=r"^([0-9A-F]{2})*\Z")]
 
 # Named here because several messages have a field called ``type``, which hides the builtin in their bodies.
 ReplyType = type | None

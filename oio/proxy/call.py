@@ -32,11 +32,11 @@ INT64_MAX = (1 << 63) - 1
 
 JSON_HEADERS = [("Content-Type", "application/json")]
 
-_CID = re.compile(r"^[0-9A-Fa-f]{64}(?:\.[0-9]+)?$")
-_CID_PREFIX = re.compile(r"^[0-9A-Fa-f]{1,4}$")
-_HEX = re.compile(r"^(?:[0-9A-Fa-f]{2})+$")
-_NUMBER = re.compile(r"^[+-]?[0-9]{1,24}$", re.ASCII)
-_UNRESERVED = re.compile(r"^[A-Za-z0-9_.~\-]*$")
+_CID = re.compile(r"^[0-9A-Fa-f]{64}(?:\.[0-9]+)?\Z")
+_CID_PREFIX = re.compile(r"^[0-9A-Fa-f]{1,4}\Z")
+_HEX = re.compile(r"^(?:[0-9A-Fa-f]{2})+\Z")
+_NUMBER = re.compile(r"^[+-]?[0-9]{1,24}\Z", re.ASCII)
+_UNRESERVED = re.compile(r"^[A-Za-z0-9_.~\-]*\Z")
 # Characters of a header name (RFC 9110, token), but for '%' which announces an escape.
 _HEADER_NAME_SAFE = "!#$&'*+-.^_`|~"
 _METADATA_NAMES = frozenset(

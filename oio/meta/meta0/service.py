@@ -35,8 +35,8 @@ CREATE TABLE meta1_ref (
 """
 META0 = BaseType(name="meta0", schema=SCHEMA)
 
-_PREFIX = re.compile(r"^[0-9A-F]{4}$")
-_PARTIAL = re.compile(r"^[0-9A-F]{0,4}$")
+_PREFIX = re.compile(r"^[0-9A-F]{4}\Z")
+_PARTIAL = re.compile(r"^[0-9A-F]{0,4}\Z")
 _ADDRESS_MAX = 255
 
 Handler = Callable[[Any, Context], Any]

@@ -18,8 +18,8 @@ from oio.meta.messages import Security
 #: (position, size) of a chunk.
 Placed = tuple[str, int]
 
-_PLAIN = re.compile(r"^\d{1,9}$")
-_FRAGMENT = re.compile(r"^(\d{1,9})\.(\d{1,4})$")
+_PLAIN = re.compile(r"^\d{1,9}\Z")
+_FRAGMENT = re.compile(r"^(\d{1,9})\.(\d{1,4})\Z")
 #: Parities of an erasure code whose policy does not say it.
 EC_DEFAULT_K, EC_DEFAULT_M = 6, 3
 

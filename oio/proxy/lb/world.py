@@ -41,7 +41,7 @@ from oio.proxy.lb.pool import (
 logger = logging.getLogger(__name__)
 
 #: What a service id may contain: it is written in URLs and JSON texts without further quoting.
-_SAFE_ID = re.compile(r"^[A-Za-z0-9._:\[\]\-]{1,63}$")
+_SAFE_ID = re.compile(r"^[A-Za-z0-9._:\[\]\-]{1,63}\Z")
 
 #: Pools compiled for ``lb/choose`` are made on demand from request parameters: no more than that are kept.
 _TEMPORARY_POOLS_MAX = 256

@@ -47,7 +47,7 @@ CHUNKS_MAX = 100_000
 _META = "X-oio-content-meta-"
 _HASH_LENGTHS = frozenset({32, 40, 64, 128})
 _DIGITS_MAX = 19
-_POSITION = re.compile(r"^[0-9]{1,19}(?:\.[0-9]{1,9})?$", re.ASCII)
+_POSITION = re.compile(r"^[0-9]{1,19}(?:\.[0-9]{1,9})?\Z", re.ASCII)
 
 
 class _PrepareBody(msgspec.Struct):
