@@ -33,6 +33,10 @@ Event = dict[str, Any]
 DEFAULT_PIPELINES = {
     "storage.content.deleted": ["content_cleaner"],
     "storage.content.drained": ["content_cleaner"],
+    "storage.container.new": ["account_update"],
+    "storage.container.state": ["account_update"],
+    "storage.container.deleted": ["account_update"],
+    "account.services": ["account_update"],
 }
 
 
@@ -83,9 +87,15 @@ class LoggerFilter(Filter):
 
 def builtin_filters() -> dict[str, type[Filter]]:
     """Filters by the name that ``use = egg:oio#name`` gives them."""
+    from oio.event.account_update import AccountUpdate
     from oio.event.cleaner import ContentCleaner
 
-    return {"content_cleaner": ContentCleaner, "logger": LoggerFilter, "noop": Filter}
+    return {
+        "account_update": AccountUpdate,
+        "content_cleaner": ContentCleaner,
+        "logger": LoggerFilter,
+        "noop": Filter,
+    }
 
 
 class Pipelines:

@@ -55,6 +55,8 @@ def write_all(layout: Layout) -> None:
             files[f"{service.name}.conf"] = conscience_conf_file(layout, service)
         elif service.type == "rawx":
             files[f"{service.name}.conf"] = rawx_conf(layout, service)
+        elif service.type == "account":
+            files[f"{service.name}.conf"] = account_conf(layout, service)
         if service.port and service.type != "conscience":
             files[os.path.join("watch", f"{service.name}.yml")] = watch_conf(service)
     for name, text in files.items():
@@ -184,6 +186,17 @@ def watch_conf(service: Service) -> str:
     return _yaml(conf)
 
 
+def account_conf(layout: Layout, service: Service) -> str:
+    """Configuration of an account service."""
+    return (
+        "[account-server]\n"
+        f"bind_addr={service.host}\n"
+        f"bind_port={service.port}\n"
+        f"db_path={os.path.join(service.volume, 'account.db')}\n"
+        f"synchronous={'FULL' if layout.options.durability == 'durable' else 'OFF'}\n"
+    )
+
+
 def event_agent_conf(layout: Layout) -> str:
     """Configuration of the event agent."""
     return (
@@ -200,6 +213,12 @@ def event_handlers_conf() -> str:
     return (
         "[handler:storage.content.deleted]\npipeline = content_cleaner\n\n"
         "[handler:storage.content.drained]\npipeline = content_cleaner\n\n"
+        "[handler:storage.container.new]\npipeline = account_update\n\n"
+        "[handler:storage.container.state]\npipeline = account_update\n\n"
+        "[handler:storage.container.deleted]\npipeline = account_update\n\n"
+        "[handler:account.services]\npipeline = account_update\n\n"
+        "[filter:account_update]\nuse = egg:oio#account_update\n"
+        "connection_timeout = 1.0\nread_timeout = 15.0\n\n"
         "[filter:content_cleaner]\nuse = egg:oio#content_cleaner\n"
         "concurrency = 4\npool_connections = 16\npool_maxsize = 16\ntimeout = 4.5\n"
     )
@@ -321,6 +340,8 @@ def command(layout: Layout, service: Service) -> list[str]:
         return [*words, namespace, service.volume]
     if service.type == "rawx":
         return [*program("oio-rawx"), "-f", os.path.join(conf, f"{service.name}.conf")]
+    if service.type == "account":
+        return [*program("oio-account-server"), os.path.join(conf, f"{service.name}.conf")]
     if service.type == "conscience-agent":
         return [*program("oio-conscience-agent"), os.path.join(conf, "conscience-agent.yml")]
     return [*program("oio-event-agent"), os.path.join(conf, "event-agent.conf")]

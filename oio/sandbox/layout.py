@@ -29,7 +29,7 @@ from oio.sandbox.options import TYPES, Options
 _SOCKET_PATH_MAX = 90
 
 #: Types that own a volume.
-VOLUME_TYPES = frozenset({"conscience", "meta0", "meta1", "meta2", "rawx"})
+VOLUME_TYPES = frozenset({"conscience", "meta0", "meta1", "meta2", "rawx", "account"})
 
 
 class Service(msgspec.Struct, kw_only=True):

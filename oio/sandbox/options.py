@@ -13,19 +13,19 @@ import msgspec
 from oio.sandbox.errors import SandboxError
 
 #: Counted types, in the order in which they take ports.
-TYPES = ("conscience", "meta0", "meta1", "meta2", "rawx")
+TYPES = ("conscience", "meta0", "meta1", "meta2", "rawx", "account")
 
 #: Keys of option files that concern parts this tool does not run: accepted, with a warning.
 IGNORED_KEYS = frozenset(
     {
-        "account", "backblaze", "beanstalkd", "container_versions", "key_file",
+        "backblaze", "beanstalkd", "container_versions", "key_file",
         "monitor_period", "opensuse", "preserve_events", "profile", "rdir", "redis",
         "replication_events", "tls_cert_file", "tls_key_file", "use_tls",
         "webhook_enabled", "webhook_endpoint", "xcute",
     }
 )
 
-_NAMESPACE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+_NAMESPACE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _POLICIES = ("SINGLE", "TWOCOPIES", "THREECOPIES", "17COPIES", "EC", "EC21", "ECX21")
 
 
@@ -46,6 +46,7 @@ class Options(msgspec.Struct, kw_only=True):
     meta1: int = 1
     meta2: int = 1
     rawx: int = 12
+    account: int = 1
     #: Processes of the proxy.
     proxy_workers: int = 2
     #: Policy of containers that have none of their own.

@@ -37,6 +37,7 @@ _PROBE_PATHS = {
     "meta1": "/status",
     "meta2": "/status",
     "rawx": "/info",
+    "account": "/status",
 }
 #: Name of a reference that is only asked for: "not found" is the answer that shows a meta1 serves.
 _PROBE = "oio-sandbox probe"

@@ -88,7 +88,7 @@ def test_containers(openio, container):
 
 
 def test_containers_of_the_account_are_listed(openio, container):
-    account = f"cli-{container}"
+    account = container[-25:]
     openio("container", "create", "one", "two", account=account)
 
     def listed():

@@ -4,6 +4,7 @@
 
 import json
 import logging
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -136,12 +137,12 @@ def test_chunks_are_deleted(run_agent, cluster, queue):
     queue.put(deleted(f"http://127.0.0.1:{cluster.rawx_port}/{chunk_id(3)}"))
     queue.put(deleted(f"http://NS-rawx-1/{chunk_id(4)}", kind="storage.content.drained"))
     queue.put(deleted(f"http://NS-rawx-1/{chunk_id(9)}"))
-    queue.put(b'{"event":"storage.container.new","when":1,"data":{}}')
+    queue.put(b'{"event":"storage.content.new","when":1,"data":[]}')
     wait_for(lambda: sum(agent.counts().values()) == 5)
     assert cluster.chunks == set()
     assert {(method, reqid) for method, _, reqid in cluster.deletions} == {("DELETE", "REQ")}
     assert cluster.resolutions <= 2
-    assert agent.counts()["storage.container.new", "ignored"] == 1
+    assert agent.counts()["storage.content.new", "ignored"] == 1
     assert agent.store.counts() == {"pending": 0, "buried": 0}
     assert agent._pipelines.filters["content_cleaner"].metrics()["missing"] == 1
     wait_for(lambda: spool_depth(queue.directory) == 0)
@@ -235,6 +236,18 @@ def test_new_spools_are_found(run_agent, cluster, tmp_path):
         queue.put(b'{"event":"storage.chunk.new"}')
         wait_for(lambda: sum(agent.counts().values()) == 1)
     assert b"event_agent_events_total" in agent.metrics(None).body
+
+
+def test_a_removed_spool_disturbs_nobody(run_agent, cluster, queue, tmp_path):
+    doomed = tmp_path / "spools" / "AA"
+    agent = run_agent()
+    with SpoolQueue(str(doomed)) as other:
+        other.put(b'{"event":"x"}')
+        wait_for(lambda: sum(agent.counts().values()) == 1)
+    shutil.rmtree(doomed)
+    wait_for(lambda: str(doomed) not in agent._readers)
+    queue.put(b'{"event":"y"}')
+    wait_for(lambda: sum(agent.counts().values()) == 2)
 
 
 def test_handlers_file(run_agent, cluster, queue, tmp_path):

@@ -35,7 +35,7 @@ def test_default_layout(home):
         f"OPENIO-rawx-{n}" for n in range(1, 13)
     ]
     listening = [service for service in found.services if service.port]
-    assert len({service.port for service in listening}) == len(listening) == 17
+    assert len({service.port for service in listening}) == len(listening) == 18
     rawx = found.of_type("rawx")[1]
     assert rawx.service_id == "OPENIO-rawx-2"
     assert rawx.volume == os.path.join(home, "sds", "data", "OPENIO-rawx-2")
@@ -184,7 +184,9 @@ def test_watch_files_and_test_conf(home):
     assert conf["service_id"] == "DEMO-rawx-1"
     assert conf["slots"] == ["rawx", "rawx-odd"]
     assert sorted(os.listdir(watch)) == [
-        f"DEMO-{name}.yml" for name in ("meta0-1", "meta1-1", "meta2-1", "proxy-1", "rawx-1", "rawx-2")
+        f"DEMO-{name}.yml" for name in (
+            "account-1", "meta0-1", "meta1-1", "meta2-1", "proxy-1", "rawx-1", "rawx-2",
+        )
     ]
     with open(sandbox.environment["SDS_TEST_CONFIG_FILE"], encoding="utf-8") as stream:
         assert yaml.safe_load(stream) == sandbox.conf
