@@ -9,13 +9,14 @@ import struct
 import time
 import zlib
 from collections.abc import Sequence
-from logging import Logger, getLogger
+from logging import Logger
 from typing import Any
 
 from oio.api._reader import VerifiedBody, timed_out
 from oio.api._transport import (
     CHUNK_TIMEOUT,
     CONNECTION_TIMEOUT,
+    LOGGER,
     NativeConnection,
     discard,
     failures,
@@ -172,7 +173,7 @@ class SourceOpener:
         self.read_timeout = read_timeout or CHUNK_TIMEOUT
         self.perfdata = perfdata
         self.reqid = reqid
-        self.logger = logger or getLogger("oio.api")
+        self.logger = logger or LOGGER
         self.errors: dict[str, tuple[int, str]] = {}
 
     def failed(self, chunk: Chunk, status: int, reason: str) -> None:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from logging import Logger, getLogger
+from logging import Logger
 from typing import Any
 
 from oio.api._transport import (
     CHUNK_TIMEOUT,
     CONNECTION_TIMEOUT,
+    LOGGER,
     ChunkReadTimeout,
     discard,
     failures,
@@ -34,7 +35,7 @@ from oio.common.blocksums import BLOCK_SIZE_DEFAULT, BlockVerifier, Mismatch
 from oio.common.constants import CHUNK_METADATA_PREFIX, REQID_HEADER
 from oio.common.http import http_header_from_ranges, parse_content_range, ranges_from_http_header
 from oio.http.client import ClientResponse
-from oio.http.errors import HttpClientError
+from oio.http.errors import ConnectionClosed, HttpClientError
 
 BLOCK_SUMS_HEADER = CHUNK_METADATA_PREFIX + "block-sums"
 READ_SIZE_MIN = 8192
@@ -208,7 +209,7 @@ class ChunkReader:
         self.read_timeout = read_timeout or CHUNK_TIMEOUT
         self.align = align
         self.perfdata = perfdata
-        self.logger = logger or getLogger("oio.api")
+        self.logger = logger or LOGGER
         self.status: int | None = None
         self.discard_bytes = 0
         self._expected = expected
@@ -243,20 +244,13 @@ class ChunkReader:
         """Answer of a copy, None when it is of no use (the reason is recorded)."""
         url = chunk.get("url") or chunk.get("real_url") or ""
         start_s = time.monotonic() if self.perfdata is not None else 0.0
-        connection = None
         try:
-            connection = open_connection(
-                chunk, "GET", self.request_headers, self.connection_timeout, self.read_timeout
-            )
-            green = green_module()
-            if green is None:
-                source = connection.getresponse()
-            else:
-                with green.ChunkReadTimeout(self.read_timeout):
-                    source = connection.getresponse()
+            try:
+                source = self._ask(chunk)
+            except ConnectionClosed:
+                # A pooled connection that the rawx closed meanwhile says nothing about the chunk.
+                source = self._ask(chunk, fresh=True)
         except failures() as err:
-            if connection is not None:
-                connection.close()
             self._failed(url, 0, str(timed_out(err, self.read_timeout)))
             return None
         if self.perfdata is not None:
@@ -266,6 +260,21 @@ class ChunkReader:
             discard(source)
             return None
         return source
+
+    def _ask(self, chunk: Mapping[str, Any], fresh: bool = False) -> Any:
+        """Head of the answer of a copy. Raises what goes wrong."""
+        connection = open_connection(
+            chunk, "GET", self.request_headers, self.connection_timeout, self.read_timeout, fresh
+        )
+        green = green_module()
+        try:
+            if green is None:
+                return connection.getresponse()
+            with green.ChunkReadTimeout(self.read_timeout):
+                return connection.getresponse()
+        except failures():
+            connection.close()
+            raise
 
     def _failed(self, url: str, status: int, reason: str) -> None:
         self._resp_by_chunk[url] = (status, reason)

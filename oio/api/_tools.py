@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Mapping
-from logging import Logger, getLogger
+from logging import Logger
 from typing import Any
 
-from oio.api._transport import failures, green_module
+from oio.api._transport import LOGGER, failures, green_module
 from oio.common import exceptions as exc
 
 # Enough to know whether a source is at its end, and not lost when it is not.
@@ -66,7 +66,7 @@ def close_source(source: Any, logger: Logger | None = None) -> None:
     try:
         source.close()
     except failures() as err:
-        (logger or getLogger("oio.api")).debug("cannot close %r: %s", source, err)
+        (logger or LOGGER).debug("cannot close %r: %s", source, err)
 
 
 class IOBaseWrapper(io.RawIOBase):

@@ -17,6 +17,7 @@ from ``oio.common.exceptions.OioTimeout``.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -26,6 +27,8 @@ from typing import Any
 from oio.common import exceptions as exc
 from oio.http import errors as http_errors
 from oio.http.client import ClientConnection, ClientResponse, HttpPool
+
+LOGGER = logging.getLogger("oio.api")
 
 CONNECTION_TIMEOUT = 10.0
 CHUNK_TIMEOUT = 60.0

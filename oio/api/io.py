@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from logging import Logger, getLogger
+from logging import Logger
 from typing import Any, NoReturn
 
 from oio.api._fanout import Fanout, Sink, open_sink
@@ -36,6 +36,7 @@ from oio.api._tools import (
 from oio.api._transport import (
     CHUNK_TIMEOUT,
     CONNECTION_TIMEOUT,
+    LOGGER,
     failures,
     green_module,
     http_connect,
@@ -113,7 +114,7 @@ class MetachunkWriter:
         self.write_timeout = write_timeout or CHUNK_TIMEOUT
         self.read_timeout = read_timeout or CLIENT_TIMEOUT
         self.spare_provider = spare_provider
-        self.logger = logger or getLogger("oio.api")
+        self.logger = logger or LOGGER
         self._buffer_min = chunk_buffer_min
         self._buffer_max = chunk_buffer_max
         self._buffer_sizes = exp_ramp_gen(chunk_buffer_min, chunk_buffer_max)
@@ -253,7 +254,7 @@ class _Handler:
         self.deadline = kwargs.get("deadline")
         self._read_timeout = kwargs.get("read_timeout")
         self._write_timeout = kwargs.get("write_timeout")
-        self.logger: Logger = kwargs.get("logger") or getLogger("oio.api")
+        self.logger: Logger = kwargs.get("logger") or LOGGER
         self.extra_kwargs = kwargs
 
     def _timeout(self, given: Any, default: float) -> float:
@@ -366,8 +367,8 @@ class LinkHandler(_Handler):
     def link(self) -> list[Chunk]:
         """Give the new chunks. :raises UnfinishedUploadException: with the chunks linked so far."""
         content_chunks: list[Chunk] = []
-        for meta_chunk in self.chunk_prep():
-            try:
+        try:
+            for meta_chunk in self.chunk_prep():
                 linker = MetachunkLinker(
                     meta_chunk,
                     self.fullpath,
@@ -377,12 +378,12 @@ class LinkHandler(_Handler):
                     **self._writer_kwargs(),
                 )
                 content_chunks += linker.link()
-            except exc.UnfinishedUploadException as err:
-                raise exc.UnfinishedUploadException(
-                    err.exception, content_chunks + err.chunks_already_uploaded
-                ) from err
-            except failures() as err:
-                raise exc.UnfinishedUploadException(err, content_chunks) from err
+        except exc.UnfinishedUploadException as err:
+            raise exc.UnfinishedUploadException(
+                err.exception, content_chunks + err.chunks_already_uploaded
+            ) from err
+        except failures() as err:
+            raise exc.UnfinishedUploadException(err, content_chunks) from err
         return content_chunks
 
 

@@ -40,7 +40,7 @@ class ScriptedRawx:
         self.released = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._peers: list[socket.socket] = []
-        self.address = "127.0.0.1:%d" % self._listener.getsockname()[1]
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def url(self, name: str) -> str:
@@ -88,8 +88,8 @@ class ScriptedRawx:
         return self._put(peer, stream, path, headers) if method == "PUT" else self._get(peer, path, headers)
 
     def _put(self, peer: socket.socket, stream: Any, path: str, headers: dict[str, str]) -> bool:
-        """Keys: put_status, put_early (answer before the body), put_stuck (read nothing), put_die (close after n bytes),
-        put_silent (never answer), put_headers (headers of the answer), once (play the script once only)."""
+        """Keys: put_status, put_early (answer before the body), put_stuck (read nothing), put_die (close after n
+        bytes), put_silent (never answer), put_headers (of the answer), once (play the script once only)."""
         script = dict(self.script)
         if script.get("once"):
             self.script = {}
@@ -132,8 +132,8 @@ class ScriptedRawx:
         return True
 
     def _get(self, peer: socket.socket, path: str, headers: dict[str, str]) -> bool:
-        """Keys: get_status, get_silent, get_truncate / get_stall (after n bytes of the body), get_corrupt (offset in
-        the chunk), get_whole (ignore ranges), get_no_sums, get_short (pretend the chunk is n bytes shorter)."""
+        """Keys: get_status, get_silent, get_truncate / get_stall (after n bytes of the body), get_corrupt (offset
+        in the chunk), get_whole (ignore ranges), get_no_sums, get_short (the chunk is n bytes shorter)."""
         script = self.script
         stored = self.chunks.get(path)
         status = script.get("get_status", 200 if stored else 404)

@@ -139,7 +139,7 @@ def test_failed_chunks_come_last(cluster, sysmeta, script, error, size):
 def test_unreachable_chunk(cluster, sysmeta):
     chunks = cluster.metachunk(6, ec=True)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        chunks[3]["url"] = "http://127.0.0.1:%d/%s" % (listener.getsockname()[1], "0" * 64)
+        chunks[3]["url"] = f"http://127.0.0.1:{listener.getsockname()[1]}/{0:064d}"
     result = write_metachunk(cluster, sysmeta, b"data", chunks)[2]
     assert result[-1]["error"].startswith("connect: ")
     assert len(result) == 6
@@ -147,8 +147,12 @@ def test_unreachable_chunk(cluster, sysmeta):
 
 @pytest.mark.parametrize(
     "script, error",
-    [({"put_status": 500}, exc.ServiceBusy), ({"put_status": 409}, exc.Conflict), ({"put_silent": True}, exc.ServiceBusy)],
-)  # fmt: skip
+    [
+        ({"put_status": 500}, exc.ServiceBusy),
+        ({"put_status": 409}, exc.Conflict),
+        ({"put_silent": True}, exc.ServiceBusy),
+    ],
+)
 def test_below_the_quorum(cluster, sysmeta, script, error):
     cluster.grow(6)
     cluster.rawx[0].script = cluster.rawx[4].script = script

@@ -291,9 +291,9 @@ def test_foreign_source_without_alternative():
 # --- small tools ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size, start, skipped", [(512, 0, 0), (512, 10, 502), (512, 1792, 256), (512, 1800, 248), (512, 512, 0)])  # fmt: skip
-def test_discard_bytes(size, start, skipped):
-    assert oio_io.discard_bytes(size, start) == skipped
+@pytest.mark.parametrize("start, skipped", [(0, 0), (10, 502), (1792, 256), (1800, 248), (512, 0)])
+def test_discard_bytes(start, skipped):
+    assert oio_io.discard_bytes(512, start) == skipped
 
 
 def test_exp_ramp():

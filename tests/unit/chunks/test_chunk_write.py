@@ -109,7 +109,7 @@ def test_fake_checksum():
 def test_one_bad_copy_is_left_out(cluster, sysmeta, data, script, error):
     chunks = cluster.metachunk(3)
     cluster.rawx[1].script = script
-    length, digest, written, _ = write(cluster, sysmeta, data, chunks=chunks)
+    length, _, written, _ = write(cluster, sysmeta, data, chunks=chunks)
     assert length == len(data)
     assert written == [chunks[0], chunks[2]]
     assert error in chunks[1]["error"]
@@ -132,7 +132,7 @@ def test_stuck_copy_is_dropped_after_the_write_timeout(cluster, sysmeta):
 
 def unreachable():
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        return "http://127.0.0.1:%d/%s" % (listener.getsockname()[1], "0" * 64)
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/{0:064d}"
 
 
 def test_unreachable_copy_is_left_out(cluster, sysmeta):

@@ -94,7 +94,10 @@ def test_registry():
     assert issubclass(sm.ECDriverError, Exception)
 
 
-@pytest.mark.parametrize("url, name", [("b2://x", "backblaze"), ("backblaze://x", "backblaze"), ("kine://x", "kplain"), ("http://x", "plain")])  # fmt: skip
+@pytest.mark.parametrize(
+    "url, name",
+    [("b2://x", "backblaze"), ("backblaze://x", "backblaze"), ("kine://x", "kplain"), ("http://x", "plain")],
+)
 def test_guess(url, name):
     assert sm.guess_storage_method(url) == name
 
