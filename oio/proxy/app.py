@@ -167,8 +167,10 @@ class Proxy:
             return self.unexpected
         path = request.path.lstrip("/")
         tokens = [unquote(token) for token in path.removesuffix("/").split("/")]
+        if any("/" in token for token in tokens):
+            return self.unexpected
         route = self.routes.get(f"{request.method} /{'/'.join(tokens)}")
-        if route is not None and not any("/" in token for token in tokens):
+        if route is not None:
             return route
         template = f"{request.method} {'/'.join(tokens[2:])}"
         if len(tokens) > 2 and tokens[0] == "v3.0" and template in self._templates:

@@ -8,6 +8,8 @@ import logging
 import re
 from typing import Any
 
+import msgspec
+
 from oio.common import status
 from oio.common.status import StatusError, http_status
 from oio.http.messages import Response
@@ -53,11 +55,22 @@ CONTAINER_MISSING = frozenset({status.REFERENCE_NOT_FOUND, status.CONTAINER_NOT_
 LIST_DEFAULT = 1000
 LIST_MAX = 10000
 
+_DRAINED = "drained"
 _USER = "user."
 _SYSTEM = "sys."
 _STORAGE_POLICY = "sys.m2.policy.storage"
 _NOT_ALPHANUMERIC = re.compile(r"[^A-Za-z0-9]")
 _META = "x-oio-container-meta-"
+
+
+class _Listed(msgspec.Struct):
+    """What matters of a listed object to tell whether it has chunks."""
+
+    deleted: bool = False
+    chunk_method: str | None = msgspec.field(default=None, name="chunk-method")
+
+
+_decode_listed = msgspec.json.Decoder(list[_Listed]).decode
 
 
 # --- create ---------------------------------------------------------------------------------------------
@@ -70,7 +83,9 @@ def create(call: Call) -> Response:
     try:
         created = create_container(call, target, properties)
     except StatusError as exc:
-        if exc.code in IMPOSSIBLE_CODES or http_status(exc.code, meta2=True) == 404:
+        # An unknown policy is found before anything is linked, and keeps its own status.
+        impossible = exc.code in IMPOSSIBLE_CODES and exc.code != status.POLICY_NOT_SUPPORTED
+        if impossible or http_status(exc.code, meta2=True) == 404:
             return mapped_error(403, exc)
         raise
     return Response(201 if created else 204)
@@ -155,8 +170,9 @@ def _object_or_nothing(call: Call) -> dict[str, Any]:
 def destroy(call: Call) -> Response:
     """``container/destroy``: unlink the base, then delete it; the links come back when that fails.
 
-    In this order a crash in between leaves a base that nobody finds, never a link to nothing that clients would
-    write to.
+    In this order whoever creates the container again meanwhile gets a new link, which stays; the other way round
+    the link of a new base would be removed. A container that holds something is refused before its link is
+    touched: without its link it could be created a second time elsewhere.
     """
     proxy, target = call.proxy, call.target
     if proxy.variables["ns.worm"] and not call.admin:
@@ -175,16 +191,45 @@ def destroy(call: Call) -> Response:
         "account": target.account or shown.account,
         "name": target.name or shown.name,
     }
+    force = call.flag("force")
+    if not force and _holds_chunks(call, hosts, names):
+        raise StatusError(status.CONTAINER_NOT_EMPTY, "Container not empty")
     resolver.call_meta1(ReferenceUnlink(**names, type="meta2"), call, write=True)
     try:
-        resolver.call_services(
-            "meta2", hosts, ContainerDestroy(**names, force=call.flag("force")), call, write=True
-        )
+        resolver.call_services("meta2", hosts, ContainerDestroy(**names, force=force), call, write=True)
     except StatusError as exc:
         if exc.code not in CONTAINER_MISSING:
             _link_again(call, names, links)
         raise
     return Response(204)
+
+
+def _holds_chunks(call: Call, hosts: list[str], names: dict[str, Any]) -> bool:
+    """Has the container an object with chunks? Delete markers and drained objects do not count."""
+    resolver = call.proxy.resolver
+    marker = ""
+    try:
+        reply: Properties = resolver.call_services(
+            "meta2", hosts, ContainerGetProperties(**names), call, write=False
+        )
+        truncated = reply.properties.get("sys.m2.objects") != "0"
+        while truncated:
+            page: ListReply = resolver.call_services(
+                "meta2",
+                hosts,
+                ContentList(**names, all_versions=True, marker=marker, max=LIST_DEFAULT),
+                call,
+                write=False,
+            )
+            for item in _decode_listed(page.objects):
+                if not item.deleted and item.chunk_method != _DRAINED:
+                    return True
+            truncated, marker = page.truncated, page.next_marker
+    except StatusError as exc:
+        if exc.code in CONTAINER_MISSING:
+            return False
+        raise
+    return False
 
 
 def _link_again(call: Call, names: dict[str, Any], links: list[ServiceLink]) -> None:

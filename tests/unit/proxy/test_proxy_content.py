@@ -69,7 +69,8 @@ def test_prepare_needs_no_container_and_gives_exactly_six_keys(cluster):
 def test_prepare_gives_qualities_in_headers(cluster):
     answer = cluster.post(f"content/prepare?{OBJECT}", {"size": "10"})
     (chunk,) = answer.json
-    assert answer.headers["x-oio-content-meta-__oio_chunk__" + quote(chunk["url"], safe="").lower()].startswith("%7B")
+    name = "x-oio-content-meta-__oio_chunk__" + quote(chunk["url"], safe="").lower()
+    assert answer.headers[name].startswith("%7B")
 
 
 @pytest.mark.parametrize(("size", "metachunks"), [(0, 1), (1, 1), (1000, 1), (1001, 2), (3000, 3)])

@@ -237,7 +237,7 @@ def test_single_choice_is_not_flawed():
 def test_fallback_slot_comes_before_a_shorter_distance():
     services = [service(n, f"h1.v{n}", slots="fast") for n in range(3)]
     services += [service(10 + n, f"h{10 + n}.v") for n in range(3)]
-    pool = pool_of(world_of(services), "2,rawx-fast,rawx")
+    pool = pool_of(world_of(services, bypass=False), "2,rawx-fast,rawx")
     for _ in range(50):
         selection = pool.poll()
         final = [choice.final_slot for choice in selection.choices]
