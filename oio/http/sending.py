@@ -59,6 +59,8 @@ def send_response(
     except ValueError as error:
         logger.error("answer to %s replaced by 500: %s [%s]", request.path, error, request.reqid)
         _close_iterator(response.body)
+        if isinstance(response.body, FileBody):
+            response.body.close()
         response.status, response.body, response.headers = 500, b"", None
         response.content_length = None
         head, length, head_only, chunked, keep = _format_head(config, request, response, keep)

@@ -50,6 +50,7 @@ __all__ = [
     "FileBody",
     "HttpError",
     "Request",
+    "RequestIdFilter",
     "Response",
     "Server",
     "ServerConfig",
@@ -71,6 +72,18 @@ ACCEPT_PAUSE_S = 0.1
 """Rest after the process or the host ran out of descriptors, instead of spinning."""
 
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class RequestIdFilter(logging.Filter):
+    """Give every log record the attribute `reqid`: the id of the request that its thread is serving, or "-".
+
+    ``handler.addFilter(RequestIdFilter())`` with ``%(reqid)s`` in the format puts it on every line.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add the attribute; never drops a record."""
+        record.reqid = current_reqid() or "-"
+        return True
 
 
 def log_access(request: Request, response: Response, duration_us: int) -> None:
@@ -208,8 +221,9 @@ class Server:
             if not clean:
                 for connection in list(self._connections.values()):
                     connection.abort()
-            if self._accepter is not None:
-                self.lot.end(time.monotonic() + 1.0)
+            if self._accepter is None or self.lot.end(time.monotonic() + 1.0):
+                self.lot.close()
+            os.close(self._wake)
             self._stopped.set()
             return clean
 

@@ -120,6 +120,11 @@ def parse_head(head: bytes | bytearray) -> tuple[str, dict[str, str]]:
             headers[name] = headers[name] + ", " + value.strip(" \t")
         else:
             headers[name] = value.strip(" \t")
+    if "transfer-encoding" in headers and b"\t" in head:
+        for line in lines:
+            # Parsers disagree on a tab around this value, and requests are smuggled through such disagreements.
+            if "\t" in line and line[:17].lower() == "transfer-encoding":
+                raise HeadError("unsupported Transfer-Encoding")
     return start, headers
 
 

@@ -38,7 +38,7 @@ class Script:
 
     def __init__(self, *connections):
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = "http://127.0.0.1:%d/p" % self.listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/p"
         self.host, self.port = self.listener.getsockname()
         self.received: list[bytes] = []
         self.step = threading.Semaphore(0)
@@ -232,7 +232,7 @@ def test_connect_timeout(pool):
         filler.connect_ex(listener.getsockname())
         fillers.append(filler)
     with pytest.raises(ConnectTimeout):
-        pool.request("GET", "http://127.0.0.1:%d/" % listener.getsockname()[1], timeout=(0.2, 5))
+        pool.request("GET", f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout=(0.2, 5))
     for item in (listener, *fillers):
         item.close()
 
@@ -563,5 +563,5 @@ def test_ipv6_address(serve, pool):
         server = serve(listen=[("::1", 0)])
     except OSError:
         pytest.skip("no IPv6 loopback")
-    assert pool.request("GET", "http://[::1]:%d/" % server.addresses[0][1]).status == 200
+    assert pool.request("GET", f"http://[::1]:{server.addresses[0][1]}/").status == 200
     assert pool.acquire("::1", server.addresses[0][1]).reused

@@ -19,6 +19,7 @@ from oio.http.server import (
     BodyTooLarge,
     FileBody,
     HttpError,
+    RequestIdFilter,
     Response,
     Server,
     ServerConfig,
@@ -49,7 +50,7 @@ def test_keepalive_and_headers(serve, raw):
     assert request.query_string == "x=1&y=a+b%21&x=2&flag"
     assert request.query == {"x": "1", "y": "a b!", "flag": ""}
     assert request.headers == {"host": "h", "x-a": "1, 2"}
-    assert request.peer == "%s:%d" % connection.sock.getsockname()
+    assert request.peer == "{}:{}".format(*connection.sock.getsockname())
 
 
 def test_pipelining_in_order(serve, raw):
@@ -126,6 +127,7 @@ BAD_REQUESTS = {
         b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
     ),
     "disguised coding": b"PUT / HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "tab after coding": b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\t\r\n\r\n0\r\n\r\n",
     "chunked in 1.0": b"PUT / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "two hosts": b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
     "two blanks": b"GET  / HTTP/1.1\r\n\r\n",
@@ -400,6 +402,23 @@ def test_access_log(serve, raw, pool, url, caplog, until):
     assert int(first[5]) >= 0
     assert first[6] == "R1" and first[7].startswith("127.0.0.1:")
     assert lines()[1].startswith("- - 400 0 ")
+
+
+def test_request_id_on_every_log_line(serve, pool, url, caplog):
+    logger = logging.getLogger("test.reqid")
+
+    def handler(request):
+        logger.warning("inside")
+        return Response()
+
+    server = serve(handler)
+    caplog.handler.addFilter(RequestIdFilter())
+    pool.request("GET", url(server), {"x-oio-req-id": "R7"})
+    logger.warning("outside")
+    assert [(r.getMessage(), r.reqid) for r in caplog.records if r.name == "test.reqid"] == [
+        ("inside", "R7"),
+        ("outside", "-"),
+    ]
 
 
 def test_after_sent_knows_the_size(serve, pool, url, until):
