@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from oio.api._core import ApiCore
 from oio.common.decorators import api_call, raise_no_such_container
 from oio.common.exceptions import ClientException, OioException
 from oio.common.storage_method import STORAGE_METHODS
+
+# Most entries that a service gives in one page.
+LISTING_PAGE = 10000
 
 
 class ContainerMethods(ApiCore):
@@ -38,9 +41,7 @@ class ContainerMethods(ApiCore):
         :param system: properties of the system, e.g. ``{"sys.m2.policy.version": "-1"}``.
         :returns: False when the container existed (it is then left unchanged).
         """
-        return self.container.container_create(
-            account, container, properties=properties, system=system, **kwargs
-        )
+        return self.container.container_create(account, container, properties=properties, system=system, **kwargs)
 
     @api_call(raise_no_such_container)
     def container_create_many(
@@ -150,21 +151,34 @@ class ContainerMethods(ApiCore):
         """Count the objects that lack chunks, and the chunks they lack, from the directory."""
         kwargs = {**kwargs, "cache": None}
         damaged = missing = 0
+        for item in self._all_versions(account, container, kwargs):
+            if item["deleted"] or not item.get("chunk_method"):
+                continue
+            lacking = self._lacking_chunks(account, container, item, kwargs)
+            if lacking:
+                damaged += 1
+                missing += lacking
+        return damaged, missing
+
+    def _all_versions(self, account: str, container: str, kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield every version of every object.
+
+        A page may end amid the versions of a name, and markers are names: the last name of a page is left
+        to the next one, unless it fills the page alone.
+        """
         marker = None
         while True:
             page = self.object_list(  # type: ignore[attr-defined]
-                account, container, marker=marker, versions=True, **kwargs
+                account, container, limit=LISTING_PAGE, marker=marker, versions=True, **kwargs
             )
-            for item in page["objects"]:
-                if item["deleted"] or not item.get("chunk_method"):
-                    continue
-                lacking = self._lacking_chunks(account, container, item, kwargs)
-                if lacking:
-                    damaged += 1
-                    missing += lacking
-            if not page["truncated"]:
-                return damaged, missing
-            marker = page["next_marker"]
+            items = page["objects"]
+            if not page["truncated"] or not items:
+                yield from items
+                return
+            last = items[-1]["name"]
+            whole = [item for item in items if item["name"] != last]
+            yield from whole or items
+            marker = whole[-1]["name"] if whole else page["next_marker"]
 
     def _lacking_chunks(
         self, account: str, container: str, item: Mapping[str, Any], kwargs: dict[str, Any]

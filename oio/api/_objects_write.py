@@ -136,10 +136,12 @@ class ObjectWriteMethods(ApiCore):
         )
         if properties:
             meta["properties"].update(properties)
-        chunks, size, checksum = self._object_upload(handler, preparer, meta["container_id"], **kwargs)
+        cid = meta["container_id"]
+        upload_kwargs = {name: value for name, value in kwargs.items() if name != "cid"}
+        chunks, size, checksum = self._object_upload(handler, preparer, cid, **upload_kwargs)
         etag = sysmeta.get("etag")
         if etag and etag.lower() != checksum.lower():
-            self._delete_orphan_chunks(chunks, meta["container_id"], **kwargs)
+            self._delete_orphan_chunks(chunks, cid, **upload_kwargs)
             raise EtagMismatch(f"given etag {etag} != computed {checksum}")
         meta["etag"] = checksum
 
@@ -170,7 +172,7 @@ class ObjectWriteMethods(ApiCore):
                 "Failed to commit %s/%s/%s to the directory, deleting its chunks: %s (reqid=%s)",
                 account, container, obj_name, exc, kwargs.get("reqid"),
             )  # fmt: skip
-            self._delete_orphan_chunks(chunks, meta["container_id"], **kwargs)
+            self._delete_orphan_chunks(chunks, cid, **upload_kwargs)
             raise
         return chunks, size, checksum, meta
 
@@ -204,10 +206,10 @@ class ObjectWriteMethods(ApiCore):
         meta["content_path"] = obj_name
         meta["container_id"] = cid = kwargs.get("cid") or cid_from_name(account, container)
         meta["ns"] = self.namespace
-        # Without names the full path cannot be written; the id keeps its place unambiguous.
-        meta["full_path"] = encode_fullpath(
-            account or "_", container or cid, obj_name, meta["version"], meta["id"]
-        )
+        if not account or not container:
+            # The object is designated by the id of its container, but its chunks must tell the names.
+            account, container = self._names_of(cid, kwargs)
+        meta["full_path"] = encode_fullpath(account, container, obj_name, meta["version"], meta["id"])
         meta["oio_version"] = meta.get("oio_version") or OIO_VERSION
         method = preparer.stg_method
         handler_class: Any
@@ -220,6 +222,12 @@ class ObjectWriteMethods(ApiCore):
         else:
             handler_class = ReplicatedWriteHandler
         return meta, handler_class(source, meta, preparer, method, **kwargs), preparer
+
+    def _names_of(self, cid: str, kwargs: Mapping[str, Any]) -> tuple[str, str]:
+        known = ("headers", "reqid", "deadline", "connection_timeout", "read_timeout", "perfdata")
+        passed = {name: kwargs[name] for name in known if name in kwargs}
+        reference = self.directory.list(cid=cid, **passed)
+        return reference["account"], reference["name"]
 
     def _object_upload(
         self, handler: Any, preparer: Any, cid: str, **kwargs: Any
@@ -236,7 +244,6 @@ class ObjectWriteMethods(ApiCore):
 
     def _delete_orphan_chunks(self, chunks: list[dict[str, Any]], cid: str, **kwargs: Any) -> None:
         """Delete chunks that belong to no object. Failures are only logged."""
-        kwargs.pop("cid", None)
         for result in self.blob_client.chunk_delete_many(chunks, cid, **kwargs):
             status = getattr(result, "status", None)
             # A chunk that was never written is just as good.
@@ -251,9 +258,7 @@ class ObjectWriteMethods(ApiCore):
     # --- deletion ---
 
     @api_call(raise_no_such_object)
-    def object_delete(
-        self, account: str, container: str, obj: str, version: Any = None, **kwargs: Any
-    ) -> bool:
+    def object_delete(self, account: str, container: str, obj: str, version: Any = None, **kwargs: Any) -> bool:
         """Delete an object, or one version of it.
 
         In a versioned container, deleting without version adds a delete marker.
@@ -313,16 +318,12 @@ class ObjectWriteMethods(ApiCore):
         """Set properties, or delete them all when there is none (deprecated)."""
         warnings.warn("object_update: use object_set_properties", DeprecationWarning, stacklevel=2)
         if metadata:
-            self.object_set_properties(
-                account, container, obj, metadata, version=version, clear=clear, **kwargs
-            )
+            self.object_set_properties(account, container, obj, metadata, version=version, clear=clear, **kwargs)
         else:
             self.object_del_properties(account, container, obj, [], version=version, **kwargs)
 
     @api_call()
-    def object_touch(
-        self, account: str, container: str, obj: str, version: Any = None, **kwargs: Any
-    ) -> None:
+    def object_touch(self, account: str, container: str, obj: str, version: Any = None, **kwargs: Any) -> None:
         """Have the event of the object's creation sent again. :raises NotFound: when it is missing."""
         self.container.content_touch(account, container, obj, version=version, **kwargs)
 

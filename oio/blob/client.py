@@ -173,9 +173,7 @@ class BlobClient:
 
     # --- data ---
 
-    def chunk_put(
-        self, url: str, meta: Mapping[str, Any], data: Any, **kwargs: Any
-    ) -> tuple[int, str | None]:
+    def chunk_put(self, url: str, meta: Mapping[str, Any], data: Any, **kwargs: Any) -> tuple[int, str | None]:
         """Write a chunk.
 
         :param meta: ``chunk_pos``, ``chunk_method``, ``chunk_hash`` (or ``metachunk_hash`` for an erasure
@@ -203,9 +201,7 @@ class BlobClient:
         size, chunk_hash, _chunks = writer.stream(data, None)
         return size, chunk_hash
 
-    def chunk_get(
-        self, url: str, check_headers: bool = True, **kwargs: Any
-    ) -> tuple[dict[str, Any], ChunkStream]:
+    def chunk_get(self, url: str, check_headers: bool = True, **kwargs: Any) -> tuple[dict[str, Any], ChunkStream]:
         """Read a chunk. :returns: its metadata, its data.
 
         :param check_headers: raise ``FaultyChunk`` when a mandatory attribute is missing.
@@ -274,9 +270,7 @@ class BlobClient:
 
     # --- metadata ---
 
-    def chunk_head(
-        self, url: str, xattr: bool = True, check_hash: bool = False, **kwargs: Any
-    ) -> dict[str, Any]:
+    def chunk_head(self, url: str, xattr: bool = True, check_hash: bool = False, **kwargs: Any) -> dict[str, Any]:
         """Metadata of a chunk, ``{}`` without ``xattr``.
 
         :param check_hash: have the rawx read the chunk and verify it.
@@ -382,8 +376,11 @@ class BlobClient:
     # --- transport ---
 
     def _request(self, method: str, url: str, headers: dict[str, str], kwargs: Mapping[str, Any]) -> Any:
-        connect_s = kwargs.get("connection_timeout") or kwargs.get("timeout") or CONNECTION_TIMEOUT_S
-        read_s = kwargs.get("read_timeout") or kwargs.get("timeout") or READ_TIMEOUT_S
+        both_s = kwargs.get("timeout")
+        if not isinstance(both_s, (int, float)):
+            both_s = None
+        connect_s = kwargs.get("connection_timeout") or both_s or CONNECTION_TIMEOUT_S
+        read_s = kwargs.get("read_timeout") or both_s or READ_TIMEOUT_S
         timeout = pool_timeout(self.http_pool, float(connect_s), float(read_s))
         perfdata = kwargs.get("perfdata")
         if perfdata is None:

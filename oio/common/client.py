@@ -16,6 +16,7 @@ from typing import Any
 
 from oio.api.base import HttpApi
 from oio.common.configuration import load_namespace_conf, validate_service_conf
+from oio.common.easy_value import int_value
 from oio.common.exceptions import Conflict, OioException, ServiceBusy
 from oio.common.logger import get_logger
 
@@ -50,6 +51,7 @@ class ProxyClient(HttpApi):
         logger: Any = None,
         **kwargs: Any,
     ) -> None:
+        request_attempts = int_value(request_attempts, 1)
         assert request_attempts > 0
         validate_service_conf(conf)
         self.ns = conf["namespace"]

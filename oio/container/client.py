@@ -139,10 +139,10 @@ class ContainerClient(ContainerRoutes):
         more = kwargs.pop("params", None)
         if more:
             params.update(more)
-        wanted: dict[str, Any] = {"size": size, "position": position}
         if stgpol:
-            wanted["policy"] = stgpol
-        data = text_of_json(wanted)
+            data = text_of_json({"size": size, "position": position, "policy": stgpol})
+        else:
+            data = f'{{"size": {"null" if size is None else size}, "position": {position}}}'
         try:
             resp, body = self._direct_request(
                 "POST", self._base_uri + "content/prepare2", params=params, data=data, **kwargs
