@@ -179,6 +179,11 @@ class Sandbox:
         self.init()
         supervision = self._supervision()
         chosen = self.layout.select(list(targets))
+        if not supervision.alive():
+            leftovers = supervision.leftovers()
+            if leftovers:
+                report(f"{len(leftovers)} processes outlived their supervisor: stopping them")
+                supervision.shutdown()
         self._check_ports(chosen, supervision)
         supervision.launch()
         ready = Readiness(self.layout, supervision, timeout_s, report)

@@ -56,11 +56,6 @@ class Supervision:
         if self.alive():
             return
         layout = self._layout
-        leftovers = self.leftovers()
-        if leftovers:
-            raise SandboxError(
-                f"Processes of a former run without supervisor: {leftovers}; stop the cluster first"
-            )
         with contextlib.suppress(FileNotFoundError):
             os.unlink(layout.supervisor_socket)
         conf = os.path.join(layout.conf_dir, "supervisord.conf")

@@ -225,6 +225,12 @@ def test_reference_create_and_destroy(cluster):
     assert cluster.meta.last("reference_destroy").force
 
 
+def test_reference_has(cluster):
+    assert cluster.get(f"reference/has?{REF}").status == 204
+    cluster.meta.answers["reference_show"] = StatusError(406, "absent")
+    assert cluster.get(f"reference/has?{REF}").code == (404, 406)
+
+
 def test_reference_show_splits_sets(cluster):
     cluster.meta.answers["reference_show"] = messages.ReferenceReply(
         cid=CID, account="acct", name="ref", services=[ServiceLink(type="meta2", host="a,b", seq=2)]
