@@ -31,6 +31,10 @@ from oio.rawx.store import StoreOptions, Volume
 # between the moment they are received, hashed and written.
 RECEIVE_BYTES_MAX = 512 << 10
 
+# How much of a refused body is read for the sake of the connection. A whole one is read when the
+# chunk exists (contract: rawx PUT).
+DISCARD_BYTES_MAX = 4 << 20
+
 logger = logging.getLogger("oio.rawx")
 
 Emit = Callable[[str, metadata.ChunkMeta, str, bool], None]
@@ -185,14 +189,18 @@ class Rawx:
             meta = metadata.upload_metadata(request.headers, chunk_id)
             meta.compression = self.config.compression
             target = self.volume.upload(chunk_id)
-        except (BadHeader, FileExistsError):
+        except FileExistsError:
             self._discard_body(request, deadline)
+            raise
+        except BadHeader:
+            self._discard_body(request, deadline, DISCARD_BYTES_MAX)
             raise
         with target:
             try:
                 upload.Receiver(request, meta, target, deadline).run(self._buffers)
             except (BadHeader, OSError):
-                self._discard_body(request, deadline)
+                target.abort()  # the space is needed more than the answer
+                self._discard_body(request, deadline, DISCARD_BYTES_MAX)
                 raise
             target.commit(metadata.attributes_of(meta))
         self._tell(events.CHUNK_NEW, meta, request, whole=True)
@@ -275,17 +283,20 @@ class Rawx:
         target_id = metadata.parse_chunk_id(parts.path.rpartition("/")[2])
         return target_id or self._error(400, "Destination: not a chunk id")
 
-    def _discard_body(self, request: Request, deadline: float) -> None:
+    def _discard_body(
+        self, request: Request, deadline: float, limit: int | None = None
+    ) -> None:
         """Read what the client still sends, so that it reads the answer and keeps the connection.
 
-        Not when it waits for the permission to send.
+        Not when it waits for the permission to send. Beyond the limit the connection is closed.
         """
         if "expect" in request.headers and not request.bytes_in:
             return
+        last = None if limit is None else request.bytes_in + limit
         buffer = self._buffers.take()
         try:
             while request.readinto(buffer):
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or (last is not None and request.bytes_in > last):
                     return
         except BodyError as err:
             logger.debug("the client left before the end of its body: %s", err)

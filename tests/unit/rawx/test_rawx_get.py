@@ -317,6 +317,30 @@ def test_copy_destination_forms(start):
     assert bare.client.copy(destination=f"/{OTHER}").status == 201
 
 
+def test_an_attribute_that_cannot_be_a_header(service, client):
+    data = os.urandom(2 * MIB)
+    client.put(data)
+    path = service.path()
+    os.setxattr(path, "user.grid.content.storage_policy", b"A\r\nInjected: yes")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        reply = client.get()
+        assert (reply.status, "injected" in reply.headers) == (500, False)
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def test_no_descriptor_is_left_open(service, client):
+    client.put(os.urandom(2 * MIB))
+    before = len(os.listdir("/proc/self/fd"))
+    for value in ("bytes=0-1", "bytes=0-1,5-6", "bytes=9999999-", f"bytes=5-{2 * MIB}", "x"):
+        for _ in range(5):
+            client.get(Range=value)
+            client.head_chunk(x_oio_check_hash="on")
+            client.put(b"x")
+            client.get("A" * 64)
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
 def test_permission_problem(service, client, monkeypatch):
     def refuse(*_args, **_kw):
         raise PermissionError(1, "not yours")

@@ -299,6 +299,27 @@ def test_a_refused_upload_keeps_the_connection(client):
             assert read_reply(sock).status == status
 
 
+def test_a_disk_error_frees_the_space_and_bounds_what_is_read(service, client, monkeypatch):
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("oio.rawx.store.Upload.write", full)
+    size = 200 << 20
+    with socket.create_connection((client.host, client.port), timeout=20) as sock:
+        head = "\r\n".join(f"{k}: {v}" for k, v in headers_for().items())
+        sock.sendall(
+            f"PUT /{CHUNK} HTTP/1.1\r\nHost: {client.address}\r\n{head}\r\n"
+            f"Content-Length: {size}\r\n\r\n".encode()
+        )
+        piece = bytes(1 << 20)
+        for _ in range(6):
+            sock.sendall(piece)
+        reply = read_reply(sock)
+    assert (reply.status, reply.headers["connection"]) == (500, "close")
+    assert service.files() == []
+    assert client.put(b"x").status == 500  # a small one keeps its connection and its status
+
+
 def test_concurrent_uploads_of_one_id(service, client):
     statuses, barrier = [], threading.Barrier(8)
 
