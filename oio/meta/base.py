@@ -180,8 +180,18 @@ class Base:
 
     # --- reading -----------------------------------------------------------------------------------
 
-    def read(self, fn: Callable[[Reader], T]) -> T:
-        """Run a function in a read transaction."""
+    def read(self, fn: Callable[[Reader], T], short: bool = False) -> T:
+        """Run a function in a read transaction.
+
+        A ``short`` one takes the connection of the writer when nobody writes: a base that has no
+        concurrent use needs one connection only, whose pages and statements are warm.
+        """
+        if short and self._group.try_borrow():
+            try:
+                if self._writer is not None:
+                    return self._read_on_writer(self._writer, fn)
+            finally:
+                self._group.give_back()
         connection, generation = self._take_reader()
         healthy = False
         try:
@@ -195,6 +205,17 @@ class Base:
             raise translate(exc, self.name) from exc
         finally:
             self._give_reader(connection, generation, healthy)
+
+    def _read_on_writer(self, connection: apsw.Connection, fn: Callable[[Reader], T]) -> T:
+        try:
+            connection.execute("BEGIN")
+            try:
+                return fn(Reader(self.name, connection, self.admin))
+            finally:
+                if connection.in_transaction:
+                    connection.execute("COMMIT")
+        except apsw.Error as exc:
+            raise translate(exc, self.name) from exc
 
     def _take_reader(self) -> tuple[apsw.Connection, int]:
         with self._readers_lock:

@@ -75,6 +75,25 @@ class CommitGroup:
             raise member.error
         return member.result
 
+    def try_borrow(self) -> bool:
+        """Take the place of the leader when nobody has it; :meth:`give_back` must follow, soon."""
+        with self._mutex:
+            if self._led:
+                return False
+            self._led = True
+            return True
+
+    def give_back(self) -> None:
+        """Leave the place of the leader to the first who waits."""
+        with self._mutex:
+            heir = self._queue.popleft() if self._queue else None
+            if heir is None:
+                self._led = False
+            else:
+                heir.leads = True
+        if heir is not None and heir.gate is not None:
+            heir.gate.release()
+
     def _wait(self, member: Member, gate: threading.Lock, timeout_s: float) -> bool:
         """Wait for the outcome, or for the leadership (True)."""
         if not gate.acquire(timeout=max(0.0, timeout_s)):
@@ -100,14 +119,7 @@ class CommitGroup:
         finally:
             # The next leader is released before the members of this batch: its transaction overlaps
             # with their answers.
-            with self._mutex:
-                heir = queue.popleft() if queue else None
-                if heir is None:
-                    self._led = False
-                else:
-                    heir.leads = True
-            if heir is not None and heir.gate is not None:
-                heir.gate.release()
+            self.give_back()
             for member in batch:
                 if member is not first and member.gate is not None:
                     member.gate.release()

@@ -36,7 +36,7 @@ class Meta2Service:
             m.ContainerSetProperties: self._writing(containers.set_properties),
             m.ContainerDelProperties: self._writing(containers.del_properties),
             m.ContainerTouch: self._touching(containers.touch),
-            m.ContentList: self._reading(listing.list_contents),
+            m.ContentList: self._reading(listing.list_contents, short=False),
             m.ContentPut: self._content_put,
             m.ContentShow: self._reading(contents.show),
             m.ContentSetProperties: self._writing(contents.set_properties),
@@ -64,11 +64,11 @@ class Meta2Service:
 
         self._repository.write(base_name(request.cid), run)
 
-    def _reading(self, function: Callable[[Reader, Any], Any]) -> Handler:
+    def _reading(self, function: Callable[[Reader, Any], Any], short: bool = True) -> Handler:
         read = self._repository.read
 
         def handle(request: m.ContainerTarget, context: Context) -> Any:
-            return read(base_name(request.cid), lambda reader: function(reader, request))
+            return read(base_name(request.cid), lambda reader: function(reader, request), short)
 
         return handle
 
