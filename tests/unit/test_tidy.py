@@ -20,7 +20,10 @@ HEIGHTS = [
     {"common"},
     {"event"},
     {"api.base", "common.client", "common.http_urllib3"},
-    {"conscience", "directory", "blob", "container", "account", "api", "common.storage_functions"},
+    {
+        "conscience", "directory", "blob", "container", "account", "api", "common.storage_functions",
+        "meta.client", "meta.messages",
+    },
     {"meta", "proxy", "rawx"},
     {"sandbox"},
     {"cli"},
