@@ -2,27 +2,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """``oio-event-agent``: consumes the spools of the services of this host.
 
-Every spool below the directory of ``queue_url`` is read; spools that appear are found within a second. An
-event is acknowledged when its pipeline is done with it, which is durable: what could not be done is in the
-retry base (see :mod:`oio.event.cleaner`). An event without pipeline is counted and acknowledged; one that
-cannot be understood is kept in the ``buried`` table of that base. After a crash, the events of the last
-second are delivered again.
+Every spool below the directory of ``queue_url`` is read; spools that appear are found within a second. An event
+is acknowledged when its pipeline is done with it, which is durable: what could not be done is in the retry base
+(see :mod:`oio.event.retry_store`). An event whose pipeline failed is kept there too and handled again later, so
+that a consumer that is down holds only its own events. An event without pipeline is counted and acknowledged;
+one that cannot be understood is buried in that base. After a crash, the events of the last second are delivered
+again.
 """
 
 from __future__ import annotations
 
 import argparse
 import configparser
+import contextlib
 import heapq
 import itertools
 import logging
 import os
 import queue
+import random
 import sys
 import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -31,7 +35,7 @@ from oio.common import service
 from oio.common.configuration import load_namespace_conf
 from oio.common.exceptions import OioException
 from oio.event.filters import BuryEvent, Event, FilterContext, Pipelines
-from oio.event.retry_store import RetryStore, StoreError
+from oio.event.retry_store import PostponedEvent, RetryStore, StoreError
 from oio.event.spool_reader import Delivery, SpoolReader, find_spools
 from oio.http.client import HttpPool
 from oio.http.router import Router
@@ -47,8 +51,11 @@ SCAN_PERIOD_S = 1.0
 SAVE_PERIOD_S = 1.0
 IDLE_PAUSE_MIN_S = 0.02
 IDLE_PAUSE_MAX_S = 0.25
-# An event whose pipeline failed unexpectedly is tried again after this long (contract: 15 s).
+# An event whose pipeline failed is tried again after this long (contract: 15 s), then less and less often.
 RETRY_DELAY_S = 15.0
+RETRY_DELAY_MAX_S = 600.0
+# The same complaint is made again after this long.
+COMPLAINT_PERIOD_S = 60.0
 # The agent works behind the services that answer to somebody.
 NICENESS = 10
 
@@ -126,11 +133,14 @@ class EventAgent:
         context = FilterContext(settings.namespace, proxy, self._pool, self.store)
         self._pipelines = Pipelines(context, settings.handlers_conf, {"delay": str(settings.delay_s)})
         self._readers: dict[str, SpoolReader] = {}
-        self._work: queue.SimpleQueue[tuple[SpoolReader, Delivery] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._count_lock = threading.Lock()
         self._active = 0
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._delayed: list[tuple[float, int, SpoolReader, Delivery]] = []
+        # Only what could not even be written to the retry base waits in memory, unacknowledged.
+        self._delayed: list[tuple[float, int, _Item]] = []
+        self._postponed_running: set[int] = set()
+        self._complaints: dict[str, float] = {}
         self._order = itertools.count()
         self._stopping = threading.Event()
         self._dispatcher = threading.Thread(target=self._dispatch, name="dispatcher", daemon=True)
@@ -213,10 +223,10 @@ class EventAgent:
                 found = self._reserve(now)
                 if now >= save_s:
                     save_s = now + SAVE_PERIOD_S
-                    for reader in self._readers.values():
-                        reader.save()
+                    self._save()
+                    self._take_postponed()
             except Exception:
-                # Disk errors and defects alike: nothing is acknowledged by them, so trying again is right.
+                # Nothing is acknowledged by a defect here, so trying again is right.
                 self._logger.exception("reading the spools")
                 found = False
             pause_s = IDLE_PAUSE_MIN_S if found else min(IDLE_PAUSE_MAX_S, pause_s * 2)
@@ -236,27 +246,57 @@ class EventAgent:
         """Give work to the consumers, in turn from each spool; returns whether there was some."""
         found = False
         while self._delayed and self._delayed[0][0] <= now:
-            _, _, reader, delivery = heapq.heappop(self._delayed)
-            self._submit(reader, delivery)
+            self._submit(heapq.heappop(self._delayed)[2])
             found = True
-        for reader in self._readers.values():
+        for reader in list(self._readers.values()):
             room = min(RESERVE_AT_ONCE, self._room())
             if room <= 0:
                 return found
-            for delivery in reader.reserve(room):
-                self._submit(reader, delivery)
+            try:
+                deliveries = reader.reserve(room)
+            except OSError as exc:
+                self._leave(reader, exc)
+                continue
+            for delivery in deliveries:
+                self._submit(_Item(delivery.payload, reader, delivery, None))
                 found = True
         return found
+
+    def _take_postponed(self) -> None:
+        """Handle postponed events again, with half of the room at most."""
+        running = set(self._postponed_running)
+        limit = self._settings.concurrency * RESERVED_PER_THREAD // 2 - len(running)
+        if limit <= 0:
+            return
+        for postponed in self.store.postponed_due(time.time(), limit + len(running)):
+            # An event that ends just now may be seen as due although it is done: handling it twice is harmless.
+            if postponed.id not in running:
+                self._postponed_running.add(postponed.id)
+                self._submit(_Item(postponed.event, None, None, postponed))
+
+    def _save(self) -> None:
+        for reader in list(self._readers.values()):
+            try:
+                reader.save()
+            except OSError as exc:
+                self._leave(reader, exc)
+
+    def _leave(self, reader: SpoolReader, reason: OSError) -> None:
+        """Leave a spool that fails to the next scan, which opens it again if it still exists."""
+        self._logger.error("cannot read the spool %s: %s", reader.directory, reason)
+        self._readers.pop(reader.directory, None)
+        with contextlib.suppress(OSError):
+            reader.close()
 
     def _room(self) -> int:
         limit = self._settings.concurrency * RESERVED_PER_THREAD
         with self._count_lock:
             return limit - self._active - len(self._delayed)
 
-    def _submit(self, reader: SpoolReader, delivery: Delivery) -> None:
+    def _submit(self, item: _Item) -> None:
         with self._count_lock:
             self._active += 1
-        self._work.put((reader, delivery))
+        self._work.put(item)
 
     # --- consumer threads -------------------------------------------------------------------------
 
@@ -265,16 +305,32 @@ class EventAgent:
             item = self._work.get()
             if item is None or self._stopping.is_set():
                 return
-            reader, delivery = item
-            kind, outcome = self._handle(delivery.payload)
-            if outcome != "retry":
-                reader.ack(delivery)
+            kind, outcome = self._handle(item.payload)
+            try:
+                self._settle(item, outcome)
+            except StoreError as exc:
+                self._complain(f"event of type {kind} kept in memory", exc)
+                with self._count_lock:
+                    when = time.monotonic() + RETRY_DELAY_S
+                    heapq.heappush(self._delayed, (when, next(self._order), item))
             with self._count_lock:
                 self._active -= 1
                 self._counts[kind, outcome] += 1
-                if outcome == "retry":
-                    when = time.monotonic() + RETRY_DELAY_S
-                    heapq.heappush(self._delayed, (when, next(self._order), reader, delivery))
+
+    def _settle(self, item: _Item, outcome: str) -> None:
+        """Acknowledge an event where it came from. :raises StoreError: when that cannot be made durable."""
+        if item.postponed is None:
+            if outcome == "retry":
+                self.store.postpone(item.payload, time.time() + RETRY_DELAY_S)
+            if item.reader is not None and item.delivery is not None:
+                item.reader.ack(item.delivery)
+            return
+        if outcome == "retry":
+            delay_s = min(RETRY_DELAY_MAX_S, RETRY_DELAY_S * 2.0 ** min(item.postponed.attempts, 20))
+            self.store.postpone_again(item.postponed, time.time() + delay_s * random.uniform(0.5, 1))
+        else:
+            self.store.finish(item.postponed)
+        self._postponed_running.discard(item.postponed.id)
 
     def _handle(self, payload: bytes) -> tuple[str, str]:
         """Run the pipeline of an event; returns its type and what became of it."""
@@ -288,11 +344,27 @@ class EventAgent:
                 self._logger.error("event buried: %s: %r", exc, payload[:500])
                 self.store.bury(payload, str(exc), time.time())
                 return kind, "buried"
-        except StoreError as exc:
-            self._logger.error("event of type %s kept for later: %s", kind, exc)
+        except (OioException, StoreError) as exc:
+            self._complain(f"event of type {kind} kept for later", exc)
         except Exception:
             self._logger.exception("event of type %s kept for later: %r", kind, payload[:500])
         return kind, "retry"
+
+    def _complain(self, what: str, exc: Exception) -> None:
+        """Log an expected failure, not more than once per period for each kind of event."""
+        now = time.monotonic()
+        if now - self._complaints.get(what, -COMPLAINT_PERIOD_S) >= COMPLAINT_PERIOD_S:
+            self._complaints[what] = now
+            self._logger.warning("%s: %s", what, exc)
+
+
+class _Item(NamedTuple):
+    """An event on its way to a pipeline, and where it comes from: a spool, or the retry base."""
+
+    payload: bytes
+    reader: SpoolReader | None
+    delivery: Delivery | None
+    postponed: PostponedEvent | None
 
 
 def parse_event(payload: bytes) -> Event:

@@ -1,10 +1,10 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""Chunks that are still to be deleted, and events that could not be understood: one SQLite base.
+"""What is left to do: chunks to delete, events to handle again, events nobody understands; one SQLite base.
 
-What is added is on disk (``synchronous=FULL``) before ``add`` returns, so that the event may be
-acknowledged. A chunk leaves the base only by :meth:`RetryStore.settle`. Adding a chunk that is there
-already changes nothing: events are delivered at least once.
+What is added is on disk (``synchronous=FULL``) before the call returns, so that the event may be acknowledged. A
+chunk leaves the base only by :meth:`RetryStore.settle`, an event only by :meth:`RetryStore.finish`. Adding a
+chunk that is there already changes nothing: events are delivered at least once.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ CREATE TABLE IF NOT EXISTS chunk (
     request_id TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (service, chunk)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS chunk_due ON chunk (service, due_s);
+CREATE TABLE IF NOT EXISTS postponed (
+    id INTEGER PRIMARY KEY, due_s REAL NOT NULL, attempts INTEGER NOT NULL, event BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS postponed_due ON postponed (due_s);
 CREATE TABLE IF NOT EXISTS buried (
     id INTEGER PRIMARY KEY, when_s REAL NOT NULL, reason TEXT NOT NULL, event BLOB NOT NULL);
 """
@@ -39,6 +42,14 @@ class PendingChunk(NamedTuple):
     due_s: float = 0.0
     attempts: int = 0
     request_id: str = ""
+
+
+class PostponedEvent(NamedTuple):
+    """An event whose pipeline failed ``attempts`` times."""
+
+    id: int
+    attempts: int
+    event: bytes
 
 
 class StoreError(Exception):
@@ -112,6 +123,33 @@ class RetryStore:
             )
         )
 
+    def postpone(self, event: bytes, due_s: float) -> None:
+        """Keep an event whose pipeline failed once."""
+        self._change(
+            ("INSERT INTO postponed (due_s, attempts, event) VALUES (?, 1, ?)", [(due_s, event)])
+        )
+
+    def postpone_again(self, postponed: PostponedEvent, due_s: float) -> None:
+        """Note one more failure of a postponed event."""
+        self._change(
+            (
+                "UPDATE postponed SET due_s = ?, attempts = ? WHERE id = ?",
+                [(due_s, postponed.attempts + 1, postponed.id)],
+            )
+        )
+
+    def finish(self, postponed: PostponedEvent) -> None:
+        """Forget a postponed event, which is handled."""
+        self._change(("DELETE FROM postponed WHERE id = ?", [(postponed.id,)]))
+
+    def postponed_due(self, now_s: float, limit: int) -> list[PostponedEvent]:
+        """Some postponed events whose time has come, the oldest first."""
+        rows = self._read(
+            "SELECT id, attempts, event FROM postponed WHERE due_s <= ? ORDER BY due_s LIMIT ?",
+            (now_s, limit),
+        )
+        return [PostponedEvent(*row) for row in rows]
+
     def bury(self, event: bytes, reason: str, now_s: float) -> None:
         """Keep an event that cannot be handled, for a person."""
         self._change(
@@ -119,9 +157,12 @@ class RetryStore:
         )
 
     def counts(self) -> dict[str, int]:
-        """``{"pending": chunks, "buried": events}``."""
-        (row,) = self._read("SELECT (SELECT count(*) FROM chunk), (SELECT count(*) FROM buried)")
-        return {"pending": row[0], "buried": row[1]}
+        """``{"pending": chunks, "postponed": events, "buried": events}``."""
+        (row,) = self._read(
+            "SELECT (SELECT count(*) FROM chunk), (SELECT count(*) FROM postponed),"
+            " (SELECT count(*) FROM buried)"
+        )
+        return {"pending": row[0], "postponed": row[1], "buried": row[2]}
 
     def close(self) -> None:
         """Close the base; idempotent."""

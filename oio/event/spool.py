@@ -74,9 +74,11 @@ def spool_from_url(url: str) -> SpoolQueue:
 class _Batch:
     """Records that will be written and synced together."""
 
-    __slots__ = ("blobs", "done", "error", "size")
+    __slots__ = ("blobs", "done", "error", "settled", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, lock: threading.Lock) -> None:
+        # Each batch wakes its own threads: with one condition for all, every sync would wake everybody.
+        self.settled = threading.Condition(lock)
         self.blobs: list[bytes] = []
         self.size = 0
         self.done = False
@@ -98,8 +100,9 @@ class SpoolQueue(EventQueue):
         self._segment_bytes = segment_bytes
         self._max_bytes = max_bytes
         self._fsync = fsync
-        self._changed = threading.Condition()
-        self._batch = _Batch()
+        self._lock = threading.Lock()
+        self._batch = _Batch(self._lock)
+        self._idle = threading.Condition(self._lock)
         self._writing = False
         self._closed = False
         self._fd = -1
@@ -122,7 +125,7 @@ class SpoolQueue(EventQueue):
             return
         blob = b"".join([frame(event) for event in events])
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise QueueError(f"the spool {self.directory} is closed")
             batch = self._batch
@@ -134,12 +137,13 @@ class SpoolQueue(EventQueue):
                 left_s = None if deadline is None else deadline - time.monotonic()
                 if left_s is not None and left_s <= 0:
                     raise QueueTimeout(f"the spool {self.directory} is slow")
-                self._changed.wait(left_s)
+                batch.settled.wait(left_s)
             if not batch.done:
                 if self._closed:
+                    batch.settled.notify_all()
                     raise QueueError(f"the spool {self.directory} is closed")
                 self._writing = True
-                self._batch = _Batch()
+                self._batch = _Batch(self._lock)
         if not batch.done:
             self._commit(batch)
         if batch.error is not None:
@@ -151,12 +155,13 @@ class SpoolQueue(EventQueue):
 
     def close(self) -> None:
         """Wait for the running write, then release the files."""
-        with self._changed:
-            while self._writing:
-                self._changed.wait()
+        with self._lock:
             if self._closed:
                 return
             self._closed = True
+            self._batch.settled.notify_all()
+            while self._writing:
+                self._idle.wait()
             self._abandon_segment()
             os.close(self._lock_fd)
 
@@ -178,11 +183,15 @@ class SpoolQueue(EventQueue):
             batch.error = exc
             self._give_up_segment()
         finally:
-            with self._changed:
+            with self._lock:
                 self._size += batch.size
                 batch.done = True
                 self._writing = False
-                self._changed.notify_all()
+                batch.settled.notify_all()
+                # One thread of the next batch is enough to write it. It finds nobody writing, hence it cannot
+                # leave for its time instead: the loop in put_many looks at that first.
+                self._batch.settled.notify()
+                self._idle.notify_all()
 
     def _write(self, data: bytes) -> None:
         if self._fd < 0 or self._offset + len(data) > self._segment_bytes:

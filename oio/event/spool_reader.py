@@ -118,9 +118,10 @@ class SpoolReader:
         try:
             self.save()
         finally:
-            self._close_segment()
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+            with self._lock:
+                self._close_segment()
+                os.close(self._lock_fd)
+                self._lock_fd = -1
 
     def _read(self) -> bytes | None:
         """Payload of the next record of this segment, None when it is not (wholly) there."""

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from oio.common.exceptions import ConfigurationException
+from oio.common.exceptions import ConfigurationException, OioException
+from oio.event import agent as agent_module
 from oio.event import cleaner as cleaner_module
+from oio.event import filters as filters_module
 from oio.event.agent import EventAgent, EventAgentSettings, load_event_agent_settings
 from oio.event.cleaner import ServiceBackoff, backoff, chunks_of
-from oio.event.filters import BuryEvent
+from oio.event.filters import BuryEvent, Filter
 from oio.event.retry_store import PendingChunk, RetryStore, StoreError
 from oio.event.spool import SpoolQueue, spool_depth
 from oio.http.server import Response, Server
@@ -143,7 +145,7 @@ def test_chunks_are_deleted(run_agent, cluster, queue):
     assert {(method, reqid) for method, _, reqid in cluster.deletions} == {("DELETE", "REQ")}
     assert cluster.resolutions <= 2
     assert agent.counts()["storage.content.new", "ignored"] == 1
-    assert agent.store.counts() == {"pending": 0, "buried": 0}
+    assert agent.store.counts() == {"pending": 0, "postponed": 0, "buried": 0}
     assert agent._pipelines.filters["content_cleaner"].metrics()["missing"] == 1
     wait_for(lambda: spool_depth(queue.directory) == 0)
 
@@ -219,21 +221,54 @@ def test_what_cannot_be_understood_is_kept(run_agent, cluster, queue):
 def test_what_cannot_be_remembered_stays_in_the_spool(run_agent, cluster, queue, monkeypatch):
     agent = run_agent()
 
-    def broken(chunks):
+    def broken(*statements):
         raise StoreError("no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(agent.store, "add", broken)
+        patch.setattr(agent.store, "_change", broken)
         queue.put(deleted(f"http://NS-rawx-1/{chunk_id(1)}"))
         wait_for(lambda: ("storage.content.deleted", "retry") in agent.counts())
         agent.stop(2)
     assert spool_depth(queue.directory) == 1
 
 
+def test_a_failing_pipeline_holds_only_its_own_events(run_agent, cluster, queue, monkeypatch):
+    monkeypatch.setattr(agent_module, "RETRY_DELAY_S", 0.05)
+    monkeypatch.setattr(agent_module, "RETRY_DELAY_MAX_S", 0.1)
+    monkeypatch.setattr(agent_module, "SAVE_PERIOD_S", 0.05)
+    failing = [True]
+    handled = []
+
+    class Fragile(Filter):
+        def process(self, event):
+            if failing:
+                raise OioException("the consumer is down")
+            handled.append(event["n"])
+
+    builtin = {**filters_module.builtin_filters(), "fragile": Fragile}
+    monkeypatch.setattr(filters_module, "builtin_filters", lambda: builtin)
+    monkeypatch.setitem(filters_module.DEFAULT_PIPELINES, "fragile", ["fragile"])
+    cluster.start_rawx()
+    cluster.chunks = {chunk_id(1)}
+    agent = run_agent()
+    count = 100
+    queue.put_many([b'{"event":"fragile","n":%d}' % n for n in range(count)])
+    queue.put(deleted(f"http://NS-rawx-1/{chunk_id(1)}"))
+    wait_for(lambda: cluster.chunks == set())
+    wait_for(lambda: spool_depth(queue.directory) == 0)
+    assert agent.store.counts()["postponed"] == count
+    wait_for(lambda: agent.counts()["fragile", "retry"] > 2 * count)
+    agent.stop(2)
+    failing.clear()
+    agent = run_agent()
+    wait_for(lambda: agent.store.counts()["postponed"] == 0)
+    assert sorted(set(handled)) == list(range(count))
+
+
 def test_new_spools_are_found(run_agent, cluster, tmp_path):
     agent = run_agent()
     with SpoolQueue(str(tmp_path / "spools" / "NS-rawx-1" / "w0")) as queue:
-        queue.put(b'{"event":"storage.chunk.new"}')
+        queue.put(b'{"event":"test.ignored"}')
         wait_for(lambda: sum(agent.counts().values()) == 1)
     assert b"event_agent_events_total" in agent.metrics(None).body
 

@@ -263,6 +263,41 @@ def test_threads_share_syncs(directory, monkeypatch):
         assert {b"%d" % n for n in range(20)} <= set(events)
 
 
+def test_closing_refuses_those_who_wait(directory, monkeypatch):
+    entered, go_on = threading.Event(), threading.Event()
+    outcomes = []
+
+    def slow(fd):
+        entered.set()
+        assert go_on.wait(10)
+
+    def put(event):
+        try:
+            queue.put(event)
+            outcomes.append("written")
+        except QueueError:
+            outcomes.append("refused")
+
+    queue = SpoolQueue(directory)
+    monkeypatch.setattr(spool_module.os, "fdatasync", slow)
+    threads = [threading.Thread(target=put, args=(b"%d" % n,)) for n in range(5)]
+    threads[0].start()
+    assert entered.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    while len(queue._batch.blobs) < 4:
+        assert all(thread.is_alive() for thread in threads)
+    closing = threading.Thread(target=queue.close)
+    closing.start()
+    while not queue._closed:
+        assert closing.is_alive()
+    go_on.set()
+    for thread in (*threads, closing):
+        thread.join(10)
+        assert not thread.is_alive()
+    assert sorted(outcomes) == ["refused"] * 4 + ["written"]
+
+
 def test_both_sides_at_once(directory):
     count, producers = 300, 4
     queue = SpoolQueue(directory, segment_bytes=2000, fsync=False)
