@@ -6,6 +6,8 @@ import hashlib
 import http.client
 import os
 import socket
+import threading
+import time
 
 from oio.rawx.config import RawxConfig
 from oio.rawx.server import Rawx
@@ -105,6 +107,19 @@ class Client:
         if destination != "":
             headers["Destination"] = destination or f"http://{self.address}/{target}"
         return self.request("COPY", f"/{source}", headers)
+
+
+def wait_for(condition, seconds=5.0):
+    """Wait until the condition holds; what follows an answer in the server takes a moment."""
+    pause = threading.Event()
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        pause.wait(0.01)
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
 
 
 def read_reply(sock, method="GET"):

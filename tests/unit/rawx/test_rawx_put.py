@@ -11,7 +11,7 @@ import zlib
 
 import blake3
 import pytest
-from rawx_harness import CHUNK, OTHER, PREFIX, cid, headers_for, read_reply
+from rawx_harness import CHUNK, OTHER, PREFIX, cid, headers_for, read_reply, wait_for
 
 from oio.common.blocksums import BlockSums
 
@@ -224,22 +224,13 @@ def test_blake3_hash_without_block_sums(client):
 def test_a_pending_upload_conflicts(service, client):
     with socket.create_connection((client.host, client.port)) as sock:
         sock.sendall(client.head("PUT", f"/{CHUNK}", headers_for(), chunks=[]) + b"3\r\nabc\r\n")
-        _wait(lambda: service.files() == [CHUNK + ".pending"])
+        wait_for(lambda: service.files() == [CHUNK + ".pending"])
         assert client.put(b"other").status == 409
         assert client.get().status == 404
         sock.sendall(b"0\r\n\r\n")
         assert read_reply(sock).status == 201
     assert client.get().body == b"abc"
     assert service.files() == [CHUNK]
-
-
-def _wait(condition, seconds=5.0):
-    done = threading.Event()
-    for _ in range(int(seconds / 0.01)):
-        if condition():
-            return
-        done.wait(0.01)
-    raise AssertionError("the condition did not come true")
 
 
 def test_the_leftover_of_a_crash_does_not_block_its_id(service, client):
