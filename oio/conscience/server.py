@@ -214,8 +214,19 @@ def make_server(
     conscience: ConscienceServer, listen: tuple[str, int], threads_max: int = THREADS_MAX
 ) -> Server:
     """HTTP server of a conscience, not started."""
-    config = ServerConfig(max_body_bytes=BODY_MAX_BYTES, max_threads=threads_max)
+    config = ServerConfig(
+        max_body_bytes=BODY_MAX_BYTES, max_threads=threads_max, access_log=_log_refusal
+    )
     return Server(conscience.router, [listen], config)
+
+
+def _log_refusal(request: Request, response: Response, _duration_us: int) -> None:
+    """Registrations come every second from everywhere: only what fails is worth a line."""
+    if response.status >= 400:
+        logging.getLogger("oio.conscience").warning(
+            "%s %s from %s answered %d %s [%s]",
+            request.method, request.target, request.peer, response.status, response.body, request.reqid,
+        )  # fmt: skip
 
 
 def _guarded(handler: Callable[[Request], Response]) -> Callable[[Request], Response]:
@@ -265,18 +276,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-v", "--verbose", action="store_true", help="debug logs")
     parser.add_argument("config", help="INI file")
     args = parser.parse_args(argv)
+    service.setup_logging(args.syslog_id, "DEBUG" if args.verbose else "INFO")
     try:
         options = {key.lower(): value for key, value in service.parse_dash_o(args.options)}
         period_s = float(options.pop("persistenceperiod", PERSISTENCE_PERIOD_DEFAULT_S))
         path = options.pop("persistencepath", "")
         if options:
             raise ValueError(f"unknown option {', '.join(sorted(options))}")
-        settings = load_settings(args.config)
-    except (ValueError, ConfigurationException) as exc:
+        return _serve(load_settings(args.config), path, period_s)
+    except (ValueError, OSError, ConfigurationException) as exc:
         print(f"oio-conscience: {exc}", file=sys.stderr)
         return 1
-    service.setup_logging(args.syslog_id, "DEBUG" if args.verbose else "INFO")
-    return _serve(settings, path, period_s)
 
 
 def _serve(settings: Settings, path: str, period_s: float) -> int:

@@ -74,7 +74,6 @@ class Settings:
     listen: tuple[str, int]
     types: dict[str, ServiceType]
     storage: Storage
-    logging: dict[str, str]
 
 
 def load_settings(path: str) -> Settings:
@@ -93,13 +92,11 @@ def load_settings(path: str) -> Settings:
         raise ConfigurationException(f"{path}: param_service_conf={service_glob} matches no file")
     policies, securities = load_storage(storage_path)
     types, pools = load_services(service_paths)
-    general = dict(parser.items("General")) if parser.has_section("General") else {}
     return Settings(
         namespace=namespace,
         listen=_listen_address(_required(server, "listen", path), path),
         types=types,
         storage=Storage(policies, securities, pools),
-        logging=general,
     )
 
 

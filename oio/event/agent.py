@@ -393,7 +393,8 @@ def main(argv: list[str] | None = None) -> int:
     except (OioException, StoreError, ValueError) as exc:
         print(f"oio-event-agent: {exc}", file=sys.stderr)
         return 1
-    os.nice(NICENESS)
+    with contextlib.suppress(OSError):  # forbidden in some containers
+        os.nice(NICENESS)
     servers: list[service.Stoppable] = [agent]
     if settings.listen:
         router = Router()

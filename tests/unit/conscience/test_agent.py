@@ -381,6 +381,25 @@ def test_bad_configuration(tmp_path, text):
         load_agent_settings(str(path), LOGGER)
 
 
+def test_plugins_of_other_packages(context, fake, tmp_path, monkeypatch):
+    (tmp_path / "oio_test_plugin.py").write_text(
+        "from oio.conscience.checkers import Checker\nfrom oio.conscience.stats import Collector\n"
+        "class Never(Checker):\n    def _check(self):\n        return False\n"
+        "class Weather(Collector):\n    def get_stats(self):\n        return {'stat.rain': 1}\n"
+    )
+    info = tmp_path / "oio_test_plugin-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: oio-test-plugin\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(
+        "[oio.conscience.checker]\nnever = oio_test_plugin:Never\n"
+        "[oio.conscience.stats]\nweather = oio_test_plugin:Weather\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    where = {"host": "127.0.0.1", "port": 1}
+    assert not make_checker(context, {**where, "type": "never"}, LOGGER).check()
+    assert make_collector(context, {**where, "type": "weather"}, LOGGER).get_stats() == {"stat.rain": 1}
+
+
 def test_bad_checks_are_left_out(fake, run_agent):
     proxy, service = fake(), fake()
     agent = run_agent(

@@ -35,7 +35,6 @@ def running(tmp_path):
         ("127.0.0.1", 0),
         {"rawx": ServiceType("rawx", "num stat.cpu"), "meta0": ServiceType("meta0")},
         Storage({"ONE": "NONE:NONE"}, {"EC": "ec/k=2,m=1"}, {"p": "1,rawx"}),
-        {},
     )
     registry = Registry(settings, LOGGER)
     persistence = Persistence(registry, str(tmp_path / "state"), "NS", LOGGER)

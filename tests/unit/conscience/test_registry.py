@@ -30,7 +30,7 @@ def make_registry(clock=None, **types):
         "meta0": ServiceType("meta0", "num stat.cpu", timeout_s=60, lock_at_first_register=False),
         **types,
     }
-    settings = Settings("NS", ("127.0.0.1", 0), kinds, Storage({"ONE": "NONE:NONE"}, {}, {}), {})
+    settings = Settings("NS", ("127.0.0.1", 0), kinds, Storage({"ONE": "NONE:NONE"}, {}, {}))
     return Registry(settings, LOGGER, monotonic=clock or Clock(), wall=lambda: 1.0)
 
 
