@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -34,6 +34,11 @@ from oio.common.exceptions import (
 )
 from oio.common.fullpath import encode_fullpath
 from oio.common.utils import GeneratorIO, cid_from_name, set_deadline_from_read_timeout
+from oio.container.metadata import CHUNK_SYSMETA_PREFIX
+
+SpareProvider = Callable[[list[dict[str, Any]], list[dict[str, Any]]], list[dict[str, Any]]]
+# What the requests made aside, on behalf of an upload, share with it.
+_REQUEST_KEYWORDS = ("cid", "headers", "reqid", "deadline", "connection_timeout", "read_timeout", "perfdata")
 
 ObjectCreated = tuple[list[dict[str, Any]], int, str, dict[str, Any]]
 
@@ -221,11 +226,53 @@ class ObjectWriteMethods(ApiCore):
             raise InvalidStorageMethod(f"Chunk method {meta['chunk_method']} cannot be written")
         else:
             handler_class = ReplicatedWriteHandler
+        kwargs.setdefault(
+            "spare_provider", self._make_spare_provider(account, container, obj_name, meta, preparer, kwargs)
+        )
         return meta, handler_class(source, meta, preparer, method, **kwargs), preparer
 
+    def _make_spare_provider(
+        self,
+        account: str,
+        container: str,
+        obj_name: str,
+        meta: dict[str, Any],
+        preparer: Any,
+        kwargs: Mapping[str, Any],
+    ) -> SpareProvider:
+        """Make what finds other services for the chunks that a rawx refuses before any data is lost.
+
+        The chunks it gives are cleaned up like the others when the upload fails.
+        """
+
+        def provide(good: list[dict[str, Any]], broken: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            position = str(broken[0]["pos"]).partition(".")[0]
+            answer = self.container.content_spare(
+                account,
+                container,
+                obj_name,
+                version=meta["version"],
+                data={"notin": _plain_chunks(good), "broken": _plain_chunks(broken)},
+                stgpol=meta["policy"],
+                position=position,
+                **{name: kwargs[name] for name in _REQUEST_KEYWORDS if name in kwargs},
+            )
+            spares = []
+            for found, old in zip(answer["chunks"], broken, strict=False):
+                url = found["id"]
+                real_url = self.blob_client.resolve_url(url)
+                spares.append({**_plain_chunk(old), "url": url, "real_url": real_url, "score": 0})
+            for item in answer.get("properties", ()):
+                meta["properties"][item["key"]] = item["value"]
+            for chunk in broken:
+                meta["properties"].pop(CHUNK_SYSMETA_PREFIX + chunk["url"], None)
+            preparer.all_chunks_so_far().extend(spares)
+            return spares
+
+        return provide
+
     def _names_of(self, cid: str, kwargs: Mapping[str, Any]) -> tuple[str, str]:
-        known = ("headers", "reqid", "deadline", "connection_timeout", "read_timeout", "perfdata")
-        passed = {name: kwargs[name] for name in known if name in kwargs}
+        passed = {name: kwargs[name] for name in _REQUEST_KEYWORDS if name in kwargs and name != "cid"}
         reference = self.directory.list(cid=cid, **passed)
         return reference["account"], reference["name"]
 
@@ -326,6 +373,14 @@ class ObjectWriteMethods(ApiCore):
     def object_touch(self, account: str, container: str, obj: str, version: Any = None, **kwargs: Any) -> None:
         """Have the event of the object's creation sent again. :raises NotFound: when it is missing."""
         self.container.content_touch(account, container, obj, version=version, **kwargs)
+
+
+def _plain_chunk(chunk: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: chunk[key] for key in ("url", "pos", "size", "hash")}
+
+
+def _plain_chunks(chunks: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [_plain_chunk(chunk) for chunk in chunks]
 
 
 def _name_of(file_or_path: Any) -> str:

@@ -492,7 +492,7 @@ class MetachunkPreparer:
                       if key not in ("position", "version", "meta_pos")}  # fmt: skip
             # Each metachunk has the whole read timeout for itself.
             set_deadline_from_read_timeout(kwargs, force=True)
-            _meta, chunks = self.container_client.content_prepare(
+            meta, chunks = self.container_client.content_prepare(
                 self.account,
                 self.container,
                 self.obj_name,
@@ -502,6 +502,8 @@ class MetachunkPreparer:
                 version=self.obj_meta["version"],
                 **kwargs,
             )
+            # The placement quality of each chunk goes with the commit.
+            self.obj_meta.setdefault("properties", {}).update(meta.get("properties") or {})
             yield self._place(chunks, position)
 
     def all_chunks_so_far(self) -> list[Chunk]:

@@ -188,6 +188,17 @@ class FakeProxy:
         headers["x-oio-ns-chunk-size"] = str(self.chunk_size)
         return answer({"chunks": chunks, "properties": properties}, headers)
 
+    def on_content_spare(self, _cid: str, query: Any, value: Any, _headers: Any) -> Response:
+        """One more rawx, the last, for each broken chunk."""
+        rawx = self.rawx[-1]
+        used = [chunk["url"] for chunk in [*value["notin"], *value["broken"]]]
+        if len(self.rawx) <= self.copies or any(rawx.address in url for url in used):
+            return failure(500, 481, "not enough services")
+        url = f"http://rawx-{len(self.rawx) - 1}/" + used[0].rpartition("/")[2]
+        chunk = {"id": url, "pos": "", "hash": "", "size": 0}
+        properties = [{"alias": "", "version": 0, "key": "__OIO_CHUNK__" + url, "value": "{}"}]
+        return answer({"aliases": [], "headers": [], "chunks": [chunk], "properties": properties})
+
     def _version(self) -> int:
         self.last_version = max(self.last_version + 1, time.time_ns() // 1000)
         return self.last_version
@@ -301,10 +312,10 @@ def failure(http_status: int, status: int, message: str) -> Response:
 
 
 class FakeCluster:
-    """Three rawx and a proxy."""
+    """Three rawx (or more) and a proxy."""
 
-    def __init__(self, chunk_size: int = 1 << 20, copies: int = 3) -> None:
-        self.rawx = [FakeRawx() for _ in range(3)]
+    def __init__(self, chunk_size: int = 1 << 20, copies: int = 3, rawx: int = 3) -> None:
+        self.rawx = [FakeRawx() for _ in range(rawx)]
         self.proxy = FakeProxy(self.rawx, chunk_size, copies)
 
     def stop(self) -> None:

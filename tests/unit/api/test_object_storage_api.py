@@ -256,6 +256,28 @@ def test_one_bad_rawx_is_tolerated(api: ObjectStorageApi, cluster: FakeCluster) 
     assert fetch(api) == b"z" * 10
 
 
+@pytest.mark.parametrize("size", [10, 2000])
+def test_a_spare_rawx_takes_the_place_of_a_bad_one(size: int) -> None:
+    cluster = FakeCluster(chunk_size=1024, rawx=4)
+    try:
+        api = ObjectStorageApi(NS, endpoint=cluster.proxy.address)
+        cluster.rawx[1].refuse["PUT"] = 500
+        chunks, _size, _sum = api.object_create("acct", "cont", data=b"z" * size, obj_name="obj")
+        metachunks = -(-size // 1024)
+        assert len(chunks) == 3 * metachunks
+        assert len(cluster.rawx[3].chunks) == metachunks
+        sent = cluster.proxy.requests("content/create")[0][4]
+        assert {"__OIO_CHUNK__" + chunk["url"] for chunk in chunks} == set(sent["properties"])
+        assert fetch(api) == b"z" * size
+        for rawx in cluster.rawx[2:]:
+            rawx.refuse["PUT"] = 500
+        with pytest.raises(exc.ServiceBusy):
+            api.object_create("acct", "cont", data=b"z" * size, obj_name="other")
+        assert cluster.chunk_count() == 3 * metachunks
+    finally:
+        cluster.stop()
+
+
 def test_append(api: ObjectStorageApi, cluster: FakeCluster) -> None:
     api.object_create("acct", "cont", data=b"a" * 1500, obj_name="obj", policy="OTHER", append=True)
     _chunks, size, checksum = api.object_create("acct", "cont", data=b"b" * 600, obj_name="obj", append=True)
