@@ -318,6 +318,18 @@ class ChunkedBody(BodyReader):
             self._next_chunk(wait=False)
         return done
 
+    def skip_buffered(self) -> bool:
+        """Forget what was already received of the body; True when that was all of it. Never waits."""
+        source = self.source
+        while not self.finished and source.pos < source.end:
+            if self.left:
+                count = min(self.left, source.end - source.pos)
+                source.pos += count
+                self.left -= count
+            elif not self._next_chunk(wait=False):
+                break
+        return self.finished
+
     def _next_chunk(self, wait: bool) -> bool:
         """Go to the data of the next chunk; False at the end of the body, or when `wait` is False and its
         size line has not been received whole."""

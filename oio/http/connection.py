@@ -324,7 +324,10 @@ class Connection(Source):
     def _call(self, request: Request) -> tuple[Response, bool]:
         """Run the handler; give its answer, and whether the connection is still in step."""
         try:
-            return self.server.handler(request), True
+            response = self.server.handler(request)
+            if not isinstance(response, Response):
+                raise TypeError(f"handler gave {type(response).__name__} instead of a Response")
+            return response, True
         except HttpError as error:
             return response_of_error(error), True
         except BodyTruncated:
@@ -353,6 +356,10 @@ class Connection(Source):
             return True
         if request._continue is not None:
             return False  # The peer waits for permission to send it, or does not: nobody can know.
+        if isinstance(body, ChunkedBody):
+            with contextlib.suppress(BodyMalformed):
+                return body.skip_buffered()
+            return False
         left = body.left_at_most()
         return left is not None and left <= DRAIN_BYTES_MAX
 

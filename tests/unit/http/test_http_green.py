@@ -7,12 +7,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
 import oio
 
-pytest.importorskip("eventlet")
+pytestmark = pytest.mark.skipif(find_spec("eventlet") is None, reason="eventlet is not installed")
 
 PROGRAM = """
 import os, sys, time

@@ -240,6 +240,18 @@ def test_unread_small_body_is_skipped_and_large_one_closes(serve, raw):
     assert connection.is_closed()
 
 
+def test_unread_chunked_body_is_skipped_only_when_it_was_received_whole(serve, raw):
+    server = serve(lambda request: Response(403))
+    connection = raw(server)
+    head = b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    connection.send(head + b"3\r\nabc\r\n4\r\ndefg\r\n0\r\nt: 1\r\n\r\n")
+    assert connection.read_answer()[1]["connection"] == "keep-alive"
+    for part in (b"3\r\nab", b"3\r\nabc\r\n", b"zz\r\n", b""):
+        other = raw(server).send(head + part)
+        status, headers, _ = other.read_answer()
+        assert (status, headers["connection"]) == (403, "close")
+
+
 def test_head_request(serve, raw, tmp_path):
     def handler(request):
         if request.path == "/announced":
@@ -337,6 +349,8 @@ def test_handler_exceptions(serve, pool, url, caplog):
             raise HttpError(400, "x", body=b'{"a":1}')
         if request.path == "/large":
             raise BodyTooLarge()
+        if request.path == "/nothing":
+            return
         raise RuntimeError("surprise")
 
     server = serve(handler)
@@ -349,6 +363,7 @@ def test_handler_exceptions(serve, pool, url, caplog):
     assert (response.status, response.data, response.headers["x-a"]) == (409, b"conflict", "b")
     assert pool.request("GET", url(server, "/body")).data == b'{"a":1}'
     assert pool.request("GET", url(server, "/large")).status == 413
+    assert pool.request("GET", url(server, "/nothing")).status == 500
 
 
 @pytest.mark.parametrize("value", ["a\r\nSet-Cookie: x", "a\nb", "a\rb", "a\0b", "a\r\n\r\nbody", "\u20ac"])
