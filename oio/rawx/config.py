@@ -41,6 +41,12 @@ _ALIASES = {
     "tcp_keepalive": "http_keepalive",
 }
 DEPRECATED_KEYS = frozenset({"tcp_keepalive"})
+# Old keys, and why they change nothing here.
+KEYS_WITHOUT_EFFECT = {
+    "checksum": "uploads are always verified",
+    "sock_tcp_cork": "heads always leave with the first bytes of their body",
+    "sock_tcp_nodelay": "it is always on",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +74,6 @@ class RawxConfig:
     timeout_write_reply_s: int = 900
     timeout_idle_s: int = 3600
     headers_buffer_size: int = 65536
-    tcp_cork: bool = False
-    tcp_nodelay: bool = False
     events: bool = True
     event_queue: str = ""
     tls_rawx_url: str = ""
@@ -77,6 +81,7 @@ class RawxConfig:
     tls_key_file: str = ""
     log_access_get: bool = True
     log_access_put: bool = True
+    log_access_delete: bool = True
     warnings: tuple[str, ...] = ()
 
     @property
@@ -150,8 +155,11 @@ def parse(text: str) -> RawxConfig:
         for key in ("tls_cert_file", "tls_key_file"):
             if key not in options:
                 raise ConfigurationException(f"missing key: {key} (tls_rawx_url is set)")
-    if not boolean(options.get("checksum"), True):
-        warnings.append("checksum: uploads are always verified, the key is ignored")
+    warnings += [
+        f"the key {key} has no effect: {reason}"
+        for key, reason in KEYS_WITHOUT_EFFECT.items()
+        if key in options
+    ]
     return _build(options, tuple(warnings))
 
 
@@ -194,8 +202,6 @@ def _build(options: dict[str, str], warnings: tuple[str, ...]) -> RawxConfig:
         timeout_write_reply_s=number("timeout_write_reply", 900, 1),
         timeout_idle_s=number("timeout_idle", 3600, 1),
         headers_buffer_size=number("headers_buffer_size", 65536, 1024),
-        tcp_cork=flag("sock_tcp_cork", False),
-        tcp_nodelay=flag("sock_tcp_nodelay", False),
         events=flag("events", True),
         event_queue=options.get("event_queue", ""),
         tls_rawx_url=options.get("tls_rawx_url", ""),
@@ -203,6 +209,7 @@ def _build(options: dict[str, str], warnings: tuple[str, ...]) -> RawxConfig:
         tls_key_file=options.get("tls_key_file", ""),
         log_access_get=flag("log_access_get", True),
         log_access_put=flag("log_access_put", True),
+        log_access_delete=flag("log_access_delete", True),
         warnings=warnings,
     )
 

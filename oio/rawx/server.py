@@ -371,6 +371,8 @@ class Rawx:
             return True
         if kind in ("get", "head"):
             return self.config.log_access_get
+        if kind == "del":
+            return self.config.log_access_delete
         return kind != "put" or self.config.log_access_put
 
 
