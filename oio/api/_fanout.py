@@ -24,6 +24,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from blake3 import blake3
+
 from oio.api._transport import (
     ChunkWriteTimeout,
     NativeConnection,
@@ -300,6 +302,10 @@ class HashThread:
                     self._error = err
 
 
+# Name of the algorithm that hashlib does not have.
+BLAKE3 = "blake3"
+
+
 class ChunkHasher:
     """The hashes of a metachunk that is being written: the object's and the metachunk's.
 
@@ -309,12 +315,16 @@ class ChunkHasher:
 
     def __init__(self, checksum: Any, algorithm: str | None) -> None:
         self.checksum = checksum
-        self.own = hashlib.new(algorithm) if algorithm else None
-        self.shared = (
-            self.own is not None
-            and getattr(checksum, "name", None) == self.own.name
-            and checksum.digest() == self.own.digest()
-        )
+        self.own: Any = None
+        self.shared = False
+        if algorithm == BLAKE3:
+            self.own = blake3()
+        elif algorithm:
+            self.own = hashlib.new(algorithm)
+            self.shared = (
+                getattr(checksum, "name", None) == self.own.name
+                and checksum.digest() == self.own.digest()
+            )
         hashes = [checksum] if checksum is not None else []
         if self.own is not None and not self.shared:
             hashes.append(self.own)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from oio.api._fanout import ChunkHasher, Fanout, Sink
+from oio.api._fanout import BLAKE3, ChunkHasher, Fanout, Sink
 from oio.api._transport import discard, speaks_native
 from oio.api.io import (
     MetachunkWriter,
@@ -33,6 +33,7 @@ SMALL_MAX = 262144
 WINDOW_BYTES = 4194304
 # A hash with more digits does not fit in the attribute of a chunk (SHA-256 is the longest that does).
 _HASH_DIGITS_MAX = 64
+_BLAKE3_DIGITS = 64
 
 _CHUNK_HASH = CHUNK_HEADERS["chunk_hash"]
 _CHUNK_SIZE = CHUNK_HEADERS["chunk_size"]
@@ -86,7 +87,7 @@ class ReplicatedMetachunkWriter(MetachunkWriter):
 
     def stream(self, source: Any, size: int | None) -> tuple[int, str | None, list[Chunk]]:
         """Write at most ``size`` bytes. Gives their number, their checksum, and the chunks written."""
-        hasher = ChunkHasher(self.checksum, self.checksum_algo)
+        hasher = ChunkHasher(self.checksum, self._algorithm())
         # Without algorithm the rawx computes the hash, so it must not be given block sums instead.
         sums = None
         base = upload_headers(self.sysmeta, self.headers, self.reqid)
@@ -107,6 +108,19 @@ class ReplicatedMetachunkWriter(MetachunkWriter):
             hasher.abort()
             fanout.close()
             raise
+
+
+    def _algorithm(self) -> str | None:
+        """The algorithm asked for; in place of MD5, BLAKE3 for the copy of a chunk that has such a hash already.
+
+        Fragments have a BLAKE3 hash (64 digits, an MD5 has 32): a copy must keep it, and a rebuilt one has it too.
+        """
+        if self.checksum_algo != "md5" or not speaks_native():
+            return self.checksum_algo
+        known = self.sysmeta.get("chunk_hash")
+        if known:
+            return BLAKE3 if len(known) == _BLAKE3_DIGITS else "md5"
+        return BLAKE3 if self.storage_method is not None and self.storage_method.ec else "md5"
 
 
 class _Upload:

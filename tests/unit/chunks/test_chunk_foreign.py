@@ -67,7 +67,8 @@ def connecting(outcomes):
     return patch("oio.api.io.http_connect", http_connect), made
 
 def chunks(count, ec):
-    return [dict(url=f"http://10.0.0.1:{i}/{i:064X}", num=i, pos=f"0.{i}" if ec else "0", size=0) for i in range(count)]
+    return [dict(url=f"http://10.0.0.1:{i}/{i:064X}", num=i, pos=f"0.{i}" if ec else "0", size=0)
+            for i in range(count)]
 
 def decode(raw):
     body, trailers = b"", {}
@@ -242,7 +243,8 @@ def test_ec_read():
             got, made = fetch([bad, *[Fake(200, body) for body in bodies[1:]]])
             assert got == data
         # slow ones too
-        got, made = fetch([Fake(200, bodies[0], slow=1), *[Fake(200, body) for body in bodies[1:]]], read_timeout=0.1)
+        slow = Fake(200, bodies[0], slow=1)
+        got, made = fetch([slow, *[Fake(200, body) for body in bodies[1:]]], read_timeout=0.1)
         assert got == data
         # too many
         for bad, expected in ((lambda: Fake(404), exc.NotFound), (lambda: Fake(500), exc.ClientException)):

@@ -13,6 +13,7 @@ import time
 from unittest.mock import patch
 
 import pytest
+from blake3 import blake3
 
 from oio.api import io as oio_io
 from oio.api.replication import FakeChecksum, ReplicatedMetachunkWriter, ReplicatedWriteHandler
@@ -82,6 +83,22 @@ def test_hashlib_new_is_called_once_or_never(cluster, sysmeta, algorithm, calls)
     assert chunks[0]["hash"] == digest
     if algorithm is None:
         assert cluster.stored(chunks[0]).trailers == {}
+
+
+def test_copy_of_a_fragment_keeps_the_kind_of_its_hash(cluster, sysmeta):
+    """Chunks are also copied one by one, fragments among them: their BLAKE3 hash must not become an MD5."""
+    stg = STORAGE_METHODS.load("ec/algo=isa_l_rs_cauchy,k=2,m=1")
+    for known, expected in ((blake3(b"data").hexdigest().upper(), blake3(b"data").hexdigest()),
+                            (None, blake3(b"data").hexdigest()),
+                            (hashlib.md5(b"data").hexdigest(), hashlib.md5(b"data").hexdigest())):  # fmt: skip
+        chunks = cluster.metachunk(1)
+        meta = {**sysmeta, "chunk_hash": known, "metachunk_hash": "AB" * 16, "metachunk_size": "8"}
+        writer = ReplicatedMetachunkWriter(meta, chunks, FakeChecksum("AB" * 16), stg, quorum=1)
+        _, digest, written = writer.stream(io.BytesIO(b"data"), None)
+        assert digest == written[0]["hash"] == expected
+        stored = cluster.stored(written[0])
+        assert stored.trailers["x-oio-chunk-meta-chunk-hash"] == expected
+        assert stored.headers["x-oio-chunk-meta-metachunk-hash"] == "AB" * 16
 
 
 def test_fake_checksum():
