@@ -32,6 +32,8 @@ from oio.sandbox.options import Options
 from oio.sandbox.readiness import Readiness, Report
 from oio.sandbox.supervision import Supervision
 
+#: How often ports are chosen again when others take them before the first start.
+_LAYOUT_ATTEMPTS = 5
 #: Time allowed to a whole start. The default cluster needs a few seconds on an idle machine.
 START_TIMEOUT_S = 90.0
 
@@ -176,7 +178,7 @@ class Sandbox:
 
         :raises SandboxError: naming the service that fails, with the end of its log.
         """
-        self.init()
+        self._init_with_free_ports(report)
         supervision = self._supervision()
         chosen = self.layout.select(list(targets))
         if not supervision.alive():
@@ -283,6 +285,26 @@ class Sandbox:
             os.rmdir(layout.root)
 
     # --- helpers ----------------------------------------------------------------------------------------
+
+    def _init_with_free_ports(self, report: Report) -> None:
+        """Lay out, again with other ports when some were taken before the cluster ever started.
+
+        Somebody else may take a port between the layout and the start. Once there is data, ports are
+        part of it (the prefix table names meta1 by address), and cannot change any more.
+        """
+        for _ in range(_LAYOUT_ATTEMPTS):
+            layout = self.init()
+            if os.path.exists(os.path.join(layout.log_dir, "supervisord.log")):
+                return
+            listening = [service for service in layout.services if service.port]
+            taken = [service for service in listening if not ports.is_free(service.host, service.port)]
+            if not taken:
+                return
+            report(f"port {taken[0].port} was taken meanwhile: choosing others")
+            with self._exclusive():
+                path = layouts.layout_path(self.home)
+                ports.release([service.port for service in listening], path)
+                self._layout = layouts.compute(self.home, layout.options)
 
     def _supervision(self) -> Supervision:
         return Supervision(self.layout)

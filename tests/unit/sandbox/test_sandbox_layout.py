@@ -101,6 +101,33 @@ def test_init_is_idempotent_and_keeps_ports(home):
     assert Sandbox(home).namespace == "DEMO"
 
 
+def test_ports_taken_before_the_first_start_are_replaced(home):
+    sandbox = Sandbox(home, Options(namespace="DEMO", rawx=1))
+    before = sandbox.init().of_type("rawx")[0].port
+    reports = []
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", before))
+        busy.listen(1)
+        sandbox._init_with_free_ports(reports.append)
+        assert len(reports) == 1
+        after = sandbox.layout.of_type("rawx")[0]
+        assert after.port != before
+        assert Sandbox(home).layout == sandbox.layout
+        with open(os.path.join(sandbox.layout.conf_dir, "DEMO-rawx-1.conf"), encoding="utf-8") as conf:
+            assert f"listen {after.addr}" in conf.read()
+
+
+def test_ports_are_kept_once_there_is_data(home):
+    sandbox = Sandbox(home, Options(namespace="DEMO", rawx=1))
+    found = sandbox.init()
+    with open(os.path.join(found.log_dir, "supervisord.log"), "w", encoding="utf-8"), socket.socket() as busy:
+        busy.bind(("127.0.0.1", found.of_type("rawx")[0].port))
+        busy.listen(1)
+        with pytest.raises(SandboxError, match="In use by another program"):
+            sandbox.start()
+        assert Sandbox(home).layout == found
+
+
 def test_another_namespace_in_the_same_home_is_refused(home):
     Sandbox(home, Options(namespace="DEMO", rawx=0)).init()
     with pytest.raises(SandboxError, match="DEMO"):
