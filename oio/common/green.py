@@ -15,11 +15,15 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-import eventlet
+with warnings.catch_warnings():
+    # Whoever imports this module has chosen eventlet; users of its programs need not be told at each start.
+    warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
+    import eventlet
 import eventlet.hubs as eventlet_hubs
 from eventlet import GreenPile, GreenPool, Timeout, greenthread, patcher, sleep
 from eventlet.event import Event
