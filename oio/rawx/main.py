@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from oio.common.configuration import load_namespace_conf
-from oio.common.exceptions import ConfigurationException, VolumeException
+from oio.common.exceptions import ConfigurationException
 from oio.common.service import install_verbosity_signals
+from oio.common.volume_lock import lock_volume
 from oio.rawx import config as configuration
 from oio.rawx import logs
 from oio.rawx.config import RawxConfig
 from oio.rawx.events import EventSender, Queue
-from oio.rawx.lock import VolumeLock
 from oio.rawx.server import Rawx, store_options
 from oio.rawx.store import Volume
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.warning("%s: %s", options.file, warning)
     try:
         run(config, log=log, verbose=options.verbose, servicing=options.servicing)
-    except (ConfigurationException, VolumeException, OSError) as err:
+    except (ConfigurationException, OSError) as err:
         logger.error("cannot start: %s", err)
         print(f"oio-rawx: {err}", file=sys.stderr)
         return 1
@@ -72,7 +72,7 @@ def run(config: RawxConfig, *, log: logs.LogWriter | None, verbose: bool, servic
     if not os.path.isdir(config.docroot):
         raise ConfigurationException(f"docroot: {config.docroot} is not a directory")
     openers = queue_openers(config)
-    lock = None if servicing else VolumeLock(config.docroot, config.namespace, "rawx", config.volume_id)
+    lock = None if servicing else lock_volume(config.docroot, config.namespace, "rawx", config.volume_id)
     volume = Volume(config.docroot, store_options(config, exclusive=lock is not None))
     sender = EventSender(openers, config.listen, config.service_id) if openers else None
     rawx = Rawx(

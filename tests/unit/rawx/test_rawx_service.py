@@ -13,11 +13,10 @@ import threading
 import pytest
 from rawx_harness import CHUNK, headers_for, read_reply, wait_for
 
-from oio.common.exceptions import ConfigurationException, VolumeException
+from oio.common.exceptions import ConfigurationException
 from oio.rawx import config, main
 from oio.rawx.config import RawxConfig
 from oio.rawx.events import EventSender
-from oio.rawx.lock import VolumeLock
 from oio.rawx.logs import LogHandler, LogWriter
 from oio.rawx.metadata import ChunkMeta
 from oio.rawx.probe import VolumeProbe, touch_volume
@@ -407,22 +406,20 @@ def test_event_queues(tmp_path, monkeypatch):
         main.queue_openers(RawxConfig("127.0.0.1:1", "NS", str(tmp_path), event_queue="x://y"))
 
 
-# -- volume lock -------------------------------------------------------------------------------
+# -- command line ------------------------------------------------------------------------------
 
 
-def test_volume_lock(tmp_path):
-    path = str(tmp_path)
-    lock = VolumeLock(path, "NS", "rawx", "NS-rawx-1")
-    assert os.getxattr(path, "user.server.id") == b"NS-rawx-1"
-    assert os.getxattr(path, "user.server.ns") == b"NS"
-    assert os.getxattr(path, "user.server.type") == b"rawx"
-    with pytest.raises(VolumeException, match="another process"):
-        VolumeLock(path, "NS", "rawx", "NS-rawx-1")
-    lock.release()
-    for arguments in (("NS2", "rawx", "NS-rawx-1"), ("NS", "meta2", "NS-rawx-1"), ("NS", "rawx", "x")):
-        with pytest.raises(VolumeException):
-            VolumeLock(path, *arguments)
-    VolumeLock(path, "NS", "rawx", "NS-rawx-1").release()
+def test_a_volume_of_another_service_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("oio.rawx.logs.setup", lambda *_args: None)
+    os.setxattr(tmp_path, "user.server.id", b"NS-rawx-2")
+    conf = tmp_path / "rawx.conf"
+    conf.write_text(f"{MINIMAL}docroot {tmp_path}\nservice_id NS-rawx-1\nevents off\n")
+    assert main.main(["-f", str(conf)]) == 1
+    assert "NS-rawx-2" in capsys.readouterr().err
+    conf.write_text(f"{MINIMAL}docroot {tmp_path}/none\nevents off\n")
+    assert main.main(["-f", str(conf)]) == 1
+    conf.write_text("listen x\n")
+    assert main.main(["-f", str(conf)]) == 1
 
 
 @pytest.mark.parametrize("arguments", [[], ["-f"], ["-f", "x", "positional"], ["-z", "-f", "x"]])
