@@ -15,7 +15,6 @@ INSTALL_REQUIRES = [
     "apsw>=3.46,<4",
     "blake3>=1.0,<2",
     "cliff>=4.7,<5",
-    "httptools>=0.7,<1",
     "msgspec>=0.19,<1",
     "prometheus_client>=0.20,<1",
     "pyeclib>=1.7,<2",
@@ -31,6 +30,7 @@ EXTRAS_REQUIRE = {
     "test": [
         "eventlet>=0.36,<1",
         "greenlet>=3.0,<4",
+        "httptools>=0.7,<1",
         "hypothesis>=6.100,<7",
         "mypy>=1.10,<3",
         "psutil>=5.9,<8",

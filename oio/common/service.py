@@ -20,8 +20,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-LOG_FORMAT = "%(asctime)s.%(msecs)03d %(process)d %(name)s %(levelname)s %(message)s"
-SYSLOG_FORMAT = "%(process)d %(name)s %(levelname)s %(message)s"
+from oio.http.server import RequestIdFilter
+
+LOG_FORMAT = "%(asctime)s.%(msecs)03d %(process)d %(name)s %(levelname)s %(reqid)s %(message)s"
+SYSLOG_FORMAT = "%(process)d %(name)s %(levelname)s %(reqid)s %(message)s"
 # Running requests have this long to finish once a stop is asked for (contract: rawx, 10 s).
 STOP_GRACE_S = 10.0
 # SIGUSR1 makes logs more verbose for this long (contract: common.verbosity.reset_delay is 5 min, rawx 15).
@@ -59,6 +61,8 @@ def setup_logging(
         root.addHandler(syslog)
     if not root.handlers:
         root.addHandler(logging.NullHandler())
+    for handler in root.handlers:
+        handler.addFilter(RequestIdFilter())
     return root
 
 

@@ -266,7 +266,7 @@ class ContentList(ContainerTarget, kw_only=True):
 # --- meta2: contents ------------------------------------------------------------------------------
 
 
-class Security(Message, kw_only=True, frozen=True):
+class Security(Message, kw_only=True):
     """What the policy promises, resolved by the proxy: ``plain`` with nb_copy, or ``ec`` with k and m."""
 
     type: str = "plain"
@@ -287,7 +287,7 @@ class ContentPut(ContainerTarget, kw_only=True):
     mime_type: str = "application/octet-stream"
     chunk_method: str = "plain"
     policy: str = "NONE"
-    security: Security = Security()
+    security: Security = msgspec.field(default_factory=Security)
     chunks: list[Chunk]
     properties: dict[str, str] = {}
     append: bool = False
