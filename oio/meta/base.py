@@ -83,7 +83,7 @@ def translate(exc: BaseException, base_name: str) -> BaseException:
 
 
 class Base:
-    """One open base. Only the repository makes them; ``pins`` is protected by its lock."""
+    """One open base. Only the repository makes them; ``pins`` and ``doomed`` are protected by its lock."""
 
     def __init__(
         self, name: str, path: str, base_type: BaseType, options: BaseOptions, outbox: Outbox
@@ -91,6 +91,8 @@ class Base:
         self.name = name
         self.path = path
         self.pins = 0
+        #: The file is about to go away: nobody may use the base any more.
+        self.doomed = False
         self.admin: dict[str, str] = {}
         self.commits = 0
         self._type = base_type
@@ -132,7 +134,13 @@ class Base:
 
     def _open_writer(self) -> None:
         try:
-            connection = self._connect()
+            try:
+                connection = self._connect()
+            except apsw.CantOpenError:
+                if not os.path.exists(self.path):
+                    raise
+                # It was created just after we failed.
+                connection = self._connect()
             try:
                 self._sync = ""
                 self._set_sync(connection, relaxed=False)

@@ -401,10 +401,9 @@ class Outbox:
 
     def _unreadable(self, state: BaseOutbox, exc: Exception) -> None:
         """A base with a marker cannot be read: absent means that its creation never ended."""
-        if not self._repository.exists(state.name):
-            self.forget(state.name)
+        if self._repository.forget_absent(state.name):
             return
-        if self._repository.end_destruction(state.name):
+        if state.dead or self._repository.end_destruction(state.name):
             return
         logger.error("base %s: pending events cannot be read now: %s", state.name, exc)
         with self._lock:

@@ -65,6 +65,8 @@ class Repository:
         self._lock = threading.Condition(threading.Lock())
         self._bases: OrderedDict[str, Base] = OrderedDict()
         self._name_locks = [threading.Lock() for _ in range(64)]
+        #: Evicted bases whose connections are not closed yet.
+        self._closing: set[str] = set()
         self._temporary = 0
         self._workshop = os.path.join(self.volume, WORKSHOP)
         self._template: bytes | None = None
@@ -138,8 +140,7 @@ class Repository:
             tx.set(TOMBSTONE, str(time.time_ns() // 1000))
 
         self.write(base_name, bury)
-        with self._name_lock(base_name):
-            self._remove(base_name)
+        self.end_destruction(base_name)
 
     def end_destruction(self, base_name: str) -> bool:
         """Remove a base whose destruction was committed but interrupted; False when it lives."""
@@ -157,25 +158,43 @@ class Repository:
         """Creation and removal of one base exclude each other."""
         return self._name_locks[hash(base_name) % len(self._name_locks)]
 
+    def forget_absent(self, base_name: str) -> bool:
+        """Forget the outbox of a base that was never created; False when the base is there."""
+        with self._name_lock(base_name):
+            if self.exists(base_name):
+                return False
+            self.outbox.forget(base_name)
+        return True
+
     def _remove(self, base_name: str) -> None:
+        """Take away the file of a base whose tombstone is committed, once nobody has it open.
+
+        SQLite finds the WAL of a file by its name: a connection that outlives the file would meet the WAL
+        of the next base of that name. So the base stays registered, doomed, which keeps everybody
+        from opening the file until it is gone.
+        """
         path = self.path(base_name)
         with self._lock:
             base = self._bases.get(base_name)
-            if base is not None:
-                # Whoever still holds the base gets 431 from the tombstone soon.
-                deadline = time.monotonic() + self._options.wait_s
-                while base.pins and remaining(deadline):
-                    self._lock.wait(remaining(deadline))
-        if base is not None:
+            if base is None:
+                base = Base(base_name, path, self.type, self._options, self.outbox)
+                self._bases[base_name] = base
+            base.doomed = True
+            free = self._lock.wait_for(
+                lambda: not base.pins and base_name not in self._closing, self._options.wait_s
+            )
+            if not free:
+                base.doomed = False
+                raise StatusError(
+                    status.UNAVAILABLE, f"base {base_name} is destroyed, but its file is still in use"
+                )
+        try:
             base.close()
-        self._take_file_away(base_name, path)
-        with self._lock:
-            # Nobody may keep a connection to the file that left; who holds one closes it at the end.
-            base = self._bases.pop(base_name, None)
-            if base is not None and base.pins:
-                base = None
-        if base is not None:
-            base.close()
+            self._take_file_away(base_name, path)
+        finally:
+            with self._lock:
+                del self._bases[base_name]
+                self._lock.notify_all()
 
     def _take_file_away(self, base_name: str, path: str) -> None:
         if self.outbox.enabled:
@@ -253,30 +272,55 @@ class Repository:
         victim = None
         with self._lock:
             base = self._bases.get(base_name)
-            if base is not None:
-                base.pins += 1
-                self._bases.move_to_end(base_name)
-                return base
-            if len(self._bases) >= self._open_max:
+            if base is None and len(self._bases) >= self._open_max:
                 victim = self._make_room()
+                base = self._bases.get(base_name)
+            if base is None and base_name in self._closing:
+                self._wait_closed(base_name, victim)
+                victim = None
                 base = self._bases.get(base_name)
             if base is None:
                 base = Base(
                     base_name, self.path(base_name), self.type, self._options, self.outbox
                 )
                 self._bases[base_name] = base
-            base.pins += 1
+            else:
+                self._bases.move_to_end(base_name)
+            doomed = base.doomed
+            if not doomed:
+                base.pins += 1
         if victim is not None:
-            victim.close()
+            self._close_victim(victim)
+        if doomed:
+            raise StatusError(status.CONTAINER_NOT_FOUND, f"base {base_name} is destroyed")
         return base
+
+    def _wait_closed(self, base_name: str, victim: Base | None) -> None:
+        """Wait until an evicted base is closed: its last connection deletes the WAL by its name."""
+        if victim is not None:
+            # Others may wait for our own victim as we wait for theirs: end it first.
+            self._lock.release()
+            try:
+                self._close_victim(victim)
+            finally:
+                self._lock.acquire()
+        if not self._lock.wait_for(lambda: base_name not in self._closing, self._options.wait_s):
+            raise StatusError(status.UNAVAILABLE, f"base {base_name} is still being closed")
+
+    def _close_victim(self, victim: Base) -> None:
+        victim.close()
+        with self._lock:
+            self._closing.discard(victim.name)
+            self._lock.notify_all()
 
     def _make_room(self) -> Base | None:
         """Take the least recently used base out, waiting for one that nobody uses."""
         deadline = time.monotonic() + self._options.wait_s
         while len(self._bases) >= self._open_max:
             for name, base in self._bases.items():
-                if not base.pins:
+                if not base.pins and not base.doomed and name not in self._closing:
                     del self._bases[name]
+                    self._closing.add(name)
                     self.evictions += 1
                     return base
             left = remaining(deadline)
@@ -296,10 +340,7 @@ class Repository:
             if not base.is_open and self._bases.get(base.name) is base:
                 # It could not be opened: nothing to keep.
                 del self._bases[base.name]
-            orphan = self._bases.get(base.name) is not base
             self._lock.notify_all()
-        if orphan:
-            base.close()
 
     # --- new bases ---------------------------------------------------------------------------------
 

@@ -8,10 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections import Counter
 from pathlib import Path
+from random import Random
 
 from meta2_bench import CID, FakeQueue, Meta2Bench, wait_until
 
+from oio.common.status import StatusError
 from oio.meta import messages as m
 
 #: Writes objects until it is killed; says each acknowledged one. Its queue refuses everything.
@@ -157,4 +161,52 @@ def test_kill_loses_nothing(tmp_path: Path, event_queue: FakeQueue) -> None:
 
     event_queue.wait_for(told)
     wait_until(lambda: not outbox_files(bench))
+    bench.repository.close()
+
+
+def test_destructions_and_creations_race(tmp_path: Path, event_queue: FakeQueue) -> None:
+    """A base never meets the WAL of its successor, and every event comes out."""
+    bench = Meta2Bench(str(tmp_path), event_queue)
+    bench.repository._open_max = 2
+    cids = [digit * 64 for digit in "ABC"]
+    done: Counter[str] = Counter()
+    odd: list[str] = []
+
+    def work(seed: int) -> None:
+        random = Random(seed)
+        for i in range(150):
+            cid, draw = random.choice(cids), random.random()
+            request: m.Operation
+            if draw < 0.3:
+                request = m.ContainerCreate(cid=cid, account="a", name="n", namespace="NS")
+            elif draw < 0.45:
+                request = m.ContainerDestroy(cid=cid, force=True)
+            elif draw < 0.8:
+                request = m.ContentPut(
+                    cid=cid, path=f"{seed}/{i}", version=1, content_id=os.urandom(16).hex().upper(),
+                    size=1, chunks=Meta2Bench.chunks("0", 1, 1),
+                )
+            else:
+                request = m.ContentList(cid=cid)
+            try:
+                reply = bench.call(request)
+            except StatusError as exc:
+                if exc.code != 431:
+                    odd.append(f"{type(request).__name__}: {exc}")
+            else:
+                if not isinstance(reply, m.Created) or reply.created:
+                    done[type(request).__name__] += 1
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert odd == []
+    wait_until(lambda: not outbox_files(bench))
+    kinds = Counter(event_queue.kinds())
+    assert kinds["container.new"] >= done["ContainerCreate"] > 3
+    assert kinds["container.deleted"] >= done["ContainerDestroy"] > 3
+    paths = {e["url"]["path"] for e in event_queue.events if e["event"] == "storage.content.new"}
+    assert len(paths) >= done["ContentPut"] > 3
     bench.repository.close()
