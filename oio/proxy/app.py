@@ -121,7 +121,8 @@ class Proxy:
         except StatusError as exc:
             response = error_response(exc.code, exc.message, route.meta2)
         except BodyError as exc:
-            response = error_response(exc.status, str(exc), route.meta2)
+            code = status.PAYLOAD_TOO_LARGE if exc.status == 413 else status.BAD_REQUEST
+            response = _error(exc.status, code, str(exc))
             response.close = True
         except msgspec.MsgspecError as exc:
             response = error_response(status.BAD_REQUEST, f"Invalid JSON: {exc}", route.meta2)

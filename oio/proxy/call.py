@@ -192,6 +192,12 @@ class Call:
         return text is not None and _boolean(text)
 
     @property
+    def only(self) -> list[str]:
+        """Services that the request wants and no other, [] when the directory decides."""
+        text = self.args.get("service_id")
+        return [service for service in text.split(",") if service] if text else []
+
+    @property
     def origin(self) -> str:
         """Who is at the source of the request, for events."""
         return self.headers.get("user-agent", "")

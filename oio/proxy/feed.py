@@ -82,6 +82,13 @@ class Feed:
 
     # --- down -----------------------------------------------------------------------------------------------
 
+    def try_refresh(self) -> None:
+        """Read everything again, unless no conscience answers: then the last known state stays."""
+        try:
+            self.refresh(force=True)
+        except StatusError as exc:
+            logger.warning("services not refreshed, the last known ones stay in use: %s", exc)
+
     def refresh(self, force: bool = False) -> bool:
         """Ask the conscience for its state and replace the world when it changed; was it replaced?
 
@@ -112,15 +119,6 @@ class Feed:
             if world is not None:
                 self.world = world.with_pool(pool)
             return True
-
-    def clear(self) -> None:
-        """Forget the world until the next refresh, which is asked for at once."""
-        with self._refresh_lock:
-            self.world = self.snapshot = None
-        try:
-            self.refresh()
-        except StatusError as exc:
-            logger.warning("the load balancer stays empty: %s", exc)
 
     def _rebuild(self) -> None:
         snapshot = self.snapshot

@@ -51,6 +51,10 @@ class Context(Protocol):
         """Bypass the modes of the namespace."""
 
     @property
+    def only(self) -> list[str]:
+        """Services to contact, and no other; [] to follow the directory."""
+
+    @property
     def origin(self) -> str:
         """User agent of the client."""
 
@@ -206,7 +210,7 @@ class Resolver:
         cid: str = request.cid
 
         def attempt() -> Any:
-            services = self.meta1(cid, context)
+            services = context.only or self.meta1(cid, context)
             try:
                 return self._call_any("meta1", services, request, context, write)
             except StatusError as exc:
@@ -225,7 +229,8 @@ class Resolver:
         def attempt() -> Any:
             nonlocal cached
             begin = time.perf_counter()
-            services, cached = self.services(cid, "meta2", context)
+            only = context.only
+            services, cached = (only, False) if only else self.services(cid, "meta2", context)
             middle = time.perf_counter()
             context.measure("resolve", middle - begin)
             reply = self._call_any("meta2", services, request, context, write)
@@ -293,8 +298,8 @@ class Resolver:
             except StatusError as exc:
                 if exc.code in NETWORK_CODES:
                     self._mark_down(address)
-                if exc.code != status.REDIRECT or wait_s is None:
-                    if exc.code == status.REDIRECT:
+                if exc.code != status.REDIRECT or wait_s is None or context.only:
+                    if exc.code == status.REDIRECT and wait_s is None:
                         raise StatusError(
                             status.TOO_MANY_REDIRECTS, f"Too many redirections, the last one to {exc.message}"
                         ) from exc

@@ -43,6 +43,8 @@ class Options:
     workers: int = 1
     system_configuration: bool = True
     files: list[str] = field(default_factory=list)
+    syslog_id: str | None = None
+    verbose: bool = False
 
 
 def read_configuration(options: Options) -> dict[str, str]:
@@ -193,7 +195,7 @@ def parse_arguments(argv: list[str] | None) -> Options:
             listen_address(address)
     except ValueError as exc:
         parser.error(str(exc))
-    service.setup_logging(args.syslog_id, "DEBUG" if args.verbose else "INFO")
+    options.syslog_id, options.verbose = args.syslog_id, args.verbose
     return options
 
 
@@ -205,6 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigurationException as exc:
         print(f"oio-proxy: {exc}", file=sys.stderr)
         return 1
+    service.setup_logging(options.syslog_id, "DEBUG" if options.verbose else "INFO")
     if options.workers > 1:
         return _run_group(options, conf)
     process, server = make_process(options, conf)

@@ -12,11 +12,15 @@ from oio.common.status import StatusError
 from oio.http.messages import Response
 from oio.proxy.app import RouteDefinition, mapped_error
 from oio.proxy.call import JSON_HEADERS, Call, bad_request, encode_json
+from oio.proxy.feed import Feed
 from oio.proxy.lb import Selection
 from oio.proxy.lb.pool import TARGETS_MAX, make_pool, parse_targets
 from oio.proxy.lb.world import qualified_slot
 
 logger = logging.getLogger(__name__)
+
+#: Longest name of a pool made by a request.
+POOL_NAME_MAX = 256
 
 _INT64_SPAN = 1 << 64
 
@@ -78,8 +82,8 @@ def poll(call: Call) -> Response:
 def create_pool(call: Call) -> Response:
     """``lb/create_pool``: a pool in the memory of this proxy."""
     name = call.required("name")
-    if not call.proxy.is_from_sibling(call) and len(name) > 256:
-        raise bad_request("Invalid parameter 'name', too long")
+    if len(name) > POOL_NAME_MAX:
+        raise bad_request(f"Invalid parameter 'name', more than {POOL_NAME_MAX} characters")
     raw = call.raw_body()
     body = call.json_of(raw)
     if not isinstance(body, dict):
@@ -110,19 +114,19 @@ def reload(call: Call) -> Response:
     step = call.args.get("step", "") if proxy.is_from_sibling(call) else ""
     path = call.request.path
     if step != "read":
-        _attempt(proxy.feed.flush_queue)
+        _flush_queue(proxy.feed)
     if step != "push":
         proxy.tell_siblings(call, target=f"{path}?step=push")
-        _attempt(lambda: proxy.feed.refresh(force=True))
+        proxy.feed.try_refresh()
         proxy.tell_siblings(call, target=f"{path}?step=read")
     return Response(204)
 
 
-def _attempt(action: Any) -> None:
+def _flush_queue(feed: Feed) -> None:
     try:
-        action()
+        feed.flush_queue()
     except StatusError as exc:
-        logger.warning("reload of the load balancer: %s", exc)
+        logger.warning("registrations wait for a conscience: %s", exc)
 
 
 def _selected(selection: Selection) -> Response:

@@ -141,11 +141,14 @@ def cache_show(call: Call) -> Response:
 
 
 def flush_local(call: Call) -> Response:
-    """``/v3.0/cache/flush/local``: empty everything; the load balancer fills again from the conscience."""
+    """``/v3.0/cache/flush/local``: empty everything.
+
+    The load balancer is filled again from the conscience at once; until then the former picture serves.
+    """
     call.proxy.resolver.csm0.clear()
     call.proxy.resolver.links.clear()
     call.proxy.resolver.down = {}
-    call.proxy.feed.clear()
+    call.proxy.feed.try_refresh()
     call.proxy.tell_siblings(call)
     return Response(204)
 

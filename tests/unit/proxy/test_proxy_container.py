@@ -349,6 +349,14 @@ def test_another_replica_answers(cluster):
         assert cluster.post(f"content/touch?{REF}&path=a").status == 204
 
 
+def test_named_services_only(cluster):
+    answer = cluster.post(f"content/touch?{REF}&path=a&service_id=NSTEST-meta2-1")
+    assert answer.status == 204
+    assert cluster.meta.names() == ["content_touch"]
+    cluster.meta.answers["content_touch"] = StatusError(303, "NSTEST-meta2-1")
+    assert cluster.post(f"content/touch?{REF}&path=a&service_id=NSTEST-meta2-1").code == (500, 303)
+
+
 def test_redirections_are_followed(cluster):
     cluster.meta.answers["content_touch"] = [StatusError(303, "NSTEST-meta2-1"), None]
     assert cluster.post(f"content/touch?{REF}&path=a").status == 204

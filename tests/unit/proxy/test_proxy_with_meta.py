@@ -1,0 +1,177 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""The proxy in front of the real metadata services, all in this process."""
+
+import pytest
+from proxy_cluster import NS, Cluster
+
+from oio.common.utils import cid_from_name
+from oio.common.variables import Variables
+from oio.conscience.messages import Service
+from oio.http.server import Server, ServerConfig
+from oio.meta.base import BaseOptions
+from oio.meta.messages import Meta0Get, Meta0Set, PrefixMapping
+from oio.meta.meta0.service import META0, Meta0Service
+from oio.meta.meta1.prefixes import Prefixes
+from oio.meta.meta1.service import META1, Meta1Service
+from oio.meta.meta2.schema import META2
+from oio.meta.meta2.service import Meta2Service
+from oio.meta.repository import Repository
+from oio.meta.server import MetaApplication
+
+REF = "acct=acct&ref=ref"
+
+
+class Backend:
+    """meta0, meta1 and meta2, each with its volume."""
+
+    def __init__(self, directory, cluster):
+        self.variables = Variables({"ns.meta1_digits": "0"})
+        self.servers, self.repositories = [], []
+        handlers = Meta0Service(self._repository(directory, META0), NS).handlers()
+        self._serve(cluster, "meta0", handlers)
+        prefixes = Prefixes(lambda: frozenset({"0000"}))
+        handlers = Meta1Service(self._repository(directory, META1), prefixes, 0).handlers()
+        self._serve(cluster, "meta1", handlers)
+        repository = self._repository(directory, META2)
+        handlers = Meta2Service(repository, self.variables, f"{NS}-meta2-1").handlers()
+        self._serve(cluster, "meta2", handlers)
+
+    def _repository(self, directory, base_type):
+        volume = directory / base_type.name
+        volume.mkdir()
+        self.repositories.append(Repository(str(volume), base_type, options=BaseOptions(sync="off")))
+        return self.repositories[-1]
+
+    def _serve(self, cluster, kind, handlers):
+        config = ServerConfig(linger_s=0.001, access_log=None)
+        server = Server(MetaApplication(kind, NS, handlers, self.variables), [("127.0.0.1", 0)], config)
+        server.start()
+        self.servers.append(server)
+        addr = f"127.0.0.1:{server.addresses[0][1]}"
+        tags = {"tag.service_id": f"{NS}-meta2-1"} if kind == "meta2" else {}
+        cluster.conscience.services[kind] = [Service(type=kind, addr=addr, score=90, tags=tags)]
+        if kind == "meta1":
+            table = {"0000": [addr]}
+            meta0 = cluster.conscience.services["meta0"][0].addr
+            cluster.app.resolver._meta.call(meta0, Meta0Set(mapping=table))
+            assert cluster.app.resolver._meta.call(meta0, Meta0Get(prefix="0000")) == PrefixMapping(mapping=table)
+
+    def stop(self):
+        """Stop the servers, close the bases."""
+        for server in self.servers:
+            server.stop(0.2)
+        for repository in self.repositories:
+            repository.close()
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    cluster = Cluster(**{"ns.meta1_digits": "0"})
+    backend = Backend(tmp_path_factory.mktemp("meta"), cluster)
+    cluster.conscience.generation += 1
+    cluster.reload()
+    yield cluster
+    cluster.stop()
+    backend.stop()
+
+
+def put(cluster, path, version, *, query="", policy="THREE", headers=None, size=10):
+    """Prepare and commit an object as clients do."""
+    where = f"{REF}&path={path}&version={version}{query}"
+    prepared = cluster.post(f"content/prepare2?{where}", {"size": size, "policy": policy})
+    chunks = [{**chunk, "hash": "AB" * 16, "size": size} for chunk in prepared.json["chunks"]]
+    body = {"chunks": chunks, "properties": {**prepared.json["properties"], "color": "blue"}}
+    meta = {
+        "x-oio-content-meta-id": prepared.headers["x-oio-content-meta-id"],
+        "x-oio-content-meta-version": prepared.headers["x-oio-content-meta-version"],
+        "x-oio-content-meta-length": str(size),
+        "x-oio-content-meta-policy": policy,
+        "x-oio-content-meta-hash": "AB" * 16,
+        "x-oio-content-meta-chunk-method": prepared.headers["x-oio-content-meta-chunk-method"],
+    }
+    return cluster.post(f"content/create?{where}", body, headers={**meta, **(headers or {})})
+
+
+def test_life_of_an_object(full):
+    assert put(full, "obj", 1000).code == (404, 406)
+    assert put(full, "obj", 1000, query="&autocreate=true").status == 204
+    located = full.get(f"content/locate?{REF}&path=obj")
+    assert len(located.json) == 3 and all(chunk["score"] == 80 for chunk in located.json)
+    assert located.headers["x-oio-content-meta-color"] == "blue"
+    assert located.headers["x-oio-content-meta-policy"] == "THREE"
+    assert not [name for name in located.headers if "oio_chunk" in name]
+    listing = full.get(f"container/list?{REF}&properties=1")
+    assert [one["name"] for one in listing.json["objects"]] == ["obj"]
+    assert listing.json["objects"][0]["properties"] == {"color": "blue"}
+    assert listing.json["system"]["sys.m2.objects"] == "1"
+    assert full.post(f"content/set_properties?{REF}&path=obj", {"properties": {"a": "b"}}).status == 204
+    answer = full.post(f"content/get_properties?{REF}&path=obj")
+    assert answer.json == {"properties": {"color": "blue", "a": "b"}}
+    assert full.post(f"container/destroy?{REF}").code == (409, 438)
+    assert full.get(f"content/locate?{REF}&path=obj").status == 200
+    assert full.post(f"content/delete?{REF}&path=obj").status == 204
+    assert full.post(f"content/delete?{REF}&path=obj").code == (404, 420)
+    assert full.get(f"content/show?{REF}&path=obj").code == (404, 420)
+    assert full.post(f"container/destroy?{REF}").status == 204
+    assert full.post(f"container/destroy?{REF}").status == 404
+    assert full.post(f"reference/destroy?{REF}").status == 204
+    assert full.post(f"container/get_properties?{REF}").code == (404, 406)
+
+
+def test_containers_twice(full):
+    assert full.post("container/create?acct=acct&ref=twice").status == 201
+    assert full.post("container/create?acct=acct&ref=twice").status == 204
+    answer = full.post("container/create_many?acct=acct", {"containers": [{"name": "twice"}, {"name": "once"}]})
+    assert [one["status"] for one in answer.json["containers"]] == [433, 201]
+    shown = full.get("reference/show?acct=acct&ref=twice").json
+    assert shown["srv"] == [{"seq": 1, "type": "meta2", "host": f"{NS}-meta2-1", "args": ""}]
+    assert shown["cid"] == cid_from_name("acct", "twice")
+    assert full.post("reference/destroy?acct=acct&ref=twice").code == (403, 407)
+
+
+def test_forced_versioning_sets_the_container(full):
+    where = "acct=acct&ref=ref"
+    full.post(f"container/create?{where}")
+    unlimited = {"x-oio-force-versioning": "-1"}
+    assert put(full, "v", 1, headers=unlimited).status == 204
+    assert put(full, "v", 2, headers=unlimited).status == 204
+    system = full.post(f"container/get_properties?{where}").json["system"]
+    assert system["sys.m2.policy.version"] == "-1" and system["sys.m2.objects"] == "2"
+    answer = full.post(f"content/delete?{where}&path=v", headers={"x-oio-force-versioning": "1"})
+    assert answer.status == 204
+    assert full.post(f"container/get_properties?{where}").json["system"]["sys.m2.objects"] == "1"
+    assert full.post(f"content/delete?{where}&path=v", headers=unlimited).status == 204
+    rows = full.get(f"container/list?{where}&all=1").json["objects"]
+    assert [row["deleted"] for row in rows] == [True, False]
+    assert full.get(f"content/show?{where}&path=v").code == (404, 426)
+    assert full.get(f"content/show?{where}&path=v&deleted=1").status == 200
+    assert full.post(f"content/get_properties?{where}&path=v").headers["x-oio-content-meta-deleted"] == "True"
+    assert full.post(f"container/destroy?{where}&force=1").status == 204
+
+
+def test_names_survive(full):
+    full.post("container/create?acct=acct&ref=names")
+    names = ["a b", "100%", 'quo"te', "l\ni", "sl/a/sh", "é+&="]
+    for number, name in enumerate(names):
+        quoted = "".join(f"%{byte:02X}" for byte in name.encode())
+        where = f"acct=acct&ref=names&path={quoted}"
+        headers = {
+            "x-oio-content-meta-id": f"{number:032X}", "x-oio-content-meta-version": "5",
+            "x-oio-content-meta-length": "0", "x-oio-content-meta-policy": "SINGLE",
+        }  # fmt: skip
+        chunk = {"url": f"http://{NS}-rawx-1/{number:064X}", "pos": "0", "size": 0, "hash": "AB" * 16}
+        assert full.post(f"content/create?{where}", [chunk], headers=headers).status == 204
+        assert full.get(f"content/show?{where}").headers["x-oio-content-meta-id"] == f"{number:032X}"
+    listed = full.get("container/list?acct=acct&ref=names").json["objects"]
+    assert [one["name"] for one in listed] == sorted(names)
+    seen, marker = [], ""
+    while True:
+        page = full.get(f"container/list?acct=acct&ref=names&max=2&marker={marker}")
+        seen += [one["name"] for one in page.json["objects"]]
+        if page.headers["x-oio-list-truncated"] == "false":
+            break
+        marker = page.headers["x-oio-list-marker"]
+    assert seen == sorted(names)
+    answer = full.post("content/delete_many?acct=acct&ref=names", {"contents": [{"name": n} for n in [*names, "no"]]})
+    assert [one["status"] for one in answer.json["contents"]] == [204] * len(names) + [420]
