@@ -106,6 +106,7 @@ def test_ports_taken_before_the_first_start_are_replaced(home):
     before = sandbox.init().of_type("rawx")[0].port
     reports = []
     with socket.socket() as busy:
+        busy.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         busy.bind(("127.0.0.1", before))
         busy.listen(1)
         sandbox._init_with_free_ports(reports.append)
@@ -121,6 +122,7 @@ def test_ports_are_kept_once_there_is_data(home):
     sandbox = Sandbox(home, Options(namespace="DEMO", rawx=1))
     found = sandbox.init()
     with open(os.path.join(found.log_dir, "supervisord.log"), "w", encoding="utf-8"), socket.socket() as busy:
+        busy.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         busy.bind(("127.0.0.1", found.of_type("rawx")[0].port))
         busy.listen(1)
         with pytest.raises(SandboxError, match="In use by another program"):
