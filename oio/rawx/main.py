@@ -27,6 +27,9 @@ from oio.rawx.store import Volume
 
 STOP_GRACE_S = 10.0
 EVENTS_DRAIN_S = 5.0
+# The kernel may hand a signal to a thread other than the main one (it does when a debugger holds the
+# main one); the handler then runs when the main thread wakes up.
+SIGNAL_POLL_S = 1.0
 # SIGUSR1 makes the logs more verbose for that long.
 VERBOSE_PERIOD_S = 900.0
 
@@ -99,7 +102,8 @@ def run(config: RawxConfig, *, log: logs.LogWriter | None, verbose: bool, servic
             )
             sweeper.start()
         logger.info("serving %s on %s", config.docroot, rawx.address)
-        asked.wait()
+        while not asked.wait(SIGNAL_POLL_S):
+            continue
     finally:
         asked.set()
         rawx.stop(STOP_GRACE_S)
