@@ -173,5 +173,6 @@ def test_names_survive(full):
             break
         marker = page.headers["x-oio-list-marker"]
     assert seen == sorted(names)
-    answer = full.post("content/delete_many?acct=acct&ref=names", {"contents": [{"name": n} for n in [*names, "no"]]})
+    doomed = {"contents": [{"name": name} for name in [*names, "no"]]}
+    answer = full.post("content/delete_many?acct=acct&ref=names", doomed)
     assert [one["status"] for one in answer.json["contents"]] == [204] * len(names) + [420]
