@@ -136,9 +136,11 @@ class Base:
         try:
             try:
                 connection = self._connect()
-            except apsw.CantOpenError:
+            except apsw.CantOpenError as exc:
                 if not os.path.exists(self.path):
-                    raise
+                    raise StatusError(
+                        status.CONTAINER_NOT_FOUND, f"no base {self.name}.{self._type.name} here"
+                    ) from exc
                 # It was created just after we failed.
                 connection = self._connect()
             try:
@@ -150,11 +152,7 @@ class Base:
                 connection.close()
                 raise
         except apsw.CantOpenError as exc:
-            if os.path.exists(self.path):
-                raise StatusError(status.UNAVAILABLE, f"base {self.name}: {exc}") from exc
-            raise StatusError(
-                status.CONTAINER_NOT_FOUND, f"no base {self.name}.{self._type.name} here"
-            ) from exc
+            raise StatusError(status.UNAVAILABLE, f"base {self.name}: {exc}") from exc
         except apsw.SQLError as exc:
             raise StatusError(
                 status.CORRUPT_DATABASE, f"base {self.name} has no admin table: {exc}"
