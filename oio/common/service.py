@@ -28,6 +28,8 @@ SYSLOG_FORMAT = "%(process)d %(name)s %(levelname)s %(reqid)s %(message)s"
 STOP_GRACE_S = 10.0
 # SIGUSR1 makes logs more verbose for this long (contract: common.verbosity.reset_delay is 5 min, rawx 15).
 VERBOSE_PERIOD_S = 300.0
+# Longest time before the main thread looks at a signal that another thread received.
+SIGNAL_POLL_S = 1.0
 
 
 class Stoppable(Protocol):
@@ -114,7 +116,9 @@ def run_until_stopped(
     for server in servers:
         server.start()
     logger.info("%s: ready", name)
-    asked.wait()
+    # A wait without timeout would not notice a signal that the kernel hands to another thread.
+    while not asked.wait(SIGNAL_POLL_S):
+        continue
     begin = time.monotonic()
     for server in servers:
         server.stop(max(0.1, grace_s - (time.monotonic() - begin)))

@@ -160,6 +160,7 @@ DECLARED: dict[str, Variable] = _declare(
         "full: every commit is on disk; normal: a power cut loses the last commits; off: test only",
     ),
     # Servers.
+    Variable("server.access_log", "bool", True, "Does the proxy log each request?"),
     Variable("server.cnx.timeout.idle", "duration", 300.0, "Idle connections closed", 1, 1e6),
     Variable("server.request.max_size", "size", 2**30, "Largest request body", 1024, 2**40),
     Variable("server.pool.max_threads", "int", 64, "Threads that answer requests", 1, 4096),

@@ -97,6 +97,8 @@ class ProxyProcess:
     ) -> None:
         self._options = options
         self.variables = Variables(conf)
+        if not self.variables["server.access_log"] and not (options and options.verbose):
+            logging.getLogger("oio.access").setLevel(logging.WARNING)
         for error in self.variables.errors:
             logger.warning("configuration: %s", error)
         self.http = HttpPool(max_idle_per_address=IDLE_CONNECTIONS_MAX)

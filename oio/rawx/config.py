@@ -62,6 +62,7 @@ class RawxConfig:
     hash_depth: int = 1
     fsync: bool = True
     fsync_dir: bool = True
+    prepare_directories: bool = True
     fallocate: bool = False
     compression: str = ""
     buffer_size: int = BUFFER_KIB_DEFAULT * 1024
@@ -190,6 +191,7 @@ def _build(options: dict[str, str], warnings: tuple[str, ...]) -> RawxConfig:
         hash_depth=depth if width else 0,
         fsync=flag("fsync", True),
         fsync_dir=flag("fsync_dir", True),
+        prepare_directories=flag("prepare_directories", True),
         fallocate=flag("fallocate", False),
         compression=options.get("compression", ""),
         buffer_size=min(max(buffer_kib, BUFFER_KIB_MIN), BUFFER_KIB_MAX) * 1024,

@@ -10,10 +10,15 @@ reports the failure of a write only once.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+# Directories created ahead of need: so many at once, then a pause for the requests.
+PREPARE_BATCH = 64
+PREPARE_PAUSE_S = 0.02
 
 
 class _Batch:
@@ -127,6 +132,21 @@ class DirectoryTree:
         except FileNotFoundError:
             self.create(os.path.dirname(path))
             self.create(path)
+
+    def prepare(self, names: Iterable[str], stop: threading.Event) -> None:
+        """Create directories of the first level ahead of need, gently, and flush the root once.
+
+        They are durable afterwards: all existed before that flush started. Uploads that come
+        meanwhile create what they need themselves.
+        """
+        paths = [f"{self.root}/{name}" for name in names]
+        for number, path in enumerate(paths):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o755)
+            if number % PREPARE_BATCH == PREPARE_BATCH - 1 and stop.wait(PREPARE_PAUSE_S):
+                return
+        self._syncer.sync(self.root)
+        self._durable.update(paths)
 
     def sync(self, path: str) -> None:
         """Flush a directory of the tree, and once the parents that lead to it."""

@@ -24,7 +24,9 @@ CHUNK_NEW = "storage.chunk.new"
 CHUNK_DELETED = "storage.chunk.deleted"
 
 MEMORY_EVENTS_MAX = 32768
-BATCH_EVENTS_MAX = 256
+BATCH_EVENTS_MAX = 4096
+# Events wait for each other this long, so that a busy service flushes a few times per second, not per chunk.
+LINGER_S = 0.2
 # How long an unreachable queue is retried before its events are dropped, and the pace.
 GIVE_UP_S = 1.0
 RETRY_S = 0.2
@@ -91,7 +93,9 @@ class EventSender:
         target: Queue | None = None
         running = True
         while running:
-            items = [self._waiting.get(), *self._take_ready(BATCH_EVENTS_MAX - 1)]
+            first = self._waiting.get()
+            self._stopping.wait(LINGER_S)
+            items = [first, *self._take_ready(BATCH_EVENTS_MAX - 1)]
             if None in items:
                 running = False
                 # The mark of another thread is put back; events that follow are this one's.

@@ -98,7 +98,7 @@ def run(config: RawxConfig, *, log: logs.LogWriter | None, verbose: bool, servic
     try:
         if lock is not None:
             sweeper = threading.Thread(
-                target=volume.remove_leftovers, args=(asked,), name="rawx-sweep", daemon=True
+                target=_tend, args=(volume, config, asked), name="rawx-sweep", daemon=True
             )
             sweeper.start()
         logger.info("serving %s on %s", config.docroot, rawx.address)
@@ -114,6 +114,13 @@ def run(config: RawxConfig, *, log: logs.LogWriter | None, verbose: bool, servic
         if lock is not None:
             lock.release()
         logger.info("stopped")
+
+
+def _tend(volume: Volume, config: RawxConfig, stop: threading.Event) -> None:
+    """What is done to the volume in the background, once, after the start."""
+    volume.remove_leftovers(stop)
+    if config.prepare_directories and not stop.is_set():
+        volume.prepare_directories(stop)
 
 
 def queue_openers(config: RawxConfig) -> list[Callable[[], Queue]]:

@@ -54,6 +54,9 @@ _READ_XATTRS = frozenset(
     )
 )
 
+# Widest level whose directories are created ahead of need: 3 digits are 4096 directories.
+PREPARED_WIDTH_MAX = 3
+
 logger = logging.getLogger("oio.rawx")
 
 
@@ -222,6 +225,20 @@ class Volume:
             finally:
                 self._release(chunk_id)
         return removed
+
+    def prepare_directories(self, stop: threading.Event) -> None:
+        """Create the hashed directories of a volume with one level, at most 4096 of them.
+
+        The first chunk of a directory costs a creation and a flush of the root more than the next
+        ones; a volume in use has them all.
+        """
+        width = self.options.hash_width
+        if self.options.hash_depth != 1 or not 1 <= width <= PREPARED_WIDTH_MAX:
+            return
+        try:
+            self._tree.prepare((f"{n:0{width}X}" for n in range(16**width)), stop)
+        except OSError as err:
+            logger.warning("directories not prepared, uploads will create them: %s", err)
 
     # -- helpers -------------------------------------------------------------------------------
 

@@ -94,6 +94,8 @@ def sds_conf(layout: Layout) -> str:
         "proxy.period.cs.downstream": "1s",
         "proxy.period.cs.upstream": "500ms",
         "meta2.flush_limit": 64,
+        # The supervisor reads what services print: a line per request would cost as much as the request.
+        "server.access_log": "off",
     }
     if options.durability == "relaxed":
         keys["sqliterepo.sync"] = "normal"
@@ -133,8 +135,11 @@ def rawx_conf(layout: Layout, service: Service) -> str:
         f"compression {compression}",
         "hash_width 3",
         "hash_depth 1",
+        f"prepare_directories {'on' if options.prepare_directories else 'off'}",
         f"event_queue spool://{os.path.join(layout.spool_dir, service.name)}",
     ]
+    if not options.rawx_events:
+        lines.append("events off")
     if service.service_id:
         lines.append(f"service_id {service.service_id}")
     return "\n".join(lines) + "\n"

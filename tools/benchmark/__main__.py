@@ -91,6 +91,8 @@ class _cluster:
     def __init__(self, durable: bool, options: argparse.Namespace) -> None:
         self.home = tempfile.mkdtemp(prefix="bench-", dir=BUILD)
         fields: dict[str, Any] = {"namespace": "BENCH", "durability": "durable" if durable else "relaxed"}
+        # The steady state of a volume: all its directories are there.
+        fields["prepare_directories"] = True
         if options.chunk_size:
             fields["chunk_size"] = options.chunk_size
         self.sandbox = Sandbox(self.home, **fields)
