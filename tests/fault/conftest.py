@@ -7,6 +7,7 @@ import os
 import time
 
 import pytest
+from processes import Meta2Process, RawxProcess
 from support import ACCOUNT, start_cluster
 
 
@@ -33,3 +34,27 @@ def box(fault_api, request):
     name = f"{request.node.name[:60]}-{time.time_ns()}"
     fault_api.container_create(ACCOUNT, name)
     return name
+
+
+@pytest.fixture
+def start_rawx(tmp_path):
+    """Starts chunk servers; all are stopped at the end."""
+    yield from _starter(RawxProcess, tmp_path)
+
+
+@pytest.fixture
+def start_meta2(tmp_path):
+    """Starts container servers; all are stopped at the end."""
+    yield from _starter(Meta2Process, tmp_path)
+
+
+def _starter(kind, tmp_path):
+    processes = []
+
+    def start(**options):
+        processes.append(kind(tmp_path, **options))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.stop()

@@ -1,129 +1,19 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""The chunk server as a process: what the kernel is told and in which order, kill -9, a full disk."""
+"""The chunk server as a process: what the kernel is told and in which order, kill -9."""
 
-import contextlib
 import hashlib
-import os
-import pathlib
 import re
-import shutil
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-CHUNK = "0123456789ABCDEF" * 4
-PREFIX = "x-oio-chunk-meta-"
-READY_S = 15.0
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-class Process:
-    """An oio-rawx process, maybe under strace."""
-
-    def __init__(self, tmp_path, volume=None, options="", wrapper=()):
-        self.volume = volume or tmp_path / "volume"
-        self.volume.mkdir(exist_ok=True)
-        self.port = free_port()
-        conf = tmp_path / f"rawx-{self.port}.conf"
-        conf.write_text(
-            f"listen 127.0.0.1:{self.port}\nnamespace NS\ndocroot {self.volume}\n"
-            f"service_id NS-rawx-1\nevents off\n{options}"
-        )
-        program = [sys.executable, str(ROOT / "bin/oio-rawx"), "-f", str(conf)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.stderr = tmp_path / f"rawx-{self.port}.err"
-        with open(self.stderr, "wb") as stderr:
-            self.popen = subprocess.Popen(
-                [*wrapper, *program], env=environment, stderr=stderr, cwd=tmp_path
-            )
-        self._wait_ready()
-
-    def _wait_ready(self):
-        deadline = time.monotonic() + READY_S
-        pause = threading.Event()
-        while time.monotonic() < deadline:
-            assert self.popen.poll() is None, self.stderr.read_text()
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            pause.wait(0.05)
-        raise AssertionError("the service does not start")
-
-    def connect(self):
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
-
-    def head(self, method, chunk_id, extra=""):
-        text = f"{method} /{chunk_id} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n{extra}"
-        if method == "PUT":
-            for name, value in (
-                ("content-storage-policy", "SINGLE"),
-                ("content-chunk-method", "plain/nb_copy=1"),
-                ("chunk-pos", "0"),
-                ("full-path", "acme/media/path/1/AA"),
-            ):
-                text += f"{PREFIX}{name}: {value}\r\n"
-        return text.encode() + b"\r\n"
-
-    def call(self, method, chunk_id, body=b""):
-        with self.connect() as sock:
-            extra = f"Connection: close\r\nContent-Length: {len(body)}\r\n"
-            sock.sendall(self.head(method, chunk_id, extra) + body)
-            data = b""
-            while piece := sock.recv(65536):
-                data += piece
-        head, _, content = data.partition(b"\r\n\r\n")
-        return int(head.split()[1]), content
-
-    def files(self):
-        return sorted(name for _, _, names in os.walk(self.volume) for name in names)
-
-    def stop(self):
-        if self.popen.poll() is None:
-            self.popen.terminate()
-            try:
-                self.popen.wait(15)
-            except subprocess.TimeoutExpired:
-                self.popen.kill()
-        self.popen.wait()
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Starts services; all are stopped at the end."""
-    processes = []
-
-    def launch(**options):
-        processes.append(Process(tmp_path, **options))
-        return processes[-1]
-
-    yield launch
-    for process in processes:
-        process.stop()
-
+from processes import CHUNK, can_trace, tracer
 
 # -- order of the system calls -----------------------------------------------------------------
 
 TRACED = "openat,write,fsetxattr,fsync,fdatasync,renameat2,rename,unlink,sendto,mkdir,close"
-STRACE = shutil.which("strace")
-
-
-def can_trace():
-    if STRACE is None:
-        return False
-    return subprocess.run([STRACE, "-o", "/dev/null", "true"], capture_output=True).returncode == 0
-
 
 def events_of(trace, volume):
     """(call, what) for the calls that touch the volume or answer, descriptors replaced by paths."""
@@ -154,18 +44,14 @@ def events_of(trace, volume):
 
 
 @pytest.mark.skipif(not can_trace(), reason="strace is missing, or ptrace is not allowed")
-def test_what_reaches_the_disk_before_the_answer(tmp_path, start):
+def test_what_reaches_the_disk_before_the_answer(tmp_path, start_rawx):
     trace = tmp_path / "trace"
-    service = start(wrapper=(STRACE, "-f", "-qq", "-s", "300", "-o", str(trace), "-e", f"trace={TRACED}"))
+    service = start_rawx(wrapper=tracer(trace, TRACED))
     try:
         assert service.call("PUT", CHUNK, b"0123456789")[0] == 201
         assert service.call("DELETE", CHUNK)[0] == 204
     finally:
-        # The traced process, not strace, is told to stop: strace follows.
-        children = pathlib.Path(f"/proc/{service.popen.pid}/task/{service.popen.pid}/children")
-        for pid in children.read_text().split():
-            os.kill(int(pid), signal.SIGTERM)
-        service.popen.wait(15)
+        service.terminate()
     directory = f"{service.volume}/{CHUNK[:3]}"
     pending = f"{directory}/{CHUNK}.pending"
     calls = events_of(trace, service.volume)
@@ -200,9 +86,9 @@ def test_what_reaches_the_disk_before_the_answer(tmp_path, start):
 # -- kill -9 -----------------------------------------------------------------------------------
 
 
-def test_kill_during_uploads(start):
+def test_kill_during_uploads(start_rawx):
     """Whatever the moment, what stands under a final name is whole, and what was acknowledged is there."""
-    service = start()
+    service = start_rawx()
     acknowledged, sent = [], {}
     stop = threading.Event()
 
@@ -235,7 +121,7 @@ def test_kill_during_uploads(start):
     half.close()
     assert len(acknowledged) >= 60
     assert CHUNK + ".pending" in service.files()
-    again = start(volume=service.volume)
+    again = start_rawx(volume=service.volume)
     finals = {name for name in again.files() if not name.endswith(".pending")}
     assert set(acknowledged) <= finals
     assert CHUNK not in finals
@@ -249,15 +135,15 @@ def test_kill_during_uploads(start):
     assert again.call("PUT", CHUNK, b"retry")[0] == 201
 
 
-def test_two_processes_never_serve_one_volume(tmp_path, start):
-    service = start()
+def test_two_processes_never_serve_one_volume(tmp_path, start_rawx):
+    service = start_rawx()
     with pytest.raises(AssertionError, match="another process"):
-        start(volume=service.volume)
+        start_rawx(volume=service.volume)
     assert service.call("PUT", CHUNK, b"x")[0] == 201
 
 
-def test_sigterm_lets_running_requests_end(start):
-    service = start()
+def test_sigterm_lets_running_requests_end(start_rawx):
+    service = start_rawx()
     with service.connect() as sock:
         sock.sendall(service.head("PUT", CHUNK, "Content-Length: 4\r\n") + b"ab")
         deadline = time.monotonic() + 10
@@ -269,42 +155,3 @@ def test_sigterm_lets_running_requests_end(start):
         assert sock.recv(65536).startswith(b"HTTP/1.1 201 ")
     assert service.popen.wait(15) == 0
     assert service.files() == [CHUNK]
-
-
-# -- full disk ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_volume(tmp_path):
-    """A file system of 4 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root; the injected errors of the unit tests cover this")
-    path = tmp_path / "small"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "oio-test", str(path)]
-    if subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("mounting is not allowed here; the injected errors of the unit tests cover this")
-    try:
-        os.setxattr(path, "user.test", b"x")
-        os.removexattr(path, "user.test")
-        yield path
-    except OSError:
-        pytest.skip("tmpfs has no user attributes on this kernel")
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
-
-
-def test_full_disk(start, small_volume):
-    service = start(volume=small_volume)
-    ids = [hashlib.sha256(str(number).encode()).hexdigest().upper() for number in range(8)]
-    data = os.urandom(900 * 1024)
-    statuses = [service.call("PUT", chunk_id, data)[0] for chunk_id in ids]
-    stored = [chunk_id for chunk_id, status in zip(ids, statuses, strict=True) if status == 201]
-    assert 1 <= len(stored) < len(ids)
-    assert set(statuses) == {201, 500}
-    assert service.files() == sorted(stored)
-    for chunk_id in stored:
-        assert service.call("GET", chunk_id) == (200, data)
-    assert service.call("DELETE", stored[0])[0] == 204
-    assert service.call("PUT", ids[-1], data)[0] == 201
-    service.stop()
