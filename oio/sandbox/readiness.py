@@ -80,7 +80,7 @@ class Readiness:
         self._wait("scores", lambda: self._missing_scores(expected))
         if types & {"meta0", "meta1"}:
             self._wait("directory", self._missing_directory)
-        if "proxy" in types or "rawx" in types:
+        if types & {"proxy", "meta2", "rawx"}:
             self._wait("placement", self._missing_placement)
 
     # --- the steps: each returns what is missing, by service name ---------------------------------
