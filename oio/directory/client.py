@@ -60,7 +60,7 @@ class DirectoryClient(ProxyClient):
     ) -> bool:
         """Does this reference exist?"""
         try:
-            self._request("GET", "/has", params=self._params(account, reference, cid), **kwargs)
+            self.list(account, reference, cid, service_type="meta2", **kwargs)
         except NotFound:
             return False
         return True

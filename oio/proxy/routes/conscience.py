@@ -184,10 +184,11 @@ def _service(call: Call, item: Any, wanted: Any) -> ServiceDef:
                 "addr": item["addr"],
                 "ns": call.proxy.namespace,
                 "score": wanted(int(max(-2, min(given, 100)))),
+                # Contract: what is neither a text, a number nor a boolean becomes false.
                 "tags": {
-                    key: value
+                    key: value if isinstance(value, (str, int, float)) else False
                     for key, value in (tags or {}).items()
-                    if key.startswith(("tag.", "stat.")) and value is not None
+                    if key.startswith(("tag.", "stat."))
                 },
             },
             ServiceDef,

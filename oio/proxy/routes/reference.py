@@ -99,12 +99,6 @@ def show(call: Call) -> Response:
     )
 
 
-def has(call: Call) -> Response:
-    """``reference/has``: 204 when the reference exists, 404 with the code 406 otherwise."""
-    call.proxy.resolver.call_meta1(ReferenceShow(cid=call.target.cid, type="none"), call, write=False)
-    return Response(204)
-
-
 def get_properties(call: Call) -> Response:
     """``reference/get_properties``: all of them, or those named in the body."""
     target = call.target
@@ -249,7 +243,6 @@ ROUTES = [
     RouteDefinition("POST", "reference/create", create),
     RouteDefinition("POST", "reference/destroy", destroy),
     RouteDefinition("GET", "reference/show", show),
-    RouteDefinition("GET", "reference/has", has),
     RouteDefinition("POST", "reference/get_properties", get_properties),
     RouteDefinition("POST", "reference/set_properties", set_properties),
     RouteDefinition("POST", "reference/del_properties", del_properties),

@@ -237,6 +237,14 @@ def test_a_registration_does_not_erase_a_lock_that_waits(cluster):
     assert tags["tag.new"] == "1" and tags["tag.up"] is True
 
 
+def test_tags_of_other_kinds_become_false(cluster):
+    cluster.process.variables.set("proxy.cache.enabled", "off")
+    tags = {"tag.a": None, "tag.b": [1], "tag.c": {}, "tag.d": 1, "tag.e": True, "stat.f": 0.5, "tag.g": "x"}
+    assert cluster.post("conscience/register", definition(tags=tags)).status == 204
+    kept = {**tags, "tag.a": False, "tag.b": False, "tag.c": False, "tag.1": True}
+    assert cluster.conscience.pushed[0].tags == kept
+
+
 def test_registrations_are_sent_at_once_without_caches(cluster):
     cluster.process.variables.set("proxy.cache.enabled", "off")
     assert cluster.post("conscience/lock", definition(7010, score=None)).status == 204
@@ -248,7 +256,7 @@ def test_registrations_are_sent_at_once_without_caches(cluster):
 @pytest.mark.parametrize(
     "body",
     [None, b"x", 3, [3], definition(addr="x"), definition(addr=None), definition(type=None), definition(tags=[]),
-     definition(score="x"), definition(ns="OTHER"), definition(tags={"tag.x": {}}), definition(port=99999)],
+     definition(score="x"), definition(ns="OTHER"), definition(port=99999)],
 )  # fmt: skip
 def test_register_refuses(cluster, body):
     assert cluster.post("conscience/register", body).code == (400, 400)
