@@ -231,9 +231,14 @@ class ContainerDelProperties(ContainerTarget, kw_only=True):
 
 
 class ContainerTouch(ContainerTarget, kw_only=True):
-    """Re-emit the container's state, recomputing its counters first when asked."""
+    """Re-emit the container's state, recomputing its counters first when asked.
+
+    ``recompute`` is about bytes and objects; the two others add the counters of the same names.
+    """
 
     recompute: bool = False
+    damaged_objects: bool = False
+    missing_chunks: bool = False
 
 
 class ListReply(Message, kw_only=True):

@@ -139,7 +139,19 @@ def touch(tx: Transaction, context: Context, request: ContainerTouch) -> None:
         size, count = rows.recompute(tx.execute)
         tx.set(schema.USAGE, str(size))
         tx.set(schema.OBJECTS, str(count))
+    if request.damaged_objects or request.missing_chunks:
+        damaged, missing = rows.recount_missing(tx.execute)
+        if request.damaged_objects:
+            _set_counter(tx, schema.DAMAGED, damaged)
+        if request.missing_chunks:
+            _set_counter(tx, schema.MISSING, missing)
     tx.emit_state()
+
+
+def _set_counter(tx: Transaction, key: str, value: int) -> None:
+    """Set a counter that is absent until it is needed."""
+    if value or tx.get(key) is not None:
+        tx.set(key, str(value))
 
 
 def _user_keys(tx: Transaction) -> list[str]:

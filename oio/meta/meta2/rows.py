@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from oio.common import status
@@ -24,6 +25,10 @@ _BY_CONTENT = _ALIAS + "content = ? ORDER BY version DESC LIMIT 1"
 _BY_CONTENT_AND_NAME = _ALIAS + "content = ? AND alias = ? ORDER BY version DESC LIMIT 1"
 HEADER = "SELECT hash, size, policy, chunk_method, mime_type FROM contents WHERE id = ?"
 CHUNKS = "SELECT id, position, hash, size FROM chunks WHERE content = ?"
+_ALL_CHUNKS = (
+    "SELECT c.id, c.chunk_method, k.position, k.size FROM contents c JOIN chunks k ON k.content = c.id"
+    " ORDER BY c.id, k.position"
+)
 PROPERTIES = "SELECT key, value FROM properties WHERE alias = ? AND version = ?"
 
 _DELETE_ALIAS = "DELETE FROM aliases WHERE alias = ? AND version = ?"
@@ -196,6 +201,18 @@ def forget_missing(
     if lacking:
         add(tx, schema.MISSING, -lacking)
         add(tx, schema.DAMAGED, -1)
+
+
+def recount_missing(execute: Execute) -> tuple[int, int]:
+    """(objects that lack chunks, chunks that lack) as the tables say."""
+    damaged = missing = 0
+    for _, group in groupby(execute(_ALL_CHUNKS), key=lambda row: row[0]):
+        chunks = list(group)
+        header_ = Header(None, 0, None, chunks[0][1], "")
+        lacking = count_missing(header_, [("", position, b"", size) for _, _, position, size in chunks])
+        damaged += lacking > 0
+        missing += lacking
+    return damaged, missing
 
 
 def recompute(execute: Execute) -> tuple[int, int]:

@@ -386,13 +386,16 @@ def del_properties(call: Call) -> Response:
 def touch(call: Call) -> Response:
     """``container/touch``: 403 when there is no such container."""
     target = call.target
-    recompute = (
-        call.flag("recompute") or call.flag("damaged_objects") or call.flag("missing_chunks")
-    )
+    damaged, missing = call.flag("damaged_objects"), call.flag("missing_chunks")
     try:
         call.proxy.resolver.call_meta2(
             ContainerTouch(
-                cid=target.cid, account=target.account, name=target.name, recompute=recompute
+                cid=target.cid,
+                account=target.account,
+                name=target.name,
+                recompute=call.flag("recompute") or damaged or missing,
+                damaged_objects=damaged,
+                missing_chunks=missing,
             ),
             call,
             write=True,

@@ -59,6 +59,22 @@ def test_touch_recomputes(bench: Meta2Bench) -> None:
     assert bench.check_counters() == (7, 1)
 
 
+def test_touch_recounts_what_lacks(bench: Meta2Bench) -> None:
+    bench.put("whole")
+    bench.call(m.ContainerTouch(cid=CID, damaged_objects=True, missing_chunks=True))
+    assert "sys.m2.chunks.missing" not in bench.properties()
+    bench.put("damaged", copies=1)
+    bench.put("more", copies=2)
+    bench.set(sys__m2__chunks__missing="50", sys__m2__objects__damaged="60")
+    bench.call(m.ContainerTouch(cid=CID, recompute=True))
+    assert bench.properties()["sys.m2.chunks.missing"] == "50"
+    bench.call(m.ContainerTouch(cid=CID, missing_chunks=True))
+    assert bench.properties()["sys.m2.chunks.missing"] == "3"
+    assert bench.properties()["sys.m2.objects.damaged"] == "60"
+    bench.call(m.ContainerTouch(cid=CID, damaged_objects=True))
+    assert bench.properties()["sys.m2.objects.damaged"] == "2"
+
+
 def test_destroy(bench: Meta2Bench) -> None:
     bench.put("a")
     with pytest.raises(StatusError) as caught:

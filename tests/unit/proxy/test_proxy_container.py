@@ -206,7 +206,11 @@ def test_missing_containers(cluster):
 
 def test_touch(cluster):
     assert cluster.post(f"container/touch?{REF}&recompute=True").status == 204
-    assert cluster.meta.last("container_touch").recompute
+    sent = cluster.meta.last("container_touch")
+    assert sent.recompute and not sent.damaged_objects and not sent.missing_chunks
+    assert cluster.post(f"container/touch?{REF}&missing_chunks=1").status == 204
+    sent = cluster.meta.last("container_touch")
+    assert sent.recompute and sent.missing_chunks and not sent.damaged_objects
 
 
 # --- reference
