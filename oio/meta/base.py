@@ -186,8 +186,10 @@ class Base:
 
     # --- reading -----------------------------------------------------------------------------------
 
-    def read(self, fn: Callable[[Reader], T], short: bool = False) -> T:
-        """Run a function in a read transaction.
+    def read(
+        self, fn: Callable[[Reader], T], short: bool = False, deadline: float | None = None
+    ) -> T:
+        """Run a function in a read transaction, unless its turn comes after the deadline.
 
         A ``short`` one takes the connection of the writer when nobody writes: a base that has no
         concurrent use needs one connection only, whose pages and statements are warm.
@@ -198,7 +200,7 @@ class Base:
                     return self._read_on_writer(self._writer, fn)
             finally:
                 self._group.give_back()
-        connection, generation = self._take_reader()
+        connection, generation = self._take_reader(deadline)
         healthy = False
         try:
             connection.execute("BEGIN")
@@ -223,10 +225,10 @@ class Base:
         except apsw.Error as exc:
             raise translate(exc, self.name) from exc
 
-    def _take_reader(self) -> tuple[apsw.Connection, int]:
+    def _take_reader(self, deadline: float | None) -> tuple[apsw.Connection, int]:
         with self._readers_lock:
             if not self._idle_readers and self._readers >= self._options.readers_max:
-                self._wait_for_reader()
+                self._wait_for_reader(wait_within(self._options.wait_s, deadline))
             generation = self._generation
             if self._idle_readers:
                 return self._idle_readers.pop(), generation
@@ -239,7 +241,7 @@ class Base:
                 self._readers_lock.notify()
             raise translate(exc, self.name) from exc
 
-    def _wait_for_reader(self) -> None:
+    def _wait_for_reader(self, wait_s: float) -> None:
         limit = self._options.waiting_max
         if self._waiting_readers >= limit:
             raise StatusError(
@@ -249,13 +251,13 @@ class Base:
         try:
             free = self._readers_lock.wait_for(
                 lambda: self._idle_readers or self._readers < self._options.readers_max,
-                self._options.wait_s,
+                wait_s,
             )
         finally:
             self._waiting_readers -= 1
         if not free:
             raise StatusError(
-                status.UNAVAILABLE, f"no turn to read base {self.name} in {self._options.wait_s:g} s"
+                status.UNAVAILABLE, f"no turn to read base {self.name} in {wait_s:.3g} s"
             )
 
     def _give_reader(self, connection: apsw.Connection, generation: int, healthy: bool) -> None:
@@ -275,12 +277,15 @@ class Base:
         """From now on every transaction's changeset goes through this replicator first."""
         self._replicator = replicator
 
-    def write(self, fn: Callable[[Transaction], T], relaxed: bool = False) -> T:
+    def write(
+        self, fn: Callable[[Transaction], T], relaxed: bool = False, deadline: float | None = None
+    ) -> T:
         """Run a function in a batch of the writer; returns once its change is durable.
 
-        ``relaxed``: the commit needs not be durable (housekeeping of the outbox).
+        It is not run when its turn comes after the deadline. ``relaxed``: the commit needs not be durable
+        (housekeeping of the outbox).
         """
-        return self._group.submit(Member(fn, relaxed), self._options.wait_s)
+        return self._group.submit(Member(fn, relaxed), wait_within(self._options.wait_s, deadline))
 
     def _run_batch(self, members: list[Member]) -> None:
         """Never raises: every member gets its result or its error."""
@@ -426,6 +431,16 @@ class Base:
                 os.truncate(self.path + "-wal", end)
         except (OSError, struct.error) as exc:
             logger.error("base %s: a failed write may still appear: %s", self.name, exc)
+
+
+def wait_within(wait_s: float, deadline: float | None) -> float:
+    """Longest wait allowed to a request. :raises StatusError: 504 when its deadline is over."""
+    if deadline is None:
+        return wait_s
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise StatusError(status.GATEWAY_TIMEOUT, "deadline reached, nothing was done")
+    return min(wait_s, left)
 
 
 def remaining(deadline: float) -> float:

@@ -26,7 +26,7 @@ import apsw
 
 from oio.common import status
 from oio.common.status import StatusError
-from oio.meta.base import Base, BaseOptions, remaining, translate
+from oio.meta.base import Base, BaseOptions, remaining, translate, wait_within
 from oio.meta.base_type import ENGINE_SCHEMA, TOMBSTONE, BaseType
 from oio.meta.outbox import EventSink, Outbox, fsync_directory
 from oio.meta.transaction import Reader, Transaction
@@ -80,30 +80,43 @@ class Repository:
 
     # --- using bases -------------------------------------------------------------------------------
 
-    def read(self, base_name: str, fn: Callable[[Reader], T], short: bool = False) -> T:
+    def read(
+        self,
+        base_name: str,
+        fn: Callable[[Reader], T],
+        short: bool = False,
+        deadline: float | None = None,
+    ) -> T:
         """Run a function on a consistent view of a base. :raises StatusError: 431 when it is absent.
 
-        ``short`` promises that the function needs well below a millisecond.
+        ``short`` promises that the function needs well below a millisecond. Waits end with ``deadline``
+        (monotonic clock), with 503 or 504; the function has not run then.
         """
-        base = self._pin(base_name)
+        base = self._pin(base_name, deadline)
         try:
             base.open()
             if TOMBSTONE in base.admin:
                 raise StatusError(status.CONTAINER_NOT_FOUND, f"base {base_name} is destroyed")
-            return base.read(fn, short)
+            return base.read(fn, short, deadline)
         finally:
             self._unpin(base)
 
-    def write(self, base_name: str, fn: Callable[[Transaction], T], relaxed: bool = False) -> T:
+    def write(
+        self,
+        base_name: str,
+        fn: Callable[[Transaction], T],
+        relaxed: bool = False,
+        deadline: float | None = None,
+    ) -> T:
         """Run a function in a group commit of a base; returns after the commit is durable.
 
         The function may run in another thread, must not block, and must change nothing but its
-        transaction: it is rolled back when it raises.
+        transaction: it is rolled back when it raises. ``deadline`` as for :meth:`read`.
         """
-        base = self._pin(base_name)
+        base = self._pin(base_name, deadline)
         try:
             base.open()
-            return base.write(fn, relaxed)
+            return base.write(fn, relaxed, deadline)
         finally:
             self._unpin(base)
 
@@ -130,7 +143,12 @@ class Repository:
         """Is there a file for this base?"""
         return os.path.exists(self.path(base_name))
 
-    def destroy(self, base_name: str, last: Callable[[Transaction], object] | None = None) -> None:
+    def destroy(
+        self,
+        base_name: str,
+        last: Callable[[Transaction], object] | None = None,
+        deadline: float | None = None,
+    ) -> None:
         """Delete a base after ``last`` ran in its last transaction (and may have refused by raising)."""
 
         def bury(tx: Transaction) -> None:
@@ -139,7 +157,7 @@ class Repository:
             tx.tidying = True
             tx.set(TOMBSTONE, str(time.time_ns() // 1000))
 
-        self.write(base_name, bury)
+        self.write(base_name, bury, deadline=deadline)
         self.end_destruction(base_name)
 
     def end_destruction(self, base_name: str) -> bool:
@@ -268,15 +286,15 @@ class Repository:
         finally:
             self._unpin(base)
 
-    def _pin(self, base_name: str) -> Base:
+    def _pin(self, base_name: str, deadline: float | None = None) -> Base:
         victim = None
         with self._lock:
             base = self._bases.get(base_name)
             if base is None and len(self._bases) >= self._open_max:
-                victim = self._make_room()
+                victim = self._make_room(wait_within(self._options.wait_s, deadline))
                 base = self._bases.get(base_name)
             if base is None and base_name in self._closing:
-                self._wait_closed(base_name, victim)
+                self._wait_closed(base_name, victim, deadline)
                 victim = None
                 base = self._bases.get(base_name)
             if base is None:
@@ -295,7 +313,7 @@ class Repository:
             raise StatusError(status.CONTAINER_NOT_FOUND, f"base {base_name} is destroyed")
         return base
 
-    def _wait_closed(self, base_name: str, victim: Base | None) -> None:
+    def _wait_closed(self, base_name: str, victim: Base | None, deadline: float | None) -> None:
         """Wait until an evicted base is closed: its last connection deletes the WAL by its name."""
         if victim is not None:
             # Others may wait for our own victim as we wait for theirs: end it first.
@@ -304,7 +322,8 @@ class Repository:
                 self._close_victim(victim)
             finally:
                 self._lock.acquire()
-        if not self._lock.wait_for(lambda: base_name not in self._closing, self._options.wait_s):
+        wait_s = wait_within(self._options.wait_s, deadline)
+        if not self._lock.wait_for(lambda: base_name not in self._closing, wait_s):
             raise StatusError(status.UNAVAILABLE, f"base {base_name} is still being closed")
 
     def _close_victim(self, victim: Base) -> None:
@@ -313,9 +332,9 @@ class Repository:
             self._closing.discard(victim.name)
             self._lock.notify_all()
 
-    def _make_room(self) -> Base | None:
+    def _make_room(self, wait_s: float) -> Base | None:
         """Take the least recently used base out, waiting for one that nobody uses."""
-        deadline = time.monotonic() + self._options.wait_s
+        deadline = time.monotonic() + wait_s
         while len(self._bases) >= self._open_max:
             for name, base in self._bases.items():
                 if not base.pins and not base.doomed and name not in self._closing:
@@ -327,7 +346,7 @@ class Repository:
             if not left:
                 raise StatusError(
                     status.UNAVAILABLE,
-                    f"all {self._open_max} open bases are in use since {self._options.wait_s:g} s",
+                    f"all {self._open_max} open bases are in use since {wait_s:.3g} s",
                 )
             self._lock.wait(left)
         return None

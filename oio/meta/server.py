@@ -116,15 +116,17 @@ class MetaApplication:
         route = self._routes.get(request.path)
         if route is None or request.method != "POST":
             return self._answer_other(request)
-        begin = time.perf_counter()
+        begin = time.monotonic()
         headers = request.headers
         try:
             message = route.decode(request.read_all())
+            allowed = headers.get("x-oio-timeout")
             context = Context(
                 self._namespace,
                 request.reqid,
                 headers.get("user-agent", ""),
                 "x-oio-admin" in headers and parse_boolean(headers["x-oio-admin"]),
+                None if allowed is None else begin + _seconds(allowed),
             )
             reply = route.handler(message, context)
         except StatusError as exc:
@@ -138,7 +140,7 @@ class MetaApplication:
             return self._failure(status.INTERNAL_ERROR, f"Internal error: {type(exc).__name__}")
         finally:
             route.count += 1
-            route.seconds += time.perf_counter() - begin
+            route.seconds += time.monotonic() - begin
         if reply is None:
             return Response(204)
         return Response(200, _encode(reply), MSGPACK)
@@ -271,6 +273,14 @@ class MetaApplication:
                 )
             )
         return families
+
+
+def _seconds(text: str) -> float:
+    """Time allowed by ``x-oio-timeout`` (microseconds). :raises StatusError: 400 when it is no number."""
+    try:
+        return int(text) / 1e6
+    except ValueError:
+        raise StatusError(status.BAD_REQUEST, f"Invalid header 'x-oio-timeout': {text[:32]!r}") from None
 
 
 # --- the process --------------------------------------------------------------------------------------

@@ -81,7 +81,9 @@ class Meta1Service:
         base = self._base(request)
         if not self._repository.exists(base):
             raise references.not_found(request)
-        return self._repository.read(base, lambda tx: function(tx, request, context))
+        return self._repository.read(
+            base, lambda tx: function(tx, request, context), deadline=context.deadline
+        )
 
     def _write(
         self, function: references.Function, request: ContainerTarget, context: Context
@@ -91,7 +93,9 @@ class Meta1Service:
             if not references.may_create(request):
                 raise references.not_found(request)
             self._repository.create(base, lambda tx: tx.set("sys.ns", context.namespace))
-        return self._repository.write(base, lambda tx: function(tx, request, context))
+        return self._repository.write(
+            base, lambda tx: function(tx, request, context), deadline=context.deadline
+        )
 
     def _base(self, request: ContainerTarget) -> str:
         base = base_of(request.cid, self._digits)

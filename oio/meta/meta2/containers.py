@@ -81,7 +81,7 @@ def destroy(
         events.emit_container(tx, context, request, "deleted", data)
         events.emit_container(tx, context, request, "meta2.deleted", {"peer": service_id})
 
-    repository.destroy(schema.base_name(request.cid), last)
+    repository.destroy(schema.base_name(request.cid), last, context.deadline)
 
 
 def get_properties(reader: Reader, request: ContainerGetProperties) -> Properties:

@@ -62,13 +62,18 @@ class Meta2Service:
         def run(tx: Transaction) -> None:
             puts.put(tx, settings, context, request, missing)
 
-        self._repository.write(base_name(request.cid), run)
+        self._repository.write(base_name(request.cid), run, deadline=context.deadline)
 
     def _reading(self, function: Callable[[Reader, Any], Any], short: bool = True) -> Handler:
         read = self._repository.read
 
         def handle(request: m.ContainerTarget, context: Context) -> Any:
-            return read(base_name(request.cid), lambda reader: function(reader, request), short)
+            return read(
+                base_name(request.cid),
+                lambda reader: function(reader, request),
+                short,
+                context.deadline,
+            )
 
         return handle
 
@@ -80,7 +85,9 @@ class Meta2Service:
         def handle(request: m.ContainerTarget, context: Context) -> Any:
             rules.check_writable_namespace(settings, context)
             return write(
-                base_name(request.cid), lambda tx: function(tx, settings, context, request)
+                base_name(request.cid),
+                lambda tx: function(tx, settings, context, request),
+                deadline=context.deadline,
             )
 
         return handle
@@ -100,6 +107,10 @@ class Meta2Service:
         write = self._repository.write
 
         def handle(request: m.ContainerTarget, context: Context) -> Any:
-            return write(base_name(request.cid), lambda tx: function(tx, context, request))
+            return write(
+                base_name(request.cid),
+                lambda tx: function(tx, context, request),
+                deadline=context.deadline,
+            )
 
         return handle

@@ -103,6 +103,19 @@ def test_plain_routes(served: tuple[str, HttpPool, MetaApplication], bench: Meta
         assert pool.request("POST", url + "/config", body=body).status == 400
 
 
+@pytest.mark.parametrize(("text", "code"), [("0", 504), ("-5", 504), ("x", 400), ("5000000", 0)])
+def test_time_allowed(
+    bench: Meta2Bench, served: tuple[str, HttpPool, MetaApplication], text: str, code: int
+) -> None:
+    bench.create()
+    address, pool, _ = served
+    answer = pool.request(
+        "POST", f"http://{address}/v1/container_touch", {"x-oio-timeout": text},
+        msgspec.msgpack.encode(m.ContainerTouch(cid=CID)),
+    )  # fmt: skip
+    assert (msgspec.msgpack.decode(answer.data)["status"] if answer.data else 0) == code
+
+
 def test_queue_url() -> None:
     assert queue_url("spool:///d/?fsync=0", "meta2", "NS-1") == "spool:///d/meta2-NS-1?fsync=0"
     assert queue_url("spool:///d", "meta2", "127.0.0.1:6") == "spool:///d/meta2-127.0.0.1_6"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,35 @@ def test_readers_do_not_wait_for_a_writer(repository: Repository) -> None:
     writer.join()
     assert repository.read("b", count, short=True) == (1, 1)
     assert repository.read("b", count) == (1, 1)
+
+
+def test_a_request_does_not_outlive_its_deadline(tmp_path: Path) -> None:
+    options = BaseOptions(sync="off", wait_s=30, readers_max=1)
+    repository = Repository(str(tmp_path), TOY, options=options)
+    repository.create("b1", lambda tx: None)
+    entered, go = threading.Event(), threading.Event()
+
+    def hold(_: Any) -> None:
+        entered.set()
+        assert go.wait(10)
+
+    for use in (repository.write, repository.read):
+        ran: list[Any] = []
+        entered.clear()
+        go.clear()
+        holder = threading.Thread(target=use, args=("b1", hold))
+        holder.start()
+        assert entered.wait(10)
+        with pytest.raises(StatusError) as caught:
+            use("b1", ran.append, deadline=time.monotonic() + 0.05)
+        assert caught.value.code == 503
+        with pytest.raises(StatusError) as caught:
+            use("b1", ran.append, deadline=time.monotonic() - 1)
+        assert caught.value.code == 504
+        go.set()
+        holder.join(10)
+        assert ran == []
+    repository.close()
 
 
 def test_too_many_readers(tmp_path: Path) -> None:
