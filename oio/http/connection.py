@@ -53,6 +53,13 @@ CLOSE_DRAIN_S = 2.0
 """How long a refused sender may go on sending before the connection is cut. Closing at once would make the
 kernel send a reset, which can destroy the answer before the peer has read it."""
 
+SKIP_BODY_S = 5.0
+"""How long a body that the handler left unread may take to come, for the sake of the connection."""
+
+LATE_HEAD = (
+    b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+)
+
 _state = threading.local()
 
 
@@ -75,6 +82,7 @@ class Connection(Source):
         "armed_once",
         "deadline",
         "fd",
+        "head_deadline",
         "peer",
         "server",
         "tls",
@@ -89,6 +97,8 @@ class Connection(Source):
         self.fd: int = sock.fileno()
         self.armed_once = False
         self.deadline = 0.0
+        # When a head must be complete of which only a part has come; 0 when there is none.
+        self.head_deadline = 0.0
         self._timeout_s = server.config.linger_s
         self.wait_s = 0.0
 
@@ -103,7 +113,7 @@ class Connection(Source):
             while True:
                 head = self._read_head()
                 if head is None:
-                    self.deadline = time.monotonic() + config.timeout_idle_s
+                    self.deadline = self.head_deadline or time.monotonic() + config.timeout_idle_s
                     return True
                 if not head or not self._serve_request(head):
                     break
@@ -124,6 +134,8 @@ class Connection(Source):
 
     def close(self) -> None:
         """Close the socket and forget the connection."""
+        if self.head_deadline and time.monotonic() >= self.head_deadline:
+            self._tell_late()
         self.server.forget(self)
         with contextlib.suppress(OSError):
             self.sock.close()
@@ -199,10 +211,14 @@ class Connection(Source):
         self.pos = end + 4
         return bytes(buf[pos:end])
 
-    def _read_rest_of_head(self) -> bytes:
-        """The slow path of `_read_head`: the head comes in pieces, or after empty lines."""
+    def _read_rest_of_head(self) -> bytes | None:
+        """The slow path of `_read_head`: the head comes in pieces, or after empty lines.
+
+        Half a head holds no thread: the connection is parked with what has come, until its deadline.
+        """
         config = self.server.config
-        self.deadline = deadline = time.monotonic() + config.timeout_head_s
+        if not self.head_deadline:
+            self.head_deadline = time.monotonic() + config.timeout_head_s
         while True:
             while self.buf[self.pos : self.pos + 2] == b"\r\n" and self.pos < self.end:
                 self.pos += 2
@@ -213,21 +229,28 @@ class Connection(Source):
             if end >= 0:
                 head = bytes(self.buf[self.pos : end])
                 self.pos = end + 4
+                self.head_deadline = 0.0
                 return head
             pending = self.buf[self.pos : self.end]
             if wire.looks_broken(pending):
                 raise _Refused(HeadError("illegal character in head"))
             if size > config.max_target_bytes and b"\r\n" not in pending:
                 raise _Refused(HeadError("request line too long", 414))
-            left = deadline - time.monotonic()
-            if left <= 0:
+            if time.monotonic() >= self.head_deadline:
+                self.head_deadline = 0.0
                 raise _Refused(HeadError("request head not received in time", 408))
-            if left > self._timeout_s:
-                self._set_timeout(left)
+            if self._timeout_s != config.linger_s:
+                self._set_timeout(config.linger_s)
             try:
                 data = self.sock.recv(RECEIVE_BYTES)
             except (BlockingIOError, TimeoutError):
-                continue
+                if self.server.stopping:
+                    continue  # nobody looks at parked connections any more
+                self.buf = bytes(pending)
+                self.pos = 0
+                self.end = len(self.buf)
+                self.side = None
+                return None
             if not data:
                 return b""
             self.buf = bytes(pending) + data
@@ -314,8 +337,8 @@ class Connection(Source):
                     micros = (time.perf_counter_ns() - started) // 1000
                     config.access_log(request, response, micros if sent else -micros)
             if keep and not request.body_finished:
-                request.drain()
-            elif not keep and not request.body_finished:
+                return self._skip_body(request)
+            if not keep and not request.body_finished:
                 self._close_gently()
             return keep
         finally:
@@ -362,6 +385,24 @@ class Connection(Source):
             return False
         left = body.left_at_most()
         return left is not None and left <= DRAIN_BYTES_MAX
+
+    def _skip_body(self, request: Request) -> bool:
+        """Receive what the handler left unread; False when the peer trickles it."""
+        deadline = time.monotonic() + SKIP_BODY_S
+        self.wait_s = min(self.wait_s, SKIP_BODY_S)
+        buffer = bytearray(RECEIVE_BYTES)
+        while not request.body_finished:
+            if time.monotonic() > deadline:
+                return False
+            request.readinto(buffer)
+        return True
+
+    def _tell_late(self) -> None:
+        """Answer, without waiting, to a head that did not come in time."""
+        logger.info("request of %s refused: request head not received in time", self.peer)
+        if not isinstance(self.sock, ssl.SSLSocket):
+            with contextlib.suppress(OSError):
+                self.sock.send(LATE_HEAD, socket.MSG_DONTWAIT)
 
     def _refuse(self, error: HeadError) -> None:
         """Answer to something that is not a valid request, and close."""

@@ -42,6 +42,23 @@ def test_timeout_of_a_trickled_head(serve, raw):
     assert time.monotonic() - begin < 5
 
 
+def test_half_a_head_holds_no_thread(serve, raw):
+    server = serve(max_threads=2, timeout_head_s=20, linger_s=0.01)
+    halves = [raw(server).send(b"GET / HTTP/1.1\r\nA: ") for _ in range(8)]
+    assert raw(server).send(GET).read_answer()[0] == 200
+    for half in halves:
+        assert half.send(b"b\r\n\r\n").read_answer()[0] == 200
+
+
+def test_a_body_that_nobody_wants_is_not_waited_for_in_vain(serve, raw, until, monkeypatch):
+    monkeypatch.setattr("oio.http.connection.SKIP_BODY_S", 0.1)
+    server = serve(timeout_body_s=20)
+    server.handler = lambda request: Response(200)
+    connection = raw(server).send(b"PUT / HTTP/1.1\r\nContent-Length: 100000\r\n\r\nabc")
+    assert connection.read_answer()[0] == 200
+    assert connection.is_closed()
+
+
 @pytest.mark.parametrize("head", [b"Content-Length: 10\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n5\r\nabc"])
 def test_timeout_of_the_body(serve, raw, head):
     connection = raw(serve(timeout_body_s=0.2)).send(b"PUT / HTTP/1.1\r\n" + head)
