@@ -3,6 +3,7 @@
 
 """What a container server asks of the kernel before it acknowledges a change."""
 
+import itertools
 import re
 
 import pytest
@@ -64,7 +65,7 @@ def commits(tmp_path, start_meta2, conf, count=5):
     calls = calls_of(trace, service.volume)
     answers = [index for index, call in enumerate(calls) if call[0] == "answer"]
     assert len(answers) == count + 1
-    return [calls[begin + 1 : end] for begin, end in zip(answers, answers[1:], strict=False)]
+    return [calls[begin + 1 : end] for begin, end in itertools.pairwise(answers)]
 
 
 def test_an_object_is_acknowledged_after_the_log_is_on_disk(tmp_path, start_meta2):

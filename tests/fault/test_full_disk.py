@@ -88,8 +88,8 @@ def on_small_disk(broken, service, size_mib):
 def only(api, broken, chosen):
     """Chunks are placed on this rawx only: the scores of the others are locked to zero."""
     definitions = [
-        {"type": "rawx", "addr": service.addr, "id": service.service_id, "score": 100 if service.name == chosen.name else 0,
-         "tags": {"tag.service_id": service.service_id}}
+        {"type": "rawx", "addr": service.addr, "id": service.service_id,
+         "score": 100 if service.name == chosen.name else 0, "tags": {"tag.service_id": service.service_id}}
         for service in broken.services("rawx")
     ]  # fmt: skip
     conscience = api.container.conscience_client
@@ -194,7 +194,7 @@ def test_a_full_meta2_acknowledges_nothing_that_it_did_not_write(tmp_path, start
                 client.call(service.addr, put(number, size_bytes=5000))
                 acknowledged.append(f"{number:04d}")
             except StatusError as err:
-                assert 500 <= err.code, err
+                assert err.code >= 500, err
                 refused.append(f"{number:04d}")
         assert acknowledged
         assert listed(client, service.addr) == acknowledged
