@@ -16,6 +16,7 @@ be delivered: the caller keeps it and puts it again.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -23,6 +24,9 @@ from typing import Self
 
 # Larger than any event: an event carries at most 16 chunks, or the properties of one object.
 EVENT_MAX_BYTES = 16 << 20
+
+# What cannot stand in the name of a directory.
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 class QueueError(Exception):
@@ -82,6 +86,21 @@ def open_queue(url: str) -> EventQueue:
         known = ", ".join(sorted(_factories))
         raise ValueError(f"{url!r} is not the URL of a queue (known schemes: {known})")
     return factory(url)
+
+
+def producer_url(url: str, service_type: str, service_id: str) -> str:
+    """URL of the queue of one producer, out of the one that a host or a namespace configures.
+
+    A spool has a single writer: the URL of a spool names a directory with one sub-directory per producer.
+
+    >>> producer_url("spool:///var/spool/oio?fsync=0", "rawx", "10.0.0.1:6200")
+    'spool:///var/spool/oio/rawx-10.0.0.1_6200?fsync=0'
+    """
+    if not url.startswith("spool://"):
+        return url
+    path, mark, query = url.partition("?")
+    name = _UNSAFE.sub("_", f"{service_type}-{service_id}")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
 
 
 def _spool(url: str) -> EventQueue:

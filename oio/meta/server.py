@@ -17,7 +17,6 @@ import configparser
 import contextlib
 import logging
 import os
-import re
 import resource
 import sys
 import time
@@ -36,7 +35,7 @@ from oio.common.service import parse_dash_o, run_until_stopped, setup_logging
 from oio.common.status import StatusError, http_status
 from oio.common.variables import Variables, parse_boolean
 from oio.common.volume_lock import VolumeLock, lock_volume
-from oio.event.queue import open_queue
+from oio.event.queue import open_queue, producer_url
 from oio.http.errors import HttpError
 from oio.http.messages import Request, Response
 from oio.http.server import Server, ServerConfig
@@ -367,22 +366,13 @@ def _endpoint(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def queue_url(url: str, service_type: str, service_id: str) -> str:
-    """URL of this producer's queue: a spool is a directory with one sub-directory per producer."""
-    if not url.startswith("spool://"):
-        return url
-    path, mark, query = url.partition("?")
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{service_type}-{service_id}")
-    return f"{path.rstrip('/')}/{name}{mark}{query}"
-
-
 def open_repository(process: MetaProcess, base_type: BaseType) -> Repository:
     """The bases of the volume. Without ``event-agent`` in the configuration no event is stored."""
     variables = process.variables
     url = process.conf.get("event-agent", "").strip()
     queue: EventSink | None = None
     if url:
-        queue = open_queue(queue_url(url, process.type, process.service_id))
+        queue = open_queue(producer_url(url, process.type, process.service_id))
     else:
         logger.warning("no event-agent in the configuration: events are not emitted")
     open_max = min(variables["sqliterepo.repo.hard_max"], _raise_files_limit() // FILES_PER_BASE)

@@ -17,7 +17,9 @@ from typing import NoReturn
 from oio.common.configuration import load_namespace_conf
 from oio.common.exceptions import ConfigurationException
 from oio.common.service import install_verbosity_signals
+from oio.common.variables import Variables
 from oio.common.volume_lock import lock_volume
+from oio.event.queue import open_queue, producer_url
 from oio.rawx import config as configuration
 from oio.rawx import logs
 from oio.rawx.config import RawxConfig
@@ -124,23 +126,33 @@ def _tend(volume: Volume, config: RawxConfig, stop: threading.Event) -> None:
 
 
 def queue_openers(config: RawxConfig) -> list[Callable[[], Queue]]:
-    """One function per event queue, that connects to it; none when events are off."""
+    """One function per event queue, that connects to it; none when events are off.
+
+    A spool of ``event_queue`` is the one of this service; that of the namespace is common to the services
+    of the host, each of which has its own sub-directory.
+    """
     if not config.events:
         return []
-    text = config.event_queue
-    if not text:
-        namespace = load_namespace_conf(config.namespace, failsafe=True, fresh=True)
-        text = namespace.get("event-agent") or ""
-    urls = [url.strip() for url in text.split(";") if url.strip()]
+    namespace = load_namespace_conf(config.namespace, failsafe=True, fresh=True)
+    if not Variables(namespace)["rawx.events_allowed"]:
+        return []
+    urls = _urls(config.event_queue)
+    if not urls:
+        common = _urls(namespace.get("event-agent") or "")
+        urls = [producer_url(url, "rawx", config.volume_id) for url in common]
     if not urls:
         raise ConfigurationException(
             f"events are on and no queue is configured: set event_queue here, or event-agent in "
             f"the section [{config.namespace}] of the namespace configuration"
         )
-    openers = [functools.partial(_open_queue, url) for url in urls]
+    openers: list[Callable[[], Queue]] = [functools.partial(open_queue, url) for url in urls]
     for opener in openers:
         _check_queue(opener)
-    return list(openers)
+    return openers
+
+
+def _urls(text: str) -> list[str]:
+    return [url.strip() for url in text.split(";") if url.strip()]
 
 
 def _check_queue(opener: Callable[[], Queue]) -> None:
@@ -151,13 +163,6 @@ def _check_queue(opener: Callable[[], Queue]) -> None:
         raise ConfigurationException(f"event queue: {err}") from None
     except Exception as err:  # whatever the connection raises
         logger.warning("the event queue does not answer yet: %s: %s", type(err).__name__, err)
-
-
-def _open_queue(url: str) -> Queue:
-    from oio.event.queue import open_queue
-
-    queue: Queue = open_queue(url)
-    return queue
 
 
 def run_and_exit() -> NoReturn:

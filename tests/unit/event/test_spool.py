@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from oio.event import spool as spool_module
-from oio.event.queue import EVENT_MAX_BYTES, QueueError, QueueFull, QueueTimeout, open_queue
+from oio.event.queue import EVENT_MAX_BYTES, QueueError, QueueFull, QueueTimeout, open_queue, producer_url
 from oio.event.spool import MAGIC, SpoolQueue, frame, list_segments, parse_record, segment_path, spool_depth
 from oio.event.spool_reader import SpoolReader, find_spools
 
@@ -354,3 +354,9 @@ def test_find_spools(tmp_path):
 def test_bad_urls(url):
     with pytest.raises(ValueError):
         open_queue(url)
+
+
+def test_each_producer_has_a_directory():
+    assert producer_url("spool:///d/?fsync=0", "meta2", "NS-1") == "spool:///d/meta2-NS-1?fsync=0"
+    assert producer_url("spool:///d", "rawx", "127.0.0.1:6") == "spool:///d/rawx-127.0.0.1_6"
+    assert producer_url("beanstalk://h:1", "meta2", "x") == "beanstalk://h:1"

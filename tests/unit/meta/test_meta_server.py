@@ -20,7 +20,7 @@ from oio.http.client import HttpPool
 from oio.http.server import Server
 from oio.meta import messages as m
 from oio.meta.client import MetaClient
-from oio.meta.server import MetaApplication, open_process, queue_url
+from oio.meta.server import MetaApplication, open_process
 
 
 @pytest.fixture
@@ -114,12 +114,6 @@ def test_time_allowed(
         msgspec.msgpack.encode(m.ContainerTouch(cid=CID)),
     )  # fmt: skip
     assert (msgspec.msgpack.decode(answer.data)["status"] if answer.data else 0) == code
-
-
-def test_queue_url() -> None:
-    assert queue_url("spool:///d/?fsync=0", "meta2", "NS-1") == "spool:///d/meta2-NS-1?fsync=0"
-    assert queue_url("spool:///d", "meta2", "127.0.0.1:6") == "spool:///d/meta2-127.0.0.1_6"
-    assert queue_url("beanstalk://h:1", "meta2", "x") == "beanstalk://h:1"
 
 
 @pytest.mark.parametrize(

@@ -401,9 +401,15 @@ def test_event_queues(tmp_path, monkeypatch):
         main.queue_openers(base)
     conf.write_text(f"[NS]\nproxy = 127.0.0.1:1\nevent-agent = spool://{tmp_path}/a;spool://{tmp_path}/b\n")
     assert len(main.queue_openers(base)) == 2
+    assert (tmp_path / "a" / "rawx-127.0.0.1_1").is_dir()
+    own = RawxConfig("127.0.0.1:1", "NS", str(tmp_path), event_queue=f"spool://{tmp_path}/own")
+    assert len(main.queue_openers(own)) == 1
+    assert (tmp_path / "own").is_dir()
     assert main.queue_openers(RawxConfig("127.0.0.1:1", "NS", str(tmp_path), events=False)) == []
     with pytest.raises(ConfigurationException):
         main.queue_openers(RawxConfig("127.0.0.1:1", "NS", str(tmp_path), event_queue="x://y"))
+    conf.write_text("[NS]\nrawx.events_allowed = off\n")
+    assert main.queue_openers(own) == []
 
 
 # -- command line ------------------------------------------------------------------------------
