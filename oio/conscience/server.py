@@ -8,6 +8,9 @@ Routes are those of :mod:`oio.conscience.messages`, plus ``GET /status`` (JSON),
 and ``/v1/ping``. Failures answer ``{"status": code, "message": text}``. A lock, an unlock or a deregistration
 is on disk when it is answered, unless the disk fails: then it holds in memory, the log says so, and
 ``persistence_failures`` of ``/status`` grows until a later save succeeds.
+
+``oio-daemon`` is the same program under its old name, and takes the same files: sections and keys that mean
+nothing here (``[General]``, ``plugins``, numbers of workers…) are left aside.
 """
 
 from __future__ import annotations
@@ -291,6 +294,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _serve(settings: Settings, path: str, period_s: float) -> int:
     logger = logging.getLogger("oio.conscience")
+    for warning in settings.warnings:
+        logger.warning("%s", warning)
     registry = Registry(settings, logger)
     persistence = Persistence(registry, path, settings.namespace, logger) if path else None
     if persistence is not None:

@@ -74,6 +74,7 @@ class Settings:
     listen: tuple[str, int]
     types: dict[str, ServiceType]
     storage: Storage
+    warnings: tuple[str, ...] = ()
 
 
 def load_settings(path: str) -> Settings:
@@ -97,6 +98,20 @@ def load_settings(path: str) -> Settings:
         listen=_listen_address(_required(server, "listen", path), path),
         types=types,
         storage=Storage(policies, securities, pools),
+        warnings=_hub_warnings(plugin),
+    )
+
+
+def _hub_warnings(plugin: dict[str, str]) -> tuple[str, ...]:
+    """Old files may ask for exchanges between consciences, which this one does not have."""
+    own = plugin.get("param_hub.me", "").strip()
+    group = {url.strip() for url in plugin.get("param_hub.group", "").split(",")}
+    others = sorted(group - {own, ""})
+    if not others:
+        return ()
+    return (
+        f"param_hub.group: nothing is exchanged with {', '.join(others)}, each conscience knows only what is"
+        " registered with it",
     )
 
 

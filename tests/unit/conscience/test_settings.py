@@ -95,3 +95,18 @@ def test_required_keys(tmp_path, missing):
     path = write(tmp_path / "cs", "\n".join(line for line in lines if not line.startswith(missing)))
     with pytest.raises(ConfigurationException, match=missing):
         load_settings(path)
+
+
+def test_files_of_the_old_daemon(tmp_path):
+    policies = write(tmp_path / "policies", "[STORAGE_POLICY]\nSINGLE=NONE:NONE\n")
+    services = write(tmp_path / "services", "[type:echo]\n")
+    old = (
+        "[General]\nto_op=1000\n[Service]\nnamespace=NS\ntype=conscience\n"
+        "[Server.conscience]\nmin_workers=2\nlisten=127.0.0.1:6001\nplugins=conscience,stats,ping\n"
+        "[Plugin.conscience]\nparam_namespace=NS\nparam_hub.me=tcp://127.0.0.1:6002\n"
+        f"param_storage_conf={policies}\nparam_service_conf={services}\nparam_hub.group="
+    )
+    own = "tcp://127.0.0.1:6002"
+    assert load_settings(write(tmp_path / "cs", old + own)).warnings == ()
+    (warning,) = load_settings(write(tmp_path / "cs", f"{old}{own},tcp://127.0.0.2:6002")).warnings
+    assert "tcp://127.0.0.2:6002" in warning
