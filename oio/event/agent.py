@@ -353,9 +353,12 @@ class EventAgent:
     def _complain(self, what: str, exc: Exception) -> None:
         """Log an expected failure, not more than once per period for each kind of event."""
         now = time.monotonic()
-        if now - self._complaints.get(what, -COMPLAINT_PERIOD_S) >= COMPLAINT_PERIOD_S:
+        with self._count_lock:
+            said = self._complaints.get(what)
+            if said is not None and now - said < COMPLAINT_PERIOD_S:
+                return
             self._complaints[what] = now
-            self._logger.warning("%s: %s", what, exc)
+        self._logger.warning("%s: %s", what, exc)
 
 
 class _Item(NamedTuple):

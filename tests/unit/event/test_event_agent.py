@@ -232,7 +232,7 @@ def test_what_cannot_be_remembered_stays_in_the_spool(run_agent, cluster, queue,
     assert spool_depth(queue.directory) == 1
 
 
-def test_a_failing_pipeline_holds_only_its_own_events(run_agent, cluster, queue, monkeypatch):
+def test_a_failing_pipeline_holds_only_its_own_events(run_agent, cluster, queue, monkeypatch, caplog):
     monkeypatch.setattr(agent_module, "RETRY_DELAY_S", 0.05)
     monkeypatch.setattr(agent_module, "RETRY_DELAY_MAX_S", 0.1)
     monkeypatch.setattr(agent_module, "SAVE_PERIOD_S", 0.05)
@@ -259,6 +259,8 @@ def test_a_failing_pipeline_holds_only_its_own_events(run_agent, cluster, queue,
     assert agent.store.counts()["postponed"] == count
     wait_for(lambda: agent.counts()["fragile", "retry"] > 2 * count)
     agent.stop(2)
+    complaints = [one for one in caplog.records if "fragile" in one.getMessage()]
+    assert [(one.levelname, one.exc_info) for one in complaints] == [("WARNING", None)]
     failing.clear()
     agent = run_agent()
     wait_for(lambda: agent.store.counts()["postponed"] == 0)
