@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import apsw
 import msgspec
 
 from oio.account.store import (
@@ -55,9 +56,9 @@ class AccountService:
 
     def __init__(self, store: AccountStore) -> None:
         self.store = store
-        self.router = Router()
+        self.router = Router(method_not_allowed=self._method_not_allowed)
         route = self._route
-        route("/status", self.status, "GET", "HEAD")
+        route("/status", self.status, "GET", "HEAD", "POST", "PUT")
         route("/metrics", self.metrics, "GET")
         route("/v1.0/account/create", self.create, "PUT")
         route("/v1.0/account/delete", self.delete, "POST")
@@ -75,9 +76,16 @@ class AccountService:
                 return handler(request)
             except UnknownAccount as exc:
                 return _text(404, f"Account {exc} not found")
+            except apsw.Error as exc:
+                log.error("%s: %s: %s [%s]", request.path, type(exc).__name__, exc, request.reqid)
+                return _text(503, f"Could not satisfy the request: {exc}")
 
         for method in methods:
             self.router.add(method, path, guarded)
+
+    def _method_not_allowed(self, request: Request) -> Response:
+        allowed = ", ".join(self.router.methods(request.path))
+        return Response(405, b"Method not allowed", [("Allow", allowed)])
 
     def status(self, _request: Request) -> Response:
         """How many accounts there are."""

@@ -117,8 +117,7 @@ class AccountStore:
     def create(self, account: str) -> bool:
         """Create an account; False when it existed."""
         with self._lock, self._db:
-            created = self._ensure(account)
-        return created
+            return self._ensure(account)
 
     def _ensure(self, account: str) -> bool:
         self._db.execute(
