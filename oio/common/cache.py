@@ -31,7 +31,7 @@ def get_cached_container_metadata(
     """Properties of a container, or None."""
     if cache is None:
         return None
-    return cache.get(_container_key(account, reference, cid))
+    return _snapshot(cache.get(_container_key(account, reference, cid)))
 
 
 def set_cached_container_metadata(
@@ -44,7 +44,7 @@ def set_cached_container_metadata(
 ) -> None:
     """Remember the properties of a container."""
     if cache is not None:
-        cache[_container_key(account, reference, cid)] = container_meta
+        cache[_container_key(account, reference, cid)] = _snapshot(container_meta)
 
 
 def del_cached_container_metadata(
@@ -132,6 +132,13 @@ def del_cached_object_metadata(
     """Forget an object, whatever the version."""
     if cache is not None:
         cache.pop(_object_key(account, reference, path, cid), None)
+
+
+def _snapshot(container_meta: Any) -> Any:
+    """Copy of ``{"properties": {…}, "system": {…}}``; anything else is left as it is."""
+    if not isinstance(container_meta, dict):
+        return container_meta
+    return {key: dict(item) if isinstance(item, dict) else item for key, item in container_meta.items()}
 
 
 # --- keys ---------------------------------------------------------------------------------------

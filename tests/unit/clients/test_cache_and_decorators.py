@@ -79,6 +79,15 @@ def test_entries_are_snapshots() -> None:
     chunks[0]["url"] = "changed"
     got, chunks = cache_module.get_cached_object_metadata(**OBJ, properties=True, cache=cache)
     assert (got, chunks) == ({"properties": {"k": "v"}}, [{"url": "u"}])
+    names = {"account": "a", "reference": "c", "cache": cache}
+    told = {"properties": {}, "system": {"sys.status": "0"}}
+    cache_module.set_cached_container_metadata(told, **names)
+    told["system"]["sys.status"] = "changed"
+    cache_module.get_cached_container_metadata(**names)["properties"]["k"] = "changed"
+    assert cache_module.get_cached_container_metadata(**names) == {
+        "properties": {},
+        "system": {"sys.status": "0"},
+    }
 
 
 # --- decorators ---
