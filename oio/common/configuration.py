@@ -79,7 +79,10 @@ def load_namespace_conf(
     if not fresh and namespace in NS_CONF_CACHE:
         return NS_CONF_CACHE[namespace]
     parser, files = _read_files()
-    options = dict(parser.items(namespace)) if parser.has_section(namespace) else {}
+    try:
+        options = dict(parser.items(namespace)) if parser.has_section(namespace) else {}
+    except configparser.InterpolationError as exc:
+        raise ConfigurationException(f"[{namespace}] of {', '.join(files)}: {exc}") from exc
     conf = NamespaceConfiguration({**options, "namespace": namespace}, files)
     if not files:
         problem = "Missing or unreadable namespace configuration: " + ", ".join(
@@ -114,10 +117,14 @@ def set_namespace_options(
         parser.set(namespace, name, str(value))
     for name in remove or ():
         parser.remove_option(namespace, name)
-    temporary = f"{files[-1]}.{os.getpid()}.tmp"
+    path = os.path.realpath(files[-1])
+    # A hidden name: readers of the directory must not take it for a configuration file.
+    directory, name = os.path.split(path)
+    temporary = os.path.join(directory, f".{name}.{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8") as out:
+        os.fchmod(out.fileno(), os.stat(path).st_mode & 0o7777)
         parser.write(out)
-    os.replace(temporary, files[-1])
+    os.replace(temporary, path)
     NS_CONF_CACHE.pop(namespace, None)
     return dict(parser.items(namespace))
 

@@ -7,6 +7,7 @@ import pytest
 
 from oio.common import configuration
 from oio.common.configuration import load_namespace_conf, read_conf, set_namespace_options
+from oio.common.exceptions import ConfigurationException
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +82,23 @@ def test_setting_options_rewrites_the_last_file(conf_file):
     options = set_namespace_options("NS", {"ns.worm": True}, remove=["zookeeper"])
     assert options["ns.worm"] == "True"
     assert "zookeeper" not in load_namespace_conf("NS", fresh=True)
+
+
+def test_setting_options_keeps_links_and_rights(conf_file, tmp_path, monkeypatch):
+    conf_file.chmod(0o640)
+    link = tmp_path / "link.conf"
+    link.symlink_to(conf_file)
+    monkeypatch.setenv("OIO_SDS_CONF", str(link))
+    set_namespace_options("NS", {"ns.worm": True})
+    assert link.is_symlink() and conf_file.stat().st_mode & 0o777 == 0o640
+    assert load_namespace_conf("NS", fresh=True)["ns.worm"] == "True"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.conf", "sds.conf"]
+
+
+def test_a_malformed_value_is_a_configuration_error(conf_file):
+    conf_file.write_text("[NS]\nproxy = 127.0.0.1:6000\nbad = 100%\n")
+    with pytest.raises(ConfigurationException, match="must be followed"):
+        load_namespace_conf("NS")
 
 
 def test_setting_options_without_any_file_is_refused(tmp_path, monkeypatch):
