@@ -140,3 +140,12 @@ class HeadersDict(dict[str, str]):
     def pop(self, key: str, *default: Any) -> Any:  # type: ignore[override]
         """Remove a key, whatever its case."""
         return super().pop(key.title(), *default)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "CustomHttpConnection":
+        # Former place of the class (deprecated); loaded when asked for.
+        from oio.common.http_eventlet import CustomHttpConnection
+
+        return CustomHttpConnection
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
