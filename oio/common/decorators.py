@@ -174,7 +174,7 @@ def api_call(not_found: Callable[..., NoReturn] | None = None, prefix: str = "")
         @functools.wraps(func)
         def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
             kwargs = {**self._global_kwargs, **kwargs}
-            if "deadline" not in kwargs:
+            if kwargs.get("deadline") is None:
                 read_timeout = kwargs.get("read_timeout")
                 if read_timeout is not None:
                     kwargs["deadline"] = time.monotonic() + float(read_timeout)

@@ -38,6 +38,7 @@ def get_logger(
     for handler in list(logger.handlers):
         if hasattr(handler, _OWN):
             logger.removeHandler(handler)
+            handler.close()
 
     prefix = conf.get("syslog_prefix") or ""
     syslog = _syslog_handler(conf)

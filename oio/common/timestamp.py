@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from datetime import datetime, timezone
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 _MICROSECONDS_FROM = 31_000_000_000_000
 
 
+@functools.total_ordering
 class Timestamp:
     """Seconds since the epoch; numbers above 3.1e13 are taken as microseconds.
 
@@ -33,10 +35,16 @@ class Timestamp:
     def __int__(self) -> int:
         return int(self.timestamp)
 
+    def __bool__(self) -> bool:
+        return bool(self.timestamp)
+
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, (int, float, str, Timestamp)):
-            return float(self) == float(Timestamp(float(other)))
-        return NotImplemented
+        seconds = _seconds_of(other)
+        return NotImplemented if seconds is None else self.timestamp == seconds
+
+    def __lt__(self, other: object) -> bool:
+        seconds = _seconds_of(other)
+        return NotImplemented if seconds is None else self.timestamp < seconds
 
     def __hash__(self) -> int:
         return hash(self.timestamp)
@@ -51,3 +59,13 @@ class Timestamp:
         """Date and time in UTC, without zone."""
         moment = datetime.fromtimestamp(self.timestamp, timezone.utc)
         return moment.replace(tzinfo=None).isoformat()
+
+
+def _seconds_of(other: object) -> float | None:
+    """What a point in time can be compared with, in seconds; None for the rest."""
+    if isinstance(other, (int, float, str, Timestamp)):
+        try:
+            return Timestamp(float(other)).timestamp
+        except ValueError:
+            return None
+    return None

@@ -12,7 +12,6 @@ import io
 import os
 import pwd
 import random
-import statistics
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
@@ -48,9 +47,11 @@ def compute_chunk_id(
 
 
 def request_id(prefix: str = "") -> str:
-    """Make a request id: the prefix, the PID in hex, random hex; 32 characters for a short prefix."""
+    """Make a request id: the prefix, the PID in hex, random hex in what is left of 32 characters."""
     pid = f"{os.getpid():04X}"
-    digits = max(_REQID_LENGTH - len(prefix) - len(pid), 4)
+    digits = _REQID_LENGTH - len(prefix) - len(pid)
+    if digits <= 0:
+        return prefix + pid
     return f"{prefix}{pid}{_reqid_random.getrandbits(digits * 4):0{digits}X}"
 
 
@@ -77,7 +78,7 @@ def timeout_to_deadline(timeout: float, now: float | None = None) -> float:
 
 def set_deadline_from_read_timeout(kwargs: MutableMapping[str, Any], force: bool = False) -> None:
     """Set ``kwargs['deadline']`` from ``kwargs['read_timeout']``, unless there is one (and not ``force``)."""
-    if "deadline" in kwargs and not force:
+    if not force and kwargs.get("deadline") is not None:
         return
     timeout = kwargs.get("read_timeout")
     if timeout is not None:
@@ -130,7 +131,7 @@ def fix_ranges(
     ranges: Iterable[tuple[int | None, int | None]] | None, length: int | None
 ) -> list[tuple[int, int]] | None:
     """Clamp byte ranges to a length and drop those that lie outside; None without ranges or length."""
-    if ranges is None or length is None:
+    if not ranges or length is None:
         return None
     result = []
     for start, end in ranges:
@@ -142,7 +143,7 @@ def fix_ranges(
             end = length - 1
         if start <= end:
             result.append((start, end))
-    return result or None
+    return result
 
 
 # --- streams ------------------------------------------------------------------------------------
@@ -351,6 +352,9 @@ def compute_perfdata_stats(perfdata: dict[str, Any], prefix: str) -> None:
     ]
     if not values:
         return
+    # Costs more to load than the rest of this module, and few callers measure.
+    import statistics
+
     average = statistics.fmean(values)
     deviation = statistics.pstdev(values)
     rawx[prefix + "AVG"] = average

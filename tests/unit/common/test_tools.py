@@ -4,6 +4,7 @@
 """Identifiers, full paths, ranges, streams, pagination."""
 
 import hashlib
+import os
 
 import pytest
 from hypothesis import given
@@ -51,8 +52,8 @@ def test_chunk_ids_are_predictable():
 def test_request_ids_start_with_their_prefix(prefix):
     made = request_id(prefix)
     assert made.startswith(prefix)
-    assert len(made) == max(32, len(prefix) + 8)
-    assert made != request_id(prefix)
+    assert len(made) == max(32, len(prefix) + len(f"{os.getpid():04X}"))
+    assert made != request_id(prefix) or len(prefix) >= 28
 
 
 @given(names, names, names, st.integers(min_value=1), st.text("0123456789ABCDEF", min_size=1))
@@ -115,8 +116,8 @@ def test_a_busy_page_is_tried_again():
 
 @pytest.mark.parametrize(
     ("ranges", "length", "expected"),
-    [([(0, 4)], 3, [(0, 2)]), ([(5, 6)], 3, None), ([(None, 2)], 5, [(3, 4)]), ([(2, None)], 5, [(2, 4)]),
-     (None, 5, None), ([(0, 1)], None, None), ([(None, 9)], 5, [(0, 4)])],
+    [([(0, 4)], 3, [(0, 2)]), ([(5, 6)], 3, []), ([], 3, None), ([(None, 2)], 5, [(3, 4)]),
+     ([(2, None)], 5, [(2, 4)]), (None, 5, None), ([(0, 1)], None, None), ([(None, 9)], 5, [(0, 4)])],
 )
 def test_ranges_are_clamped(ranges, length, expected):
     assert fix_ranges(ranges, length) == expected
@@ -149,6 +150,19 @@ def test_a_ring_buffer_overwrites_the_oldest():
     assert sorted(ring) == [2, 3]
     with pytest.raises(TypeError):
         del ring[0]
+
+
+def test_measures_are_summed_up():
+    perfdata = {"rawx": {"connect.a": 1.0, "connect.b": 3.0, "connect.AVG": 9.0}}
+    utils.compute_perfdata_stats(perfdata, "connect.")
+    assert perfdata["rawx"]["connect.AVG"] == 2.0 and perfdata["rawx"]["connect.RSD"] == 0.5
+    utils.compute_perfdata_stats({}, "connect.")
+
+
+def test_an_empty_deadline_is_no_deadline():
+    kwargs = {"read_timeout": 1.0, "deadline": None}
+    utils.set_deadline_from_read_timeout(kwargs)
+    assert kwargs["deadline"] is not None
 
 
 def test_an_unknown_user_is_refused():
@@ -210,6 +224,13 @@ def test_timestamps_in_microseconds_are_recognised():
     assert Timestamp(1600000000000000) == 1600000000
     assert repr(Timestamp(1600000000)) == "1600000000.00000"
     assert Timestamp(1600000000).isoformat == "2020-09-13T12:26:40"
+
+
+def test_timestamps_have_an_order():
+    early, late = Timestamp(1600000000), Timestamp(1700000000000000)
+    assert early < late and late >= early and early < 1600000001 and sorted([late, early]) == [early, late]
+    assert bool(early) and not Timestamp(0)
+    assert early != "not a number" and early != object()
 
 
 def test_computed_container_names():
