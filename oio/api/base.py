@@ -129,7 +129,7 @@ class HttpApi:
                 self.logger.warning("Request id truncated to %d characters: %s", STRLEN_REQID, reqid)
                 reqid = reqid[:STRLEN_REQID]
             sent[REQID_HEADER] = reqid
-        idempotent = True if method == "POST" and url.rpartition("/")[2] in _READING_POSTS else None
+        idempotent = True if method == "POST" and only_reads(url) else None
         if params:
             query = encode_query(params)
             if query:
@@ -222,6 +222,11 @@ class HttpApi:
                 figures[name] = figures.get(name, 0.0) + float(value) / _MICROSECONDS
             except ValueError:
                 self.logger.debug("Ignoring malformed perfdata item %r", item)
+
+
+def only_reads(url: str) -> bool:
+    """Is this the URL of a POST route that changes nothing?"""
+    return url.rpartition("/")[2] in _READING_POSTS
 
 
 def encode_query(params: Mapping[str, Any]) -> str:

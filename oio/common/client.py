@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from oio.api.base import HttpApi
+from oio.api.base import HttpApi, only_reads
 from oio.common.configuration import load_namespace_conf, validate_service_conf
 from oio.common.easy_value import int_value
 from oio.common.exceptions import Conflict, OioException, ServiceBusy
@@ -108,7 +108,8 @@ class ProxyClient(HttpApi):
                     raise
                 _pause(attempt, kwargs.get("deadline"))
             except Conflict:
-                if attempt > 1 and method == "POST":
+                # What only reads has nothing that a first request could have done already.
+                if attempt > 1 and method == "POST" and not only_reads(url):
                     return None, None
                 raise
         raise AssertionError("unreachable")

@@ -60,6 +60,8 @@ def get_pool_manager(
     :param pool_maxsize: idle connections kept for each address.
     :param max_retries: accepted; a request is repeated once, when its connection proves stale.
     :keyword source_address: address (or ``(address, port)``) to connect from.
+    :keyword cert_reqs: ``CERT_REQUIRED`` to verify the certificates of ``https`` services.
+    :keyword ca_certs: file of the authorities that sign them.
     :raises ValueError: when a figure is not a number.
     """
     int_value(pool_connections, DEFAULT_POOLSIZE)
@@ -69,7 +71,19 @@ def get_pool_manager(
     source_address = kwargs.get("source_address") or None
     if isinstance(source_address, str):
         source_address = (source_address, 0)
-    return http_client.HttpPool(max_idle_per_address=max_idle, source_address=source_address)
+    return http_client.HttpPool(
+        max_idle_per_address=max_idle,
+        source_address=source_address,
+        tls_verify=_wants_verification(kwargs.get("cert_reqs")),
+        tls_ca_file=kwargs.get("ca_certs") or None,
+    )
+
+
+def _wants_verification(cert_reqs: Any) -> bool:
+    """Meaning of ``cert_reqs``, in the forms that urllib3 takes (name, or constant of ``ssl``)."""
+    if isinstance(cert_reqs, str):
+        return cert_reqs.upper().removeprefix("CERT_") == "REQUIRED"
+    return bool(cert_reqs)
 
 
 def pool_timeout(pool: Any, connect_s: float | None, read_s: float | None) -> Any:

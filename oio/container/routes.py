@@ -170,6 +170,9 @@ class ContainerRoutes(ProxyClient):
                     created = False
                 results.append((name, created))
             return results
+        if body is None:
+            # The first, unanswered request did it.
+            return [(name, True) for name in names]
         return [(item["name"], item["status"] == HTTP_CREATED) for item in body["containers"]]
 
     def container_delete(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import ssl
 import subprocess
 import sys
 import time
@@ -244,7 +245,12 @@ def test_pool_manager_keywords() -> None:
     pool = http_urllib3.get_pool_manager(pool_maxsize="7", source_address="127.0.0.1", what="ever")
     assert isinstance(pool, HttpPool)
     assert (pool.max_idle_per_address, pool.source_address) == (7, ("127.0.0.1", 0))
+    assert not pool.tls_verify
     http_urllib3.get_pool_manager(backoff_factor="unused")
+    for required in ("CERT_REQUIRED", "REQUIRED", ssl.CERT_REQUIRED):
+        pool = http_urllib3.get_pool_manager(cert_reqs=required, ca_certs="/some/ca.pem")
+        assert (pool.tls_verify, pool.tls_ca_file) == (True, "/some/ca.pem")
+    assert not http_urllib3.get_pool_manager(cert_reqs="CERT_NONE").tls_verify
     for bad in ({"pool_maxsize": "x"}, {"max_retries": "x"}, {"max_retries": 1, "backoff_factor": "x"}):
         with pytest.raises(ValueError):
             http_urllib3.get_pool_manager(**bad)
@@ -327,9 +333,10 @@ def test_attempts(scripted: Scripted, no_pause: list[float]) -> None:
         proxy._request("POST", "a")
     scripted.answers = [error(503), error(409)]
     assert proxy._request("POST", "a") == (None, None)
-    scripted.answers = [error(503), error(409)]
-    with pytest.raises(exc.Conflict):
-        proxy._request("PUT", "a")
+    for method, route in (("PUT", "a"), ("POST", "content/prepare2")):
+        scripted.answers = [error(503), error(409)]
+        with pytest.raises(exc.Conflict):
+            proxy._request(method, route)
     scripted.answers = [error(503), error(503), Response(200, b"{}")]
     assert proxy._request("POST", "a")[1] == {}
     assert all(pause % 0.5 == 0 for pause in no_pause)

@@ -76,6 +76,8 @@ def test_container_create_many(client: ContainerClient) -> None:
     assert mock.call_args[1]["params"] == {"acct": "a"}
     mock = mocked(client, exc.NotFound(), (response(201), b""), exc.Forbidden())
     assert client.container_create_many("a", ["x", "y"]) == [("x", True), ("y", False)]
+    mock = mocked(client, (None, None))
+    assert client.container_create_many("a", ["x"]) == [("x", True)]
     mock = mocked(client, exc.TooLarge())
     with pytest.raises(exc.TooLarge):
         client.container_create_many("a", ["x"])
