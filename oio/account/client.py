@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from oio.api.base import HttpApi
+from oio.api.base import HttpApi, text_of_json
 from oio.common.exceptions import OioNetworkException
 from oio.common.logger import get_logger
 from oio.conscience.client import ConscienceClient
@@ -31,11 +31,11 @@ class AccountClient(HttpApi):
         logger: Any = None,
         **kwargs: Any,
     ) -> None:
+        self.logger = logger or get_logger(conf)
         super().__init__(
             endpoint=f"http://{endpoint.removeprefix('http://')}/v1.0/account" if endpoint else None,
             service_type="account-service", **kwargs,
         )
-        self.logger = logger or get_logger(conf)
         self.cs = ConscienceClient(
             conf, endpoint=proxy_endpoint, logger=self.logger, **{**kwargs, "pool_manager": self.pool_manager}
         )
@@ -110,7 +110,7 @@ class AccountClient(HttpApi):
     ) -> None:
         """Delete, then set properties."""
         data = {"metadata": metadata, "to_delete": to_delete}
-        self.account_request(account, "PUT", "update", json=data, **kwargs)
+        self.account_request(account, "PUT", "update", data=text_of_json(data), **kwargs)
 
     def container_list(
         self,
@@ -140,5 +140,5 @@ class AccountClient(HttpApi):
     def container_update(self, account: str, container: str, metadata: dict[str, Any], **kwargs: Any) -> Any:
         """Tell the state of a container. :raises Conflict: when it is older than what is known."""
         data = {**metadata, "name": container}
-        _resp, body = self.account_request(account, "PUT", "container/update", json=data, **kwargs)
+        _resp, body = self.account_request(account, "PUT", "container/update", data=text_of_json(data), **kwargs)
         return body

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from oio.api.base import text_of_json
 from oio.common.client import ProxyClient
 from oio.common.exceptions import NotFound, from_response
 
@@ -42,7 +43,7 @@ class DirectoryClient(ProxyClient):
         """Create a reference; False when it existed, then its properties are left as they are."""
         params = self._params(account, reference, kwargs.pop("cid", None))
         resp, body = self._request(
-            "POST", "/create", params=params, json={"properties": dict(properties or {})}, **kwargs
+            "POST", "/create", params=params, data=text_of_json({"properties": dict(properties or {})}), **kwargs
         )
         if resp is None or resp.status == _HTTP_ACCEPTED:
             # Without a response: sent again while the service was busy, it had been done after all.
@@ -114,7 +115,7 @@ class DirectoryClient(ProxyClient):
             "POST",
             "/get_properties",
             params=self._params(account, reference, cid),
-            data=_encode(keys),
+            data=text_of_json(keys),
             **kwargs,
         )
         answer: dict[str, Any] = body
@@ -137,7 +138,7 @@ class DirectoryClient(ProxyClient):
             "POST",
             "/set_properties",
             params=params,
-            json={"properties": dict(properties or {})},
+            data=text_of_json({"properties": dict(properties or {})}),
             **kwargs,
         )
 
@@ -154,7 +155,7 @@ class DirectoryClient(ProxyClient):
             "POST",
             "/del_properties",
             params=self._params(account, reference, cid),
-            data=_encode([*(properties or ())]),
+            data=text_of_json([*(properties or ())]),
             **kwargs,
         )
 
@@ -211,7 +212,7 @@ class DirectoryClient(ProxyClient):
         if replace:
             params["replace"] = "yes"
         self._request(
-            "POST", "/force", params=params, json=services, autocreate=autocreate, **kwargs
+            "POST", "/force", params=params, data=text_of_json(services), autocreate=autocreate, **kwargs
         )
 
     def _params(
@@ -225,10 +226,3 @@ class DirectoryClient(ProxyClient):
         if service_type:
             params["type"] = service_type
         return params
-
-
-def _encode(keys: Any) -> bytes:
-    """JSON array of names; sent as data, because an empty array says "all" and must not be left out."""
-    import msgspec
-
-    return msgspec.json.encode(keys)

@@ -47,13 +47,13 @@ def test_create(client, status, created):
     assert client.create("acme", "photos", properties={"a": "b"}, reqid="R") is created
     method, url, kwargs = client.sent[0]
     assert (method, url) == ("POST", URL + "create")
-    assert kwargs == {"params": REF, "json": {"properties": {"a": "b"}}, "reqid": "R"}
+    assert kwargs == {"params": REF, "data": '{"properties": {"a": "b"}}', "reqid": "R"}
 
 
 def test_create_without_properties_still_has_a_body(client):
     client.answer = Answer(201), b""
     client.create("acme", "photos")
-    assert client.sent[0][2]["json"] == {"properties": {}}
+    assert client.sent[0][2]["data"] == '{"properties": {}}'
 
 
 def test_create_with_an_unexpected_status(client):
@@ -98,7 +98,7 @@ def test_names_of_properties_are_an_array(client, method, keys):
 
 def test_set_properties(client):
     client.set_properties("acme", "photos", {"a": ""}, clear=True)
-    assert client.sent[0][2] == {"params": {**REF, "flush": 1}, "json": {"properties": {"a": ""}}}
+    assert client.sent[0][2] == {"params": {**REF, "flush": 1}, "data": '{"properties": {"a": ""}}'}
 
 
 @pytest.mark.parametrize("method", ["link", "unlink", "renew"])
@@ -116,7 +116,7 @@ def test_force(client):
     assert client.sent[0][:2] == ("POST", URL + "force")
     assert client.sent[0][2] == {
         "params": {**REF, "type": "meta2", "replace": "yes"},
-        "json": service,
+        "data": json.dumps(service),
         "autocreate": True,
     }
 
