@@ -32,7 +32,6 @@ from oio.common.exceptions import (
     MissingAttribute,
     OioException,
     from_response,
-    from_status,
 )
 from oio.common.http_urllib3 import (
     get_pool_manager,
@@ -209,13 +208,15 @@ class BlobClient:
         """
         from oio.api.io import ChunkReader
 
-        wanted = ("connection_timeout", "read_timeout", "perfdata")
+        both_s = _single_timeout(kwargs)
         reader = ChunkReader(
             iter([{"url": self.resolve_url(url)}]),
             None,
             _request_headers(kwargs),
             logger=self.logger,
-            **{name: kwargs[name] for name in wanted if kwargs.get(name) is not None},
+            perfdata=kwargs.get("perfdata"),
+            connection_timeout=kwargs.get("connection_timeout") or both_s,
+            read_timeout=kwargs.get("read_timeout") or both_s,
         )
         stream = ChunkStream(reader.stream())
         try:
@@ -287,7 +288,8 @@ class BlobClient:
             oio_exception_from_httperror(exc, headers.get(REQID_HEADER), url)
         if resp.status == 200:
             return extract_headers_meta(resp.headers) if xattr else {}
-        raise from_status(resp.status, resp.reason)
+        # Without a body the reason takes the place of the code: "n/a (HTTP 404) (STATUS Not Found)".
+        raise from_response(resp)
 
     # --- deletion ---
 
@@ -376,9 +378,7 @@ class BlobClient:
     # --- transport ---
 
     def _request(self, method: str, url: str, headers: dict[str, str], kwargs: Mapping[str, Any]) -> Any:
-        both_s = kwargs.get("timeout")
-        if not isinstance(both_s, (int, float)):
-            both_s = None
+        both_s = _single_timeout(kwargs)
         connect_s = kwargs.get("connection_timeout") or both_s or CONNECTION_TIMEOUT_S
         read_s = kwargs.get("read_timeout") or both_s or READ_TIMEOUT_S
         timeout = pool_timeout(self.http_pool, float(connect_s), float(read_s))
@@ -400,6 +400,12 @@ def _hashes_differ(one: str | None, other: str | None) -> bool:
     if not one or not other or len(one) != len(other):
         return False
     return one.upper() != other.upper()
+
+
+def _single_timeout(kwargs: Mapping[str, Any]) -> float | None:
+    """The keyword ``timeout``, when it is a number of seconds."""
+    timeout = kwargs.get("timeout")
+    return float(timeout) if isinstance(timeout, (int, float)) else None
 
 
 def _request_headers(kwargs: Mapping[str, Any]) -> dict[str, str]:

@@ -99,8 +99,9 @@ def test_missing_attributes(blob: BlobClient, cluster: FakeCluster) -> None:
 def test_head_errors(blob: BlobClient, cluster: FakeCluster) -> None:
     for status, expected in ((412, exc.ClientPreconditionFailed), (500, exc.ClientException)):
         cluster.rawx[0].refuse["HEAD"] = status
-        with pytest.raises(expected):
+        with pytest.raises(expected) as caught:
             blob.chunk_head(url_of(cluster))
+        assert str(caught.value).startswith(f"n/a (HTTP {status}) (STATUS ")
     cluster.rawx[0].server.stop()
     with pytest.raises(exc.OioNetworkException):
         blob.chunk_head(url_of(cluster))
