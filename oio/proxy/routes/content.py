@@ -321,9 +321,9 @@ def object_headers(reply: ContentReply, chunk_size: int) -> list[tuple[str, str]
         ("X-oio-content-meta-mime-type", header_safe(reply.mime_type)),
         ("X-oio-content-meta-chunk-method", header_safe(reply.chunk_method)),
         ("X-oio-content-meta-id", reply.content_id),
+        # Empty for what was appended to: readers expect the name.
+        ("X-oio-content-meta-hash", reply.hash),
     ]
-    if reply.hash:
-        headers.append(("X-oio-content-meta-hash", reply.hash))
     return headers
 
 

@@ -251,6 +251,8 @@ def test_locate(cluster):
     assert cluster.meta.last("content_show").version == 12
     cluster.get(f"content/show?{OBJECT}&properties=false")
     assert not cluster.meta.last("content_show").properties
+    cluster.meta.answers["content_show"] = content(hash="")
+    assert cluster.get(f"content/locate?{OBJECT}").headers["x-oio-content-meta-hash"] == ""
 
 
 def test_property_names_cannot_break_the_head(cluster):
