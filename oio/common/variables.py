@@ -167,6 +167,13 @@ DECLARED: dict[str, Variable] = _declare(
 )
 
 
+#: Variables that files of older versions set, and why they change nothing here.
+WITHOUT_EFFECT = {
+    "core.sds.strict_utf8": "names are always UTF-8",
+    "proxy.period.reload.nsinfo": "policies come with the services, see proxy.period.cs.downstream",
+}
+
+
 class Variables:
     """Values of the declared variables in one process.
 
@@ -181,13 +188,15 @@ class Variables:
         self.reset(conf)
 
     def reset(self, conf: Mapping[str, str] | None = None) -> None:
-        """Go back to defaults, then take the configuration; bad values are kept in ``errors``."""
+        """Go back to defaults, then take the configuration; what is wrong in it is kept in ``errors``."""
         values = {name: variable.default for name, variable in DECLARED.items()}
         errors = []
         for name, text in (conf or {}).items():
             variable = DECLARED.get("ns.meta1_digits" if name == "meta1_digits" else name)
             if variable is None:
                 continue
+            if name in WITHOUT_EFFECT:
+                errors.append(f"{name} has no effect: {WITHOUT_EFFECT[name]}")
             try:
                 values[variable.name] = variable.parse(text)
             except ValueError as exc:

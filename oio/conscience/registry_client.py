@@ -43,7 +43,7 @@ class RegistryClient:
         """``addresses`` are the ``IP:PORT`` of the consciences, in order of preference."""
         self.addresses = list(addresses)
         self._pool = pool
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
 
     def snapshot(
         self, known_generation: int | None = None, full: bool = True, *, reqid: str = ""
@@ -101,7 +101,7 @@ class RegistryClient:
             try:
                 response = self._pool.request(
                     method, f"http://{address}{target}", headers=headers, body=body,
-                    timeout=self._timeout_s,
+                    timeout=self.timeout_s,
                 )
             except HttpClientError as exc:
                 failures.append(f"{address}: {exc}")

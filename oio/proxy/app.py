@@ -141,6 +141,7 @@ class Proxy:
     def apply_variables(self) -> None:
         """Take into account variables that are not read at each use."""
         self.body_max = self.variables["server.request.max_size"]
+        self.feed.registry.timeout_s = self.variables["proxy.outgoing.timeout.conscience"]
         self.feed.rebuild()
 
     def is_from_sibling(self, call: Call) -> bool:

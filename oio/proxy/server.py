@@ -102,7 +102,10 @@ class ProxyProcess:
         for error in self.variables.errors:
             logger.warning("configuration: %s", error)
         self.http = HttpPool(max_idle_per_address=IDLE_CONNECTIONS_MAX)
-        self.feed = Feed(namespace, self.variables, RegistryClient(conscience_addresses(conf), self.http))
+        registry = RegistryClient(
+            conscience_addresses(conf), self.http, self.variables["proxy.outgoing.timeout.conscience"]
+        )
+        self.feed = Feed(namespace, self.variables, registry)
         if options is not None:
             self.feed.conscience_addresses = self._addresses_now
         self.app = Proxy(namespace, self.variables, self.feed, self.http, all_routes())

@@ -146,6 +146,57 @@ def test_every_key_of_the_samples_is_read_by_the_code():
     assert [item for item in unknown if not chosen.search(item)] == []
 
 
+# How each service reads the keys of its files: (source, samples, patterns of the keys in the source).
+READERS = [
+    (
+        "oio/rawx/config.py", ["rawx.conf"],
+        [r'(?:options\.get|flag|number|integer|_advice)\("(\w+)"', r'^    "(\w+)": "'],
+    ),
+    ("oio/account/server.py", ["account-server.conf"], [r'section(?:\.get|\.getint)?[([]"(\w+)"']),
+    ("oio/event/agent.py", ["event-agent.conf"], [r'options(?:\.get\(|\[)"(\w+)"']),
+    (
+        "oio/conscience/agent_settings.py", ["conscience-agent.yml"],
+        [r'(?:options|own|common|described\[name\])(?:\.get\(|\[)"(\w+)"', r'own, "(\w+)"'],
+    ),
+    ("oio/conscience/agent.py", ["conscience-agent.yml"], [r'settings\.options\.get\("(\w+)"']),
+    (
+        "oio/conscience/settings.py",
+        ["conscience.conf", "conscience-services.conf", "conscience-policies.conf"],
+        [r'(?:options\.get\(|plugin\.get\(|_required\(\w+, )"([\w.]+)"'],
+    ),
+    ("oio/proxy/server.py", ["proxy.conf", "sds.conf"], [r'conf\.get\("([\w.-]+)"']),
+    ("oio/meta/server.py", ["meta2.conf", "sds.conf"], [r'conf\.get\("([\w.-]+)"']),
+    ("oio/meta/meta1/server.py", ["meta1.conf", "sds.conf"], [r'conf\.get\("([\w.-]+)"']),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "samples", "patterns"), READERS, ids=[row[0] for row in READERS])
+def test_every_key_that_the_code_reads_is_in_a_sample(source, samples, patterns):
+    code = (ROOT / source).read_text(encoding="utf-8")
+    keys = {key for pattern in patterns for key in re.findall(pattern, code, re.MULTILINE)}
+    assert keys, f"the patterns find no key in {source} any more"
+    shown = "\n".join((ROOT / "etc" / f"{name}-sample").read_text(encoding="utf-8") for name in samples)
+    missing = sorted(key for key in keys if not re.search(rf"(?<![\w.-]){re.escape(key)}(?![\w.-]*\w)", shown))
+    assert not missing, f"{source} reads {', '.join(missing)}, which {', '.join(samples)} does not show"
+
+
+# Declared ahead of the operations that read them.
+LATER = {"meta2.flush_limit", "meta2.retention_period"}
+
+
+def test_every_variable_is_read_and_shown():
+    from oio.common.variables import DECLARED, WITHOUT_EFFECT
+
+    code = "\n".join(
+        path.read_text(encoding="utf-8") for path in SOURCES if path.name != "variables.py"
+    )
+    shown = {key for name, key in sample_keys() if name.startswith(("proxy.", "meta2.", "sds."))}
+    for name in sorted(DECLARED.keys() - WITHOUT_EFFECT.keys() - LATER):
+        assert f'"{name}"' in code, f"no service reads the variable {name}"
+        assert name in shown, f"no sample shows the variable {name}"
+    assert WITHOUT_EFFECT.keys() <= DECLARED.keys()
+
+
 def test_importing_the_package_patches_nothing_and_loads_no_eventlet():
     modules = [module_name(path) for path in SOURCES if path.name not in ("green.py", "__main__.py")]
     code = (

@@ -290,6 +290,13 @@ def test_config(cluster):
         assert cluster.request("POST", "/v3.0/config", bad, raw=True).code == (400, 400)
 
 
+def test_time_allowed_to_the_conscience(cluster):
+    registry = cluster.process.feed.registry
+    assert registry.timeout_s == 10
+    cluster.request("POST", "/v3.0/config", {"proxy.outgoing.timeout.conscience": "0.5"}, raw=True)
+    assert registry.timeout_s == 0.5
+
+
 def test_location_of_the_proxy_can_be_configured(cluster):
     cluster.request(
         "POST", "/v3.0/config", {"proxy.location": "room.rack.host3.p", "proxy.srv_local.patch": "on",
