@@ -30,6 +30,7 @@ STOP_GRACE_S = 10.0
 VERBOSE_PERIOD_S = 300.0
 # Longest time before the main thread looks at a signal that another thread received.
 SIGNAL_POLL_S = 1.0
+PORT_MAX = 65535
 
 
 class Stoppable(Protocol):
@@ -68,6 +69,20 @@ def setup_logging(
     return root
 
 
+def parse_address(text: str, port_min: int = 0) -> tuple[str, int]:
+    """Host and port of ``IP:PORT`` or ``[IPv6]:PORT``. :raises ValueError: when it is neither.
+
+    >>> parse_address("127.0.0.1:6000"), parse_address("[::1]:0")
+    (('127.0.0.1', 6000), ('::1', 0))
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()):
+        raise ValueError(f"{text!r} is not IP:PORT")
+    if not port_min <= int(port) <= PORT_MAX:
+        raise ValueError(f"{text!r}: the port is not in {port_min}..{PORT_MAX}")
+    return host.strip("[]"), int(port)
+
+
 def install_verbosity_signals(period_s: float = VERBOSE_PERIOD_S) -> None:
     """SIGUSR1: debug logs for a while; SIGUSR2: back to normal at once."""
     root = logging.getLogger()
@@ -97,7 +112,8 @@ def run_until_stopped(
     grace_s: float = STOP_GRACE_S,
     name: str = "service",
 ) -> int:
-    """Start the servers, wait for SIGTERM or SIGINT, stop; returns the exit code of the process.
+    """Start the servers, wait for SIGTERM or SIGINT, stop; returns the exit code of the process: 1 when
+    a server could not start.
 
     Must be called from the main thread (signals). A second signal does not shorten the grace: a
     supervisor that cannot wait sends SIGKILL, which loses nothing that was acknowledged.
@@ -113,9 +129,11 @@ def run_until_stopped(
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
     install_verbosity_signals()
-    for server in servers:
-        server.start()
-    logger.info("%s: ready", name)
+    failed = _start(servers, logger, name)
+    if failed:
+        asked.set()
+    else:
+        logger.info("%s: ready", name)
     # A wait without timeout would not notice a signal that the kernel hands to another thread.
     while not asked.wait(SIGNAL_POLL_S):
         continue
@@ -125,7 +143,18 @@ def run_until_stopped(
     for callback in on_stop:
         callback()
     logger.info("%s: stopped", name)
-    return 0
+    return 1 if failed else 0
+
+
+def _start(servers: list[Stoppable], logger: logging.Logger, name: str) -> bool:
+    """Start the servers; True when one could not, most often because its port is taken."""
+    for server in servers:
+        try:
+            server.start()
+        except OSError as exc:
+            logger.error("%s: cannot start: %s", name, exc)
+            return True
+    return False
 
 
 def parse_dash_o(values: Iterable[str]) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from oio.common.easy_value import boolean_value
 from oio.common.exceptions import ConfigurationException
+from oio.common.service import parse_address
 from oio.conscience.expression import ExpressionError, Tags, compile_expression
 
 SERVER_SECTION = "Server.conscience"
@@ -95,7 +96,7 @@ def load_settings(path: str) -> Settings:
     types, pools = load_services(service_paths)
     return Settings(
         namespace=namespace,
-        listen=_listen_address(_required(server, "listen", path), path),
+        listen=_listen_address(server, path),
         types=types,
         storage=Storage(policies, securities, pools),
         warnings=_hub_warnings(plugin),
@@ -196,11 +197,11 @@ def _required(section: dict[str, str], key: str, path: str) -> str:
     return value
 
 
-def _listen_address(text: str, path: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigurationException(f"{path}: listen={text} is not IP:PORT")
-    return host.strip("[]"), int(port)
+def _listen_address(server: dict[str, str], path: str) -> tuple[str, int]:
+    try:
+        return parse_address(_required(server, "listen", path))
+    except ValueError as exc:
+        raise ConfigurationException(f"{path}: listen: {exc}") from exc
 
 
 def _service_type(name: str, options: dict[str, str], where: str) -> ServiceType:

@@ -103,10 +103,7 @@ def load_event_agent_settings(path: str) -> EventAgentSettings:
     url = urlsplit(options["queue_url"])
     if url.scheme != "spool" or url.netloc or not url.path.startswith("/"):
         raise ValueError(f"{path}: queue_url must be spool:///absolute/directory")
-    listen = None
-    if options.get("listen"):
-        host, _, port = options["listen"].rpartition(":")
-        listen = (host, int(port))
+    listen = service.parse_address(options["listen"]) if options.get("listen") else None
     return EventAgentSettings(
         namespace=options["namespace"],
         spool_dir=url.path,

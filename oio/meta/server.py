@@ -31,7 +31,7 @@ from oio import __version__
 from oio.common import status
 from oio.common.configuration import load_namespace_conf
 from oio.common.metrics import CONTENT_TYPE, Metric, render
-from oio.common.service import parse_dash_o, run_until_stopped, setup_logging
+from oio.common.service import parse_address, parse_dash_o, run_until_stopped, setup_logging
 from oio.common.status import StatusError, http_status
 from oio.common.variables import Variables, parse_boolean
 from oio.common.volume_lock import VolumeLock, lock_volume
@@ -319,7 +319,10 @@ def open_process(service_type: str, argv: Sequence[str] | None = None) -> MetaPr
     words = parser.parse_args(argv)
     try:
         options = {key.lower(): value for key, value in parse_dash_o(words.options)}
-        host, port = _endpoint(options.pop("endpoint", ""))
+        try:
+            host, port = parse_address(options.pop("endpoint", ""))
+        except ValueError as exc:
+            raise ValueError(f"-O Endpoint=IP:PORT is wanted: {exc}") from exc
         service_id = options.pop("serviceid", "") or f"{host}:{port}"
         conf = read_configuration(
             words.namespace, options.pop("config", ""), parse_boolean(options.pop("sysconfig", "on"))
@@ -357,13 +360,6 @@ def read_configuration(namespace: str, path: str, use_system: bool) -> dict[str,
         section = namespace if parser.has_section(namespace) else "default"
         conf.update(parser.items(section))
     return conf
-
-
-def _endpoint(text: str) -> tuple[str, int]:
-    host, separator, port = text.rpartition(":")
-    if not separator or not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"-O Endpoint=IP:PORT is wanted, not {text!r}")
-    return host.strip("[]"), int(port)
 
 
 def open_repository(process: MetaProcess, base_type: BaseType) -> Repository:

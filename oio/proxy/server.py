@@ -162,10 +162,7 @@ def listen_address(text: str) -> tuple[str, int] | str:
         return f"unix:{text}"
     if text.startswith("unix:/"):
         return text
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"not IP:PORT nor the path of a Unix socket: {text!r}")
-    return host.strip("[]"), int(port)
+    return service.parse_address(text)
 
 
 def parse_arguments(argv: list[str] | None) -> Options:

@@ -15,6 +15,7 @@ import os
 from dataclasses import dataclass
 
 from oio.common.exceptions import ConfigurationException
+from oio.common.service import parse_address
 
 TRUE_WORDS = frozenset({"ok", "yes", "true", "enable", "enabled", "yeah", "on", "1"})
 FALSE_WORDS = frozenset({"ko", "no", "false", "disable", "disabled", "nope", "off", "0"})
@@ -116,12 +117,10 @@ def integer(key: str, text: str | None, default: int) -> int:
 
 def split_address(key: str, address: str) -> tuple[str, int]:
     """Host and port of ``ip:port``; the port must be above 0."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit():
-        raise ConfigurationException(f"{key}: {address!r} is not of the form IP:PORT")
-    if not 0 < int(port) < 65536:
-        raise ConfigurationException(f"{key}: port {port} is out of bounds")
-    return host.strip("[]"), int(port)
+    try:
+        return parse_address(address, port_min=1)
+    except ValueError as err:
+        raise ConfigurationException(f"{key}: {err}") from None
 
 
 def load(path: str) -> RawxConfig:

@@ -114,11 +114,7 @@ def put(
         request.chunk_method, request.mime_type,
     )
     _insert(tx, alias, header, request.chunks, now)
-    kept = [
-        (key, value)
-        for key, value in request.properties.items()
-        if value and not key.startswith(QUALITY_PREFIX)
-    ]
+    kept = _kept_properties(request)
     if kept:
         tx.executemany(
             _INSERT_PROPERTY, [(alias.name, alias.version, key, value) for key, value in kept]
@@ -136,6 +132,14 @@ def put(
         events.emit_content(tx, context, request, "new", bean, others)
         _emit_quality(tx, context, request, bean, missing)
         tx.emit_state()
+
+
+def _kept_properties(request: ContentPut) -> list[tuple[str, str]]:
+    return [
+        (key, value)
+        for key, value in request.properties.items()
+        if value and not key.startswith(QUALITY_PREFIX)
+    ]
 
 
 def _check_versions(
@@ -219,11 +223,7 @@ def _append(
         "UPDATE aliases SET mtime = ? WHERE alias = ? AND version = ?",
         (now, former.name, former.version),
     )
-    kept = [
-        (key, value)
-        for key, value in request.properties.items()
-        if value and not key.startswith(QUALITY_PREFIX)
-    ]
+    kept = _kept_properties(request)
     if kept:
         tx.executemany(
             _UPSERT_PROPERTY, [(former.name, former.version, key, value) for key, value in kept]

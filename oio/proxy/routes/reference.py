@@ -22,6 +22,7 @@ from oio.meta.messages import (
     ReferenceShow,
     ReferenceUnlink,
     ServiceLink,
+    ServiceLinks,
 )
 from oio.proxy.app import RouteDefinition, mapped_error
 from oio.proxy.call import Call, bad_request, json_reply, string_list, string_map
@@ -147,30 +148,12 @@ def del_properties(call: Call) -> Response:
 
 def link(call: Call) -> Response:
     """``reference/link``: services linked, chosen when there was none."""
-    service_type, target = call.required("type"), call.target
-    return _linked(
-        lambda: link_services(
-            call,
-            target,
-            service_type,
-            autocreate=call.flag("autocreate"),
-            dryrun=call.flag("dryrun"),
-        ).services
-    )
+    return _linked(call, link_services)
 
 
 def renew(call: Call) -> Response:
     """``reference/renew``: link again, after the update policy of the type."""
-    service_type, target = call.required("type"), call.target
-    return _linked(
-        lambda: renew_services(
-            call,
-            target,
-            service_type,
-            autocreate=call.flag("autocreate"),
-            dryrun=call.flag("dryrun"),
-        ).services
-    )
+    return _linked(call, renew_services)
 
 
 def unlink(call: Call) -> Response:
@@ -217,13 +200,16 @@ def force(call: Call) -> Response:
     return Response(204)
 
 
-def _linked(action: Callable[[], list[ServiceLink]]) -> Response:
+def _linked(call: Call, choose: Callable[..., ServiceLinks]) -> Response:
+    service_type, target = call.required("type"), call.target
+    autocreate, dryrun = call.flag("autocreate"), call.flag("dryrun")
     try:
-        return json_reply(_link_items(action()))
+        links = choose(call, target, service_type, autocreate=autocreate, dryrun=dryrun)
     except StatusError as exc:
         if exc.code in IMPOSSIBLE_CODES:
             return mapped_error(403, exc)
         raise
+    return json_reply(_link_items(links.services))
 
 
 def _link_items(links: list[ServiceLink]) -> list[dict[str, Any]]:
