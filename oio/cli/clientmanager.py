@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from oio.common.exceptions import CommandError
 
 if TYPE_CHECKING:
+    from logging import Logger
+
     from oio.api.object_storage import ObjectStorageApi
     from oio.common.autocontainer import HashedContainerBuilder
     from oio.conscience.client import ConscienceClient
@@ -45,6 +47,13 @@ class ClientManager:
         """Configuration given to every client."""
         return {"namespace": self.namespace, "is_cli": True}
 
+    @cached_property
+    def logger(self) -> Logger:
+        """Logger of the clients: timestamped lines on standard error, and syslog."""
+        from oio.common.logger import get_logger
+
+        return get_logger({"is_cli": True, "log_level": self._options.get("log_level") or "WARNING"}, "oio.cli")
+
     @property
     def _endpoint(self) -> str | None:
         return self._options.get("proxyd_url") or None
@@ -56,6 +65,7 @@ class ClientManager:
 
         return ObjectStorageApi(
             self.namespace,
+            logger=self.logger,
             endpoint=self._endpoint,
             admin_mode=self._options.get("admin_mode", False),
             perfdata=self._options.get("perfdata"),
@@ -66,7 +76,7 @@ class ClientManager:
         """Client of the conscience, through the proxy."""
         from oio.conscience.client import ConscienceClient
 
-        return ConscienceClient(self.conf, endpoint=self._endpoint)
+        return ConscienceClient(self.conf, endpoint=self._endpoint, logger=self.logger)
 
     @property
     def directory(self) -> DirectoryClient:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -63,9 +64,10 @@ class ClusterList(ListCommand):
 
     def _rows(self, parsed: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
         client = self.app.client_manager.conscience
-        for srv_type in parsed.srv_types or client.service_types():
+        for number, srv_type in enumerate(parsed.srv_types or client.service_types()):
+            reqid = self.app.request_id(f"CLI-list-{number}-")
             try:
-                services = client.all_services(srv_type, parsed.stats)
+                services = client.all_services(srv_type, parsed.stats, reqid=reqid)
             except OioException as exc:
                 self.app.log.error("Failed to list services of type %s: %s", srv_type, exc)
                 self.success = False
@@ -126,46 +128,47 @@ class ClusterWait(ListCommand):
                     raise OioException(self._timeout_text(None)) from exc
                 time.sleep(0.2)
 
-    def _list(self, types: list[str]) -> list[dict[str, Any]] | None:
+    def _list(self, types: list[str], reqid: str) -> list[dict[str, Any]]:
         services = []
-        try:
-            for srv_type in types:
-                for service in self.app.client_manager.conscience.all_services(srv_type):
-                    service["type"] = srv_type
-                    services.append(service)
-        except (OioNetworkException, ServiceBusy):
-            return None
+        for srv_type in types:
+            for service in self.app.client_manager.conscience.all_services(srv_type, reqid=reqid):
+                service["type"] = srv_type
+                services.append(service)
         return services
 
     def _wait_for_scores(self, types: list[str], count: int, unlock: bool) -> list[dict[str, Any]]:
         services: list[dict[str, Any]] | None = None
-        attempt = 0
-        while True:
-            if unlock and services:
-                self._unlock(services)
-            services = self._list(types)
+        for attempt in itertools.count():
+            reqid = self.app.request_id(f"CLI-wait-{attempt}-")
+            try:
+                if unlock and services:
+                    self._unlock(services, reqid)
+                services = self._list(types, reqid)
+            except (OioNetworkException, ServiceBusy) as exc:
+                self.app.log.debug("Services cannot be listed yet: %s", exc)
+                services = None
             low = [service for service in services or () if service["score"] < self._score]
             if services is not None:
                 good = len(services) - len(low)
                 if good >= count if count else not low:
                     return services
-            pause = WAIT_PAUSES_S[min(attempt, len(WAIT_PAUSES_S) - 1)]
-            attempt += 1
-            if time.monotonic() + pause > self._deadline:
+            left_s = self._deadline - time.monotonic()
+            if left_s <= 0:
                 for service in low:
                     self.app.log.warning(
                         "%s %s: score %s", service["type"], service["id"], service["score"]
                     )
                 raise OioException(self._timeout_text(None if count or services is None else len(low)))
-            time.sleep(pause)
+            time.sleep(min(WAIT_PAUSES_S[min(attempt, len(WAIT_PAUSES_S) - 1)], left_s))
+        raise AssertionError("unreachable")
 
-    def _unlock(self, services: list[dict[str, Any]]) -> None:
+    def _unlock(self, services: list[dict[str, Any]], reqid: str) -> None:
         client = self.app.client_manager.conscience
         definitions = [
             client.get_service_definition(service["type"], service["addr"]) for service in services
         ]
         for first in range(0, len(definitions), BATCH):
-            client.unlock_score(definitions[first : first + BATCH])
+            client.unlock_score(definitions[first : first + BATCH], reqid=reqid)
 
     def _timeout_text(self, still_low: int | None) -> str:
         text = f"Timeout ({self._delay_s}s) while waiting for the services to get a score >= {self._score}"

@@ -99,8 +99,7 @@ class OpenIOApp(App):
 
     def configure_logging(self) -> None:
         """Results go to standard output, everything else to standard error."""
-        levels = {0: logging.ERROR, 1: logging.WARNING, 2: logging.INFO}
-        level = levels.get(self.options.verbose_level, logging.DEBUG)
+        level = self._log_level()
         root = logging.getLogger("")
         root.setLevel(logging.DEBUG)
         console = logging.StreamHandler(self.stderr)
@@ -111,8 +110,13 @@ class OpenIOApp(App):
             to_file = logging.FileHandler(self.options.log_file)
             to_file.setFormatter(logging.Formatter(self.LOG_FILE_MESSAGE_FORMAT))
             root.addHandler(to_file)
-        for name in ("stevedore", "cliff.commandmanager", "urllib3"):
+        for name in ("stevedore", "cliff"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("urllib3").setLevel(logging.DEBUG if self.options.debug else logging.WARNING)
+
+    def _log_level(self) -> int:
+        levels = {0: logging.ERROR, 1: logging.WARNING, 2: logging.INFO}
+        return levels.get(self.options.verbose_level, logging.DEBUG)
 
     def run(self, argv: list[str]) -> int:
         """Load the family that the first word names, then run the command."""
@@ -139,7 +143,7 @@ class OpenIOApp(App):
                 "proxyd_url": self.options.proxy,
                 "admin_mode": self.options.admin_mode,
                 "perfdata": self.perfdata if self.options.dump_perfdata else None,
-                "is_cli": True,
+                "log_level": logging.getLevelName(self._log_level()),
             }
         )
 

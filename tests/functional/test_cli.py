@@ -206,3 +206,27 @@ def test_the_examples_of_the_readme_run(cluster, openio):
         words = line.split()
         words = [str(Path(ROOT, word)) if word == "README.md" and "create" in words else word for word in words]
         openio(*words, account="my_account")
+
+
+def test_computed_containers_are_listed_together(openio, tmp_path):
+    account = "auto-listing"
+    names = [f"flat-{number}" for number in range(5)]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    openio("object", "create", "--auto", "_", *names, account=account)
+    openio("container", "create", "not-computed", account=account)
+
+    def listed(*args):
+        return [row["Name"] for row in openio.json("object", "list", "--auto", *args, account=account)]
+
+    def all_listed():
+        done = openio("object", "list", "--auto", "-f", "json", account=account, check=False)
+        return done.returncode == 0 and len(json.loads(done.stdout)) == len(names)
+
+    eventually(all_listed)
+    ordered = listed()
+    assert sorted(ordered) == names
+    assert listed("--limit", "2") == ordered[:2]
+    assert listed("--marker", ordered[1]) == ordered[2:]
+    assert listed("--prefix", "flat-3") == ["flat-3"]
+    assert listed("--flat-bits", "4") == []

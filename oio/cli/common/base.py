@@ -21,6 +21,12 @@ class _WithSuccess:
 
     success = True
 
+    def get_epilog(self) -> str:
+        """What follows the help. Cliff would name the distribution of the command here, and read the metadata
+        of every installed package at each start to find it.
+        """
+        return ""
+
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Run the command; the code counts rows that failed while they were produced."""
         status = super().run(parsed_args)  # type: ignore[misc]
