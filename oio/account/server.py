@@ -188,20 +188,29 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="oio-account-server", description="Account service")
     parser.add_argument("config", help="configuration file, section [account-server]")
     options = parser.parse_args(argv)
-    conf = configparser.ConfigParser(interpolation=None)
-    if not conf.read(options.config, encoding="utf-8") or "account-server" not in conf:
-        print(f"oio-account-server: no section [account-server] in {options.config}", file=sys.stderr)
+    try:
+        section = _configuration(options.config)
+        setup_logging(section.get("syslog_prefix"), section.get("log_level", "INFO").upper())
+        address = (section.get("bind_addr", "127.0.0.1"), section.getint("bind_port", 8000))
+        store = AccountStore(section["db_path"], section.get("synchronous", "FULL").upper())
+    except (ValueError, OSError, configparser.Error, apsw.Error) as exc:
+        print(f"oio-account-server: {options.config}: {exc}", file=sys.stderr)
         return 1
-    section = conf["account-server"]
-    setup_logging(section.get("syslog_prefix"), section.get("log_level", "INFO").upper())
-    if "db_path" not in section:
-        print(f"oio-account-server: missing key db_path in {options.config}", file=sys.stderr)
-        return 1
-    store = AccountStore(section["db_path"], section.get("synchronous", "FULL").upper())
     service = AccountService(store)
-    address = (section.get("bind_addr", "127.0.0.1"), section.getint("bind_port", 8000))
     server = Server(service.router, [address], ServerConfig(generate_reqid_prefix="account-"))
     return run_until_stopped([server], [store.close], name="account")
+
+
+def _configuration(path: str) -> configparser.SectionProxy:
+    """Read the configuration file. :raises ValueError: when something is missing in it."""
+    conf = configparser.ConfigParser(interpolation=None)
+    with open(path, encoding="utf-8") as stream:
+        conf.read_file(stream)
+    if "account-server" not in conf:
+        raise ValueError("section [account-server] is missing")
+    if not conf["account-server"].get("db_path"):
+        raise ValueError("key db_path is missing")
+    return conf["account-server"]
 
 
 if __name__ == "__main__":

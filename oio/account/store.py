@@ -14,6 +14,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +100,11 @@ class AccountStore:
         self._db.execute(SCHEMA)
         self._lock = threading.Lock()
 
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock, self._db:
+            yield
+
     def close(self) -> None:
         """Close the base."""
         with self._lock:
@@ -116,7 +122,7 @@ class AccountStore:
 
     def create(self, account: str) -> bool:
         """Create an account; False when it existed."""
-        with self._lock, self._db:
+        with self._transaction():
             return self._ensure(account)
 
     def _ensure(self, account: str) -> bool:
@@ -127,7 +133,7 @@ class AccountStore:
 
     def delete(self, account: str) -> None:
         """:raises UnknownAccount, AccountNotEmpty:"""
-        with self._lock, self._db:
+        with self._transaction():
             self._show(account)
             if self._count_containers(account):
                 raise AccountNotEmpty(account)
@@ -164,7 +170,7 @@ class AccountStore:
 
     def update_metadata(self, account: str, metadata: dict[str, str], to_delete: list[str]) -> None:
         """Delete, then set properties; the account is created when needed."""
-        with self._lock, self._db:
+        with self._transaction():
             self._ensure(account)
             properties = self._show(account)["metadata"]
             for key in to_delete:
@@ -179,7 +185,7 @@ class AccountStore:
 
         :raises StaleUpdate: when it tells nothing newer than what is known.
         """
-        with self._lock, self._db:
+        with self._transaction():
             self._ensure(account)
             row = self._db.execute(
                 "SELECT mtime, dtime, objects, bytes, damaged_objects, missing_chunks FROM containers"

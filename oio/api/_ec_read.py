@@ -29,6 +29,7 @@ from oio.api._ec_sources import (
 )
 from oio.api._reader import describe_failures, read_failures, timed_out
 from oio.common import exceptions as exc
+from oio.common.constants import CHUNK_ATTRIBUTES_HEADER
 
 
 class _Layout:
@@ -152,6 +153,7 @@ class ECStream:
         first = segment * layout.fragment_size
         last_segment = self.end_byte // layout.segment_size
         headers = {name: value for name, value in self.handler.headers.items() if name.lower() != "range"}
+        headers[CHUNK_ATTRIBUTES_HEADER] = "block-sums"
         if segment or last_segment < layout.segments - 1:
             headers["Range"] = f"bytes={first}-{(last_segment + 1) * layout.fragment_size - 1}"
         opened: list[FragmentSource] = []

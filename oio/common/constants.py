@@ -22,6 +22,9 @@ CONTAINER_USER_METADATA_PREFIX = CONTAINER_METADATA_PREFIX + "user-"
 OBJECT_METADATA_PREFIX = HEADER_PREFIX + "content-meta-"
 CHUNK_METADATA_PREFIX = HEADER_PREFIX + "chunk-meta-"
 BLOCK_SUMS_HEADER = CHUNK_METADATA_PREFIX + "block-sums"
+# On a GET of a chunk: the reader wants the bytes and their sums, not the other attributes, which cost a system
+# call each. A chunk server that does not know it answers with everything.
+CHUNK_ATTRIBUTES_HEADER = HEADER_PREFIX + "chunk-attributes"
 
 # Towards the proxy and the other metadata services, in seconds.
 CONNECTION_TIMEOUT = 2.0

@@ -129,7 +129,8 @@ def run_until_stopped(
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
     install_verbosity_signals()
-    failed = _start(servers, logger, name)
+    started = _start(servers, logger, name)
+    failed = len(started) < len(servers)
     if failed:
         asked.set()
     else:
@@ -138,7 +139,7 @@ def run_until_stopped(
     while not asked.wait(SIGNAL_POLL_S):
         continue
     begin = time.monotonic()
-    for server in servers:
+    for server in started:
         server.stop(max(0.1, grace_s - (time.monotonic() - begin)))
     for callback in on_stop:
         callback()
@@ -146,15 +147,15 @@ def run_until_stopped(
     return 1 if failed else 0
 
 
-def _start(servers: list[Stoppable], logger: logging.Logger, name: str) -> bool:
-    """Start the servers; True when one could not, most often because its port is taken."""
-    for server in servers:
+def _start(servers: list[Stoppable], logger: logging.Logger, name: str) -> list[Stoppable]:
+    """Start servers until one cannot, most often because its port is taken; gives those that run."""
+    for count, server in enumerate(servers):
         try:
             server.start()
         except OSError as exc:
             logger.error("%s: cannot start: %s", name, exc)
-            return True
-    return False
+            return servers[:count]
+    return servers
 
 
 def parse_dash_o(values: Iterable[str]) -> list[tuple[str, str]]:

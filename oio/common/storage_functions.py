@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from oio.common import exceptions as exc
-from oio.common.constants import OBJECT_METADATA_PREFIX
+from oio.common.constants import CHUNK_ATTRIBUTES_HEADER, OBJECT_METADATA_PREFIX
 from oio.common.http import http_header_from_ranges
 from oio.common.utils import compute_perfdata_stats
 
@@ -231,6 +231,7 @@ def fetch_stream(
         for position, (start, end) in meta_ranges.items():
             group = chunks[position]
             request_headers = dict(headers or {})
+            request_headers[CHUNK_ATTRIBUTES_HEADER] = "block-sums"
             if start or end + 1 < int(group[0]["size"]):
                 request_headers["Range"] = http_header_from_ranges([(start, end)])
             reader = ChunkReader(

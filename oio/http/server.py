@@ -174,12 +174,14 @@ class Server:
         """Open the listening sockets; `start` does it when it was not done."""
         if self._listeners:
             return
-        try:
-            for address, tls in zip(self._listen, self._tls, strict=True):
+        for address, tls in zip(self._listen, self._tls, strict=True):
+            try:
                 self._listeners.append((self._open(address), tls))
-        except OSError:
-            self._close_listeners()
-            raise
+            except OSError as error:
+                self._close_listeners()
+                self._listeners.clear()
+                reason = error.strerror or str(error)
+                raise OSError(error.errno, f"cannot listen on {_shown(address)}: {reason}") from error
 
     def start(self) -> None:
         """Listen and serve in background threads; returns once the ports are open."""
@@ -320,6 +322,10 @@ class Server:
             if isinstance(name, str) and name:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name)
+
+
+def _shown(address: Listen) -> str:
+    return address if isinstance(address, str) else f"{address[0]}:{address[1]}"
 
 
 def _open_unix(path: str, backlog: int) -> socket.socket:

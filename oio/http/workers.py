@@ -10,8 +10,9 @@
     sys.exit(run_workers(make_server, 4))
 
 The calling process only watches: a worker that dies is started again (with a growing delay when it keeps
-dying young), SIGTERM and SIGINT are passed on and every worker finishes what it runs within the grace, a
-second one changes nothing. Workers die with their parent, whatever kills it.
+dying young), the group ends when a worker cannot listen at its first start, SIGTERM and SIGINT are passed on
+and every worker finishes what it runs within the grace, a second one changes nothing. Workers die with their
+parent, whatever kills it.
 
 Each worker also serves a private unix socket, with the same handler, so that a worker that changes its
 state can tell the others: `WorkerGroup.broadcast`. A request that came that way has the peer "unix".
@@ -49,6 +50,9 @@ YOUNG_S = 5.0
 
 KILL_MARGIN_S = 2.0
 """A worker that is still there this long after the grace is killed."""
+
+_CANNOT_LISTEN = 71
+"""Exit code of a worker whose port is taken (EX_OSERR of sysexits.h)."""
 
 _PR_SET_PDEATHSIG = 1
 _WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
@@ -108,6 +112,7 @@ class _Worker:
     index: int
     pid: int = 0
     started: float = 0.0
+    starts: int = 0
     delay_s: float = RESTART_DELAY_MIN_S
     restart_at: float = field(default=0.0)
 
@@ -137,7 +142,7 @@ def run_workers(
 
     Must be called from the main thread, before any other thread is started. `on_start` runs in each worker
     when its server answers, `on_stop` when it has stopped. Gives the exit code: 0 when all workers stopped
-    in time.
+    in time, 1 when they did not or when one could not listen.
     """
     own_directory = directory is None
     if directory is None:
@@ -186,7 +191,9 @@ class _Master:
                 return self._stop()
             if number in _PASSED_ON:
                 self._kill_all(number)
-            self._collect()
+            if self._collect():
+                self._stop()
+                return 1
             now = time.monotonic()
             for worker in self._workers:
                 if not worker.pid and worker.restart_at <= now:
@@ -199,6 +206,7 @@ class _Master:
 
     def _start(self, worker: _Worker) -> None:
         worker.started = time.monotonic()
+        worker.starts += 1
         pid = os.fork()
         if pid:
             worker.pid = pid
@@ -212,28 +220,34 @@ class _Master:
             logging.shutdown()
             os._exit(code)
 
-    def _collect(self) -> None:
-        """Take note of the workers that ended."""
+    def _collect(self) -> bool:
+        """Take note of the workers that ended; True when one could not listen at its first start."""
+        hopeless = False
         for worker in self._workers:
             if not worker.pid:
                 continue
             pid, status = os.waitpid(worker.pid, os.WNOHANG)
             if not pid:
                 continue
+            exit_code = os.waitstatus_to_exitcode(status)
+            worker.pid = 0
+            if exit_code == _CANNOT_LISTEN and worker.starts == 1:
+                hopeless = True
+                continue
             now = time.monotonic()
             if now - worker.started < YOUNG_S:
                 worker.delay_s = min(RESTART_DELAY_MAX_S, worker.delay_s * 2)
             else:
                 worker.delay_s = RESTART_DELAY_MIN_S
-            worker.pid = 0
             worker.restart_at = now + worker.delay_s
             logger.error(
                 "worker %d (pid %d) ended with %d, started again in %.1f s",
                 worker.index,
                 pid,
-                os.waitstatus_to_exitcode(status),
+                exit_code,
                 worker.delay_s,
             )
+        return hopeless
 
     def _stop(self) -> int:
         """Ask all workers to stop, wait for them, kill those that take too long."""
@@ -282,8 +296,13 @@ class _Master:
                 access_log=None,
             ),
         )
-        private.start()
-        server.start()
+        try:
+            server.bind()
+            private.start()
+            server.start()
+        except OSError as error:
+            logger.error("worker %d cannot start: %s", index, error)
+            return _CANNOT_LISTEN
         if self._on_start is not None:
             self._on_start(group)
         while not asked.wait(1.0):

@@ -165,6 +165,10 @@ class Base:
         connection = apsw.Connection(
             self.path, flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=STATEMENT_CACHE
         )
+        if connection.readonly("main") and os.access(self.path, os.W_OK):
+            # SQLite tries to read a file that it cannot open to write: this one appeared in between.
+            connection.close()
+            return self._connect()
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
         return connection

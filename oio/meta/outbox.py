@@ -45,7 +45,7 @@ PIGGYBACK_ROWS = 64
 #: Events handed to the queue in one call.
 DELIVERY_MAX = 1000
 #: Events that come within this time leave together: the queue syncs once for all of them.
-LINGER_S = 0.02
+LINGER_S = 0.2
 #: Wait after the queue refused, growing up to the second.
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 5.0
 

@@ -264,6 +264,22 @@ class Call:
             raise bad_request("Invalid body: an object is expected")
         return body
 
+    def named_items(self, field: str, maximum: int) -> list[dict[str, Any]]:
+        """The array of a bulk request: objects with a ``name``.
+
+        :raises StatusError: 400 when it is anything else, 413 when there are more than ``maximum``.
+        """
+        items = self.json_object().get(field)
+        if not isinstance(items, list) or not items:
+            raise bad_request(f"Invalid '{field}': a non-empty array is expected")
+        if len(items) > maximum:
+            raise StatusError(status.PAYLOAD_TOO_LARGE, f"More than {maximum} {field}")
+        for item in items:
+            name = item.get("name") if isinstance(item, dict) else None
+            if not isinstance(name, str) or not name:
+                raise bad_request(f"Invalid '{field}': each item needs a 'name'")
+        return items
+
     # --- measures -----------------------------------------------------------------------------------
 
     def measure(self, name: str, seconds: float) -> None:

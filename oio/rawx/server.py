@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from urllib.parse import unquote, urlsplit
 
+from oio.common.constants import CHUNK_ATTRIBUTES_HEADER
 from oio.common.exceptions import ConfigurationException
 from oio.http.server import BodyError, Request, Response, Server, ServerConfig
 from oio.rawx import compression, download, events, metadata, upload
@@ -214,7 +215,8 @@ class Rawx:
         )
 
     def _get(self, request: Request, chunk_id: str) -> Response:
-        chunk = self.volume.open(chunk_id)
+        lean = CHUNK_ATTRIBUTES_HEADER in request.headers
+        chunk = self.volume.open(chunk_id, lean)
         return download.get(chunk, request.headers.get("range"), self._uncached)
 
     def _head(self, request: Request, chunk_id: str) -> Response:

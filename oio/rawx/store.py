@@ -104,11 +104,16 @@ class Volume:
 
     # -- reading -------------------------------------------------------------------------------
 
-    def open(self, chunk_id: str) -> StoredChunk:
-        """Open a chunk and read its attributes. The caller closes it."""
+    def open(self, chunk_id: str, lean: bool = False) -> StoredChunk:
+        """Open a chunk and read its attributes, only its block sums when ``lean`` (and when it has some).
+
+        The caller closes it.
+        """
         fd = os.open(self.path_of(chunk_id), self._read_flags)
         try:
-            chunk = StoredChunk(fd, os.fstat(fd), _read_metadata(fd, chunk_id))
+            stat = os.fstat(fd)
+            meta = _read_sums(fd, chunk_id, stat.st_size) if lean else None
+            chunk = StoredChunk(fd, stat, meta or _read_metadata(fd, chunk_id), lean=meta is not None)
             if self.options.fadvise_download:
                 chunk.advise(self.options.fadvise_download)
             return chunk
@@ -291,12 +296,13 @@ class Volume:
 
 
 class StoredChunk:
-    """An open chunk. :ivar fd: open for reading; :ivar meta: its attributes."""
+    """An open chunk. :ivar fd: open for reading; :ivar meta: its attributes; :ivar lean: only its sums."""
 
-    __slots__ = ("fd", "file_size", "meta", "mtime")
+    __slots__ = ("fd", "file_size", "lean", "meta", "mtime")
 
-    def __init__(self, fd: int, stat: os.stat_result, meta: ChunkMeta) -> None:
+    def __init__(self, fd: int, stat: os.stat_result, meta: ChunkMeta, lean: bool = False) -> None:
         self.fd = fd
+        self.lean = lean
         self.file_size: int = stat.st_size
         self.mtime = stat.st_mtime
         self.meta = meta
@@ -304,7 +310,7 @@ class StoredChunk:
     def duplicate(self) -> StoredChunk:
         """The same chunk behind a descriptor of its own."""
         fd = os.dup(self.fd)
-        return StoredChunk(fd, os.fstat(fd), self.meta)
+        return StoredChunk(fd, os.fstat(fd), self.meta, self.lean)
 
     def advise(self, advice: str) -> None:
         """Tell the kernel how the file will be read."""
@@ -428,6 +434,14 @@ def _read_metadata(fd: int, chunk_id: str) -> ChunkMeta:
             if value is not None:
                 attributes[name] = value
     return metadata.stored_metadata(chunk_id, attributes)
+
+
+def _read_sums(fd: int, chunk_id: str, size: int) -> ChunkMeta | None:
+    """Block sums of an open chunk; None when it has none, or is compressed: all its attributes are needed."""
+    sums = _get_xattr(fd, XATTR_BLOCK_SUMS)
+    if not sums or (_get_xattr(fd, metadata.XATTR_COMPRESSION) or b"off") != b"off":
+        return None
+    return ChunkMeta(chunk_id, chunk_size=str(size), block_sums=sums.decode("latin-1"))
 
 
 def _read_owner(fd: int, chunk_id: str) -> ChunkMeta:

@@ -84,7 +84,7 @@ def sds_conf(layout: Layout) -> str:
     keys: dict[str, Any] = {
         "proxy": proxy.addr,
         "conscience": ",".join(service.addr for service in layout.of_type("conscience")),
-        "event-agent": f"spool://{layout.spool_dir}",
+        "event-agent": spool_url(layout),
         "ns.meta1_digits": options.meta1_digits,
         "ns.chunk_size": options.chunk_size,
         "ns.service_update_policy": (
@@ -107,6 +107,12 @@ def sds_conf(layout: Layout) -> str:
     lines = [SDS_CONF_MARK, f"[{options.namespace}]"]
     lines += [f"{key}={_text(value)}" for key, value in keys.items()]
     return "\n".join(lines) + "\n"
+
+
+def spool_url(layout: Layout) -> str:
+    """Where services put their events, each in a directory of its own."""
+    url = f"spool://{layout.spool_dir}"
+    return url if layout.options.durability == "durable" else url + "?fsync=0"
 
 
 def conscience_conf_file(layout: Layout, service: Service) -> str:
@@ -132,12 +138,13 @@ def rawx_conf(layout: Layout, service: Service) -> str:
         f"docroot {service.volume}",
         f"fsync {sync}",
         f"fsync_dir {sync}",
-        f"compression {compression}",
         "hash_width 3",
         "hash_depth 1",
         f"prepare_directories {'on' if options.prepare_directories else 'off'}",
-        f"event_queue spool://{os.path.join(layout.spool_dir, service.name)}",
     ]
+    if compression != "off":
+        # What is not said is not written on the chunks either: an attribute less to read for each.
+        lines.append(f"compression {compression}")
     if not options.rawx_events:
         lines.append("events off")
     if service.service_id:

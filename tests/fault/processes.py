@@ -103,7 +103,7 @@ class Process:
 class RawxProcess(Process):
     """An oio-rawx process."""
 
-    def __init__(self, tmp_path, volume=None, options="", wrapper=()):
+    def __init__(self, tmp_path, volume=None, options="", wrapper=(), words=()):
         self.volume = volume or tmp_path / "volume"
         self.volume.mkdir(exist_ok=True)
         port = free_port()
@@ -112,7 +112,7 @@ class RawxProcess(Process):
             f"listen 127.0.0.1:{port}\nnamespace NS\ndocroot {self.volume}\n"
             f"service_id NS-rawx-1\nevents off\n{options}"
         )
-        super().__init__(tmp_path, ["oio-rawx", "-f", str(conf)], port, wrapper)
+        super().__init__(tmp_path, ["oio-rawx", *words, "-f", str(conf)], port, wrapper)
 
     def head(self, method, chunk_id, extra=""):
         text = f"{method} /{chunk_id} HTTP/1.1\r\nHost: {self.addr}\r\n{extra}"
@@ -139,15 +139,16 @@ UPLOAD_HEADERS = {
 class Meta2Process(Process):
     """An oio-meta2-server process without a namespace around it; ``conf`` holds its options."""
 
-    def __init__(self, tmp_path, volume=None, conf="", wrapper=()):
+    def __init__(self, tmp_path, volume=None, conf="", wrapper=(), words=()):
         self.volume = volume or tmp_path / "volume"
         self.volume.mkdir(exist_ok=True)
         port = free_port()
         path = tmp_path / f"meta2-{port}.conf"
         path.write_text(f"[NS]\n{conf}")
-        words = ["oio-meta2-server", "-O", f"Endpoint=127.0.0.1:{port}", "-O", "SysConfig=off"]
-        words += ["-O", "ServiceId=NS-meta2-1", "-O", f"Config={path}", "NS", str(self.volume)]
-        super().__init__(tmp_path, words, port, wrapper)
+        options = [f"Endpoint=127.0.0.1:{port}", "ServiceId=NS-meta2-1", "SysConfig=off", f"Config={path}"]
+        dashes = [word for option in options for word in ("-O", option)]
+        command = ["oio-meta2-server", *words, *dashes, "NS", str(self.volume)]
+        super().__init__(tmp_path, command, port, wrapper)
 
 
 def files_below(directory):

@@ -6,7 +6,7 @@
 import pytest
 from support import ACCOUNT, eventually
 
-from oio.common.exceptions import ClientException, ContainerNotEmpty, NoSuchContainer
+from oio.common.exceptions import ClientException, ContainerNotEmpty, NoSuchAccount, NoSuchContainer
 from oio.common.utils import cid_from_name
 
 
@@ -117,7 +117,7 @@ def test_the_account_lists_its_containers(api, container):
     def listed():
         try:
             entries = {entry[0]: entry for entry in api.container_list(account)}
-        except ClientException:
+        except NoSuchAccount:
             return None
         return entries if len(entries) == 3 and entries["c1"][1:3] == [1, 5] else None
 

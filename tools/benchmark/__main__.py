@@ -26,7 +26,7 @@ from typing import Any
 from oio.sandbox import Sandbox
 from tools.benchmark import calibration
 from tools.benchmark.resources import Usage, usage_by_kind
-from tools.benchmark.workload import LARGE_BYTES, LISTED_OBJECTS, Outcome, Task, perform
+from tools.benchmark.workload import LARGE_BYTES, LISTED_OBJECTS, Outcome, Task, client_main
 
 TESTS = ("create_4k", "fetch_4k", "delete_4k", "create_100m", "fetch_100m", "list_10k")
 POLICIES = ("SINGLE", "THREECOPIES", "EC")
@@ -158,13 +158,21 @@ class Series:
     def _run_clients(self, test: str, names: list[list[str]]) -> list[Outcome]:
         context = multiprocessing.get_context("spawn")
         barrier = context.Barrier(self.clients)
-        with context.Pool(self.clients, initializer=_keep, initargs=(barrier,)) as pool:
-            tasks = [
-                Task(test, self.sandbox.namespace, self.policy, client, self.run_id,
-                     self.options.duration, names[client])
-                for client in range(self.clients)
-            ]  # fmt: skip
-            return pool.map(_perform, tasks, chunksize=1)
+        running = []
+        for client in range(self.clients):
+            task = Task(
+                test, self.sandbox.namespace, self.policy, client, self.run_id, self.options.duration,
+                names[client],
+            )  # fmt: skip
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=client_main, args=(task, barrier, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            running.append((process, ours))
+        outcomes = [_outcome(pipe) for _process, pipe in running]
+        for process, _pipe in running:
+            process.join()
+        return outcomes
 
     def _record(self, test: str, outcomes: list[Outcome]) -> dict[str, Any]:
         latencies = sorted(latency for outcome in outcomes for latency in outcome.latencies_s)
@@ -186,17 +194,15 @@ class Series:
         return record
 
 
-_barrier: Any = None
-
-
-def _keep(barrier: Any) -> None:
-    global _barrier
-    _barrier = barrier
-
-
-def _perform(task: Task) -> Outcome:
-    # Setting up may be long for the first client that fills a container to list.
-    return perform(task, lambda: _barrier.wait(600))
+def _outcome(pipe: Any) -> Outcome:
+    try:
+        outcome = pipe.recv()
+    except EOFError:
+        raise SystemExit("a client process died") from None
+    if isinstance(outcome, str):
+        raise SystemExit(f"a client process failed:\n{outcome}")
+    assert isinstance(outcome, Outcome)
+    return outcome
 
 
 def _cpu(outcomes: list[Outcome], before: dict[str, Usage], after: dict[str, Usage]) -> dict[str, float]:

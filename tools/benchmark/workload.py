@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,19 @@ class Outcome:
     cpu_s: float
     names: list[str]
     peak_rss_mib: float
+
+
+# Setting up may be long for a client that fills a container to list.
+_SETUP_TIMEOUT_S = 600.0
+
+
+def client_main(task: Task, barrier: Any, pipe: Any) -> None:
+    """Body of a client process: perform the task, send the outcome, or the traceback of what went wrong."""
+    try:
+        pipe.send(perform(task, lambda: barrier.wait(_SETUP_TIMEOUT_S)))
+    except Exception:
+        barrier.abort()
+        pipe.send(traceback.format_exc())
 
 
 def container_of(task: Task) -> str:

@@ -8,8 +8,8 @@ from what the conscience says and replaced as a whole when that changes: polling
 
 from __future__ import annotations
 
-from oio.proxy.lb.poll import Choice, Selection
+from oio.proxy.lb.poll import Choice, NotEnoughServices, Selection
 from oio.proxy.lb.pool import PoolDefinition
 from oio.proxy.lb.world import Item, World, build_world
 
-__all__ = ["Choice", "Item", "PoolDefinition", "Selection", "World", "build_world"]
+__all__ = ["Choice", "Item", "NotEnoughServices", "PoolDefinition", "Selection", "World", "build_world"]

@@ -57,6 +57,22 @@ class Selection(NamedTuple):
     flawed: bool
 
 
+class NotEnoughServices(StatusError):
+    """Raised when a target of a pool cannot be satisfied.
+
+    :ivar found: number of targets that were.
+    :ivar reason: the message without the name of the pool.
+    """
+
+    def __init__(self, pool: str, found: int, reason: str) -> None:
+        super().__init__(
+            status.POLICY_NOT_SATISFIABLE,
+            f"did not find enough services matching the criteria for pool [{pool}]: {reason}",
+        )
+        self.found = found
+        self.reason = reason
+
+
 class _Target(NamedTuple):
     """One target joined with the world: what to try, in order."""
 
@@ -182,8 +198,9 @@ class CompiledPool:
                 if isinstance(again, Selection):
                     return again
         name, done = selection
-        raise StatusError(
-            status.POLICY_NOT_SATISFIABLE,
+        raise NotEnoughServices(
+            self.name,
+            done,
             f"no service polled from [{name}], {done}/{len(targets)} services polled, "
             f"{len(known)} known services, {len(avoid)} services in avoids",
         )

@@ -31,7 +31,7 @@ from oio.meta.messages import (
     ServiceLink,
     ServiceLinks,
 )
-from oio.proxy.app import RouteDefinition, error_response, mapped_error
+from oio.proxy.app import RouteDefinition, mapped_error
 from oio.proxy.call import (
     JSON_HEADERS,
     Call,
@@ -94,18 +94,10 @@ def create(call: Call) -> Response:
 def create_many(call: Call) -> Response:
     """``container/create_many``: each container on its own, outcomes in the order of the request."""
     account = call.required("acct")
-    containers = call.json_object().get("containers")
-    if not isinstance(containers, list) or not containers:
-        raise bad_request("Invalid 'containers': a non-empty array is expected")
-    maximum = call.proxy.variables["proxy.bulk.max.create_many"]
-    if len(containers) > maximum:
-        return error_response(status.PAYLOAD_TOO_LARGE, f"More than {maximum} containers")
-    wanted = []
-    for item in containers:
-        name = item.get("name") if isinstance(item, dict) else None
-        if not isinstance(name, str) or not name:
-            raise bad_request("Invalid 'containers': each item needs a 'name'")
-        wanted.append((call.named_target(account, name), prefixed_properties(item)))
+    containers = call.named_items("containers", call.proxy.variables["proxy.bulk.max.create_many"])
+    wanted = [
+        (call.named_target(account, item["name"]), prefixed_properties(item)) for item in containers
+    ]
     outcomes = []
     for target, properties in wanted:
         try:

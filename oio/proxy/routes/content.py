@@ -24,7 +24,7 @@ from oio.meta.messages import (
     ContentShow,
     ContentTouch,
 )
-from oio.proxy.app import RouteDefinition, error_response
+from oio.proxy.app import RouteDefinition
 from oio.proxy.call import (
     INT64_MAX,
     JSON_HEADERS,
@@ -140,11 +140,7 @@ def _prepare(call: Call) -> tuple[list[tuple[str, str]], list[ChunkView], dict[s
         try:
             selection = pool.poll(near_first=near_first)
         except StatusError as exc:
-            raise StatusError(
-                exc.code,
-                f"at position {metachunk}: did not find enough services matching the criteria "
-                f"for pool [{pool.name}]: {exc.message}",
-            ) from None
+            raise StatusError(exc.code, f"at position {metachunk}: {exc.message}") from None
         maker.make(selection, metachunk, policy.fragmented, views, qualities)
     now_text, size_text = str(int(now_s)), str(size)
     headers = [
@@ -306,7 +302,7 @@ def located(call: Call, reply: ContentReply, with_properties: bool) -> Response:
 def object_headers(reply: ContentReply, chunk_size: int) -> list[tuple[str, str]]:
     """Metadata of an object version as headers, its properties excepted."""
     size = str(reply.size)
-    headers = [
+    return [
         *JSON_HEADERS,
         ("X-oio-ns-chunk-size", str(chunk_size)),
         ("X-oio-content-meta-name", escape(reply.name)),
@@ -324,7 +320,6 @@ def object_headers(reply: ContentReply, chunk_size: int) -> list[tuple[str, str]
         # Empty for what was appended to: readers expect the name.
         ("X-oio-content-meta-hash", reply.hash),
     ]
-    return headers
 
 
 # --- delete, touch --------------------------------------------------------------------------------------
@@ -345,18 +340,8 @@ def delete(call: Call) -> Response:
 def delete_many(call: Call) -> Response:
     """``content/delete_many``: the outcome of each object, in the order of the request."""
     target = call.target
-    contents = call.json_object().get("contents")
-    if not isinstance(contents, list) or not contents:
-        raise bad_request("Invalid 'contents': a non-empty array is expected")
-    maximum = call.proxy.variables["proxy.bulk.max.delete_many"]
-    if len(contents) > maximum:
-        return error_response(status.PAYLOAD_TOO_LARGE, f"More than {maximum} contents")
-    paths = []
-    for content in contents:
-        path = content.get("name") if isinstance(content, dict) else None
-        if not isinstance(path, str) or not path:
-            raise bad_request("Invalid 'contents': each item needs a 'name'")
-        paths.append(path)
+    contents = call.named_items("contents", call.proxy.variables["proxy.bulk.max.delete_many"])
+    paths = [content["name"] for content in contents]
     request = ContentDeleteMany(
         cid=target.cid,
         account=target.account,
@@ -402,15 +387,7 @@ def spare(call: Call) -> Response:
     pool = world.policy_pool(policy)
     known, lost = _locations(world, notin)
     avoid = set(_locations(world, broken)[0])
-    try:
-        selection = pool.poll(avoid=avoid, known=known, known_elsewhere=lost)
-    except StatusError as exc:
-        if exc.code == status.BAD_REQUEST:
-            raise
-        raise StatusError(
-            exc.code,
-            f"did not find enough services matching the criteria for pool [{pool.name}]: {exc.message}",
-        ) from None
+    selection = pool.poll(avoid=avoid, known=known, known_elsewhere=lost)
     if not selection.choices:
         raise bad_request("too many locations in the blacklist")
     identity = None

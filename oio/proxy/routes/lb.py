@@ -13,7 +13,7 @@ from oio.http.messages import Response
 from oio.proxy.app import RouteDefinition, mapped_error
 from oio.proxy.call import JSON_HEADERS, Call, bad_request, encode_json
 from oio.proxy.feed import Feed
-from oio.proxy.lb import Selection
+from oio.proxy.lb import NotEnoughServices, Selection
 from oio.proxy.lb.pool import TARGETS_MAX, make_pool, parse_targets
 from oio.proxy.lb.world import qualified_slot
 
@@ -39,10 +39,9 @@ def choose(call: Call) -> Response:
     )
     try:
         return _selected(pool.poll())
-    except StatusError as exc:
+    except NotEnoughServices as exc:
         raise StatusError(
-            exc.code,
-            f"found only {_available(exc)} services matching the criteria: {exc.message}",
+            exc.code, f"found only {exc.found} services matching the criteria: {exc.reason}"
         ) from None
 
 
@@ -68,15 +67,7 @@ def poll(call: Call) -> Response:
         raise bad_request("Invalid body: null or an object is expected")
     avoid = _locations(call, body, "avoid")
     known = _locations(call, body, "known")
-    try:
-        return _selected(pool.poll(avoid=frozenset(avoid), known=known))
-    except StatusError as exc:
-        if exc.code == status.BAD_REQUEST:
-            raise
-        raise StatusError(
-            exc.code,
-            f"did not find enough services matching the criteria for pool [{pool.name}]: {exc.message}",
-        ) from None
+    return _selected(pool.poll(avoid=frozenset(avoid), known=known))
 
 
 def create_pool(call: Call) -> Response:
@@ -133,11 +124,6 @@ def _selected(selection: Selection) -> Response:
     items = [{"addr": choice.item.id, "id": choice.item.key} for choice in selection.choices]
     headers = [*JSON_HEADERS, ("X-oio-lb-flawed", "1")] if selection.flawed else JSON_HEADERS
     return Response(200, encode_json(items), headers)
-
-
-def _available(error: StatusError) -> str:
-    """How many services were found, out of the message of a failed poll."""
-    return error.message.partition("], ")[2].partition("/")[0] or "0"
 
 
 def _locations(call: Call, body: dict[str, Any], field: str) -> list[int]:

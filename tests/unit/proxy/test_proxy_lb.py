@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from oio.common.status import StatusError
 from oio.conscience.messages import NamespaceInfo, Service
-from oio.proxy.lb import build_world
+from oio.proxy.lb import NotEnoughServices, build_world
 from oio.proxy.lb.location import distance, djb2, location_from_address, location_from_text
 from oio.proxy.lb.pool import PoolDefinition, parse_policy, parse_pool, parse_targets, parse_update_policy
 
@@ -205,10 +205,12 @@ def test_what_is_possible_is_found(hosts, per_host, copies, bypass):
     services = [service(h * 10 + v, f"rack.h{h}.v{v}") for h in range(hosts) for v in range(per_host)]
     pool = pool_of(world_of(services, bypass=bypass), f"{copies},rawx")
     if copies > hosts * per_host:
-        with pytest.raises(StatusError) as caught:
+        with pytest.raises(NotEnoughServices) as caught:
             pool.poll()
         assert caught.value.code == 481
-        assert caught.value.message.startswith("no service polled from [rawx], ")
+        assert caught.value.found < copies
+        assert caught.value.reason.startswith("no service polled from [rawx], ")
+        assert caught.value.message.endswith(caught.value.reason)
         return
     choices = pool.poll().choices
     spread = Counter(choice.item.areas[1] for choice in choices)

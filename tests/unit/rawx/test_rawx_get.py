@@ -11,6 +11,7 @@ from oio.common.blocksums import BlockSums
 from oio.rawx.ranges import parse
 
 MIB = 1 << 20
+LEAN = {"x-oio-chunk-attributes": "block-sums"}
 LEGACY = {
     "user.grid.chunk.id": CHUNK,
     "user.grid.content.container": cid("acme", "media"),
@@ -149,6 +150,48 @@ def test_corruption_is_seen_before_bytes_leave(service, client, size):
         assert client.get(Range=f"bytes={intact}-{intact + 5}").body == data[intact : intact + 6]
     assert client.head_chunk().status == 200
     assert client.head_chunk(x_oio_check_hash="true").status == 412
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB, 3 * MIB + 17])
+def test_a_lean_read_tells_the_bytes_and_their_sums(client, size):
+    data = os.urandom(size)
+    client.put(data)
+    full, lean = client.get(), client.get(**LEAN)
+    assert (lean.status, lean.body) == (200, data)
+    told = [name for name in lean.headers if name.startswith(PREFIX)]
+    assert told == [PREFIX + "block-sums"]
+    assert lean.meta("block-sums") == full.meta("block-sums")
+    assert client.get(Range="bytes=0-0", **LEAN).body == data[:1]
+
+
+@pytest.mark.parametrize("size", [1, 4096, MIB])
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_lean_read_sees_a_wrong_length(service, client, size, change):
+    client.put(os.urandom(size))
+    os.truncate(service.path(), size + change)
+    assert client.get(**LEAN).status == 412
+
+
+def test_a_lean_read_sees_corruption(service, client):
+    client.put(b"0123456789")
+    overwrite(service.path(), 3, b"x")
+    assert client.get(**LEAN).status == 412
+
+
+def test_a_lean_read_of_a_chunk_without_sums_tells_everything(service, client):
+    client.put(b"0123456789")
+    os.removexattr(service.path(), "user.oio.chunk.block_sums")
+    assert metas(client.get(**LEAN)) == metas(client.get())
+    os.truncate(service.path(), 9)
+    assert client.get(**LEAN).status == 412
+
+
+def test_a_lean_read_of_a_compressed_chunk_tells_everything(start):
+    service = start(compression="zlib")
+    service.client.put(b"0123456789" * 100)
+    lean = service.client.get(**LEAN)
+    assert lean.body == b"0123456789" * 100
+    assert metas(lean) == metas(service.client.get())
 
 
 @pytest.mark.parametrize("change", [-1, 1])
