@@ -26,6 +26,7 @@ def start_cluster(home, namespace, **fields):
     """Start a cluster of its own, whatever else runs on the machine."""
     from oio.sandbox import Sandbox
 
+    fields.setdefault("prepare_directories", False)
     sandbox = Sandbox(str(home), namespace=namespace, base_port=20000, **fields)
     try:
         sandbox.start()

@@ -96,6 +96,7 @@ def run(config: RawxConfig, *, log: logs.LogWriter | None, verbose: bool, servic
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
     install_verbosity_signals(VERBOSE_PERIOD_S)
+    volume.spread_directories()
     rawx.start()
     try:
         if lock is not None:

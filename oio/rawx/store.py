@@ -231,6 +231,11 @@ class Volume:
                 self._release(chunk_id)
         return removed
 
+    def spread_directories(self) -> None:
+        """Let the hashed directories spread over the disk; before the first one is created."""
+        if self._levels:
+            syscalls.spread_subdirectories(self.root)
+
     def prepare_directories(self, stop: threading.Event) -> None:
         """Create the hashed directories of a volume with one level, at most 4096 of them.
 

@@ -1,16 +1,22 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""System calls that the standard library lacks: renameat2 and fallocate with KEEP_SIZE."""
+"""System calls that the standard library lacks: renameat2, fallocate with KEEP_SIZE, flags of inodes."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import struct
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _FALLOC_FL_KEEP_SIZE = 1
+# linux/fs.h
+_FS_IOC_GETFLAGS = 0x80086601
+_FS_IOC_SETFLAGS = 0x40086602
+_FS_TOPDIR_FL = 0x00020000
 # What a kernel or a file system without the call answers.
 _UNSUPPORTED = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 
@@ -58,3 +64,25 @@ def preallocate(fd: int, offset: int, length: int) -> bool:
     if code in _UNSUPPORTED:
         return False
     raise OSError(code, os.strerror(code))
+
+
+def spread_subdirectories(path: str) -> bool:
+    """Ask ext4 to put each sub-directory where it finds room, as it does below the root of a disk.
+
+    Elsewhere it gathers them, and their files, in a few block groups; each creation then walks over the
+    inodes that were freed there during the last minutes, one by one: it can cost twenty times more.
+    False where it cannot be asked.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        (flags,) = struct.unpack_from("I", fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8)))
+        if not flags & _FS_TOPDIR_FL:
+            fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("Q", flags | _FS_TOPDIR_FL))
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True

@@ -68,8 +68,8 @@ class Options(msgspec.Struct, kw_only=True):
     service_ids: bool = True
     #: Do rawx emit events? Nothing in the local cluster consumes them by default.
     rawx_events: bool = False
-    #: Do rawx create all their directories at start? Worth it for a cluster that stays or is measured.
-    prepare_directories: bool = False
+    #: Do rawx create all their directories, in the background, during their first minute?
+    prepare_directories: bool = True
     #: Seconds between two checks of a service by the conscience agent.
     check_interval_s: float = 1.0
     #: Further variables for ``sds.conf``.

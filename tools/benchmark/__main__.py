@@ -29,6 +29,7 @@ from tools.benchmark.resources import Usage, usage_by_kind
 from tools.benchmark.workload import LARGE_BYTES, LISTED_OBJECTS, Outcome, Task, client_main
 
 TESTS = ("create_4k", "fetch_4k", "delete_4k", "create_100m", "fetch_100m", "list_10k")
+DIRECTORIES_TIMEOUT_S = 300.0
 POLICIES = ("SINGLE", "THREECOPIES", "EC")
 CLIENTS = (1, 4)
 BUILD = Path("build")
@@ -91,8 +92,6 @@ class _cluster:
     def __init__(self, durable: bool, options: argparse.Namespace) -> None:
         self.home = tempfile.mkdtemp(prefix="bench-", dir=BUILD)
         fields: dict[str, Any] = {"namespace": "BENCH", "durability": "durable" if durable else "relaxed"}
-        # The steady state of a volume: all its directories are there.
-        fields["prepare_directories"] = True
         if options.chunk_size:
             fields["chunk_size"] = options.chunk_size
         self.sandbox = Sandbox(self.home, **fields)
@@ -100,10 +99,20 @@ class _cluster:
     def __enter__(self) -> Sandbox:
         try:
             self.sandbox.start()
+            self._wait_for_directories()
         except BaseException:
             self.__exit__()
             raise
         return self.sandbox
+
+    def _wait_for_directories(self) -> None:
+        """The steady state of a volume has all the directories of its chunks."""
+        volumes = [service.volume for service in self.sandbox.services("rawx")]
+        deadline = time.monotonic() + DIRECTORIES_TIMEOUT_S
+        while any(len(os.listdir(volume)) < 4096 for volume in volumes):
+            if time.monotonic() > deadline:
+                raise SystemExit("the rawx did not prepare their directories")
+            time.sleep(0.5)
 
     def __exit__(self, *_exc: object) -> None:
         self.sandbox.destroy()
