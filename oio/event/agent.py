@@ -306,7 +306,7 @@ class EventAgent:
             try:
                 self._settle(item, outcome)
             except StoreError as exc:
-                self._complain(f"event of type {kind} kept in memory", exc)
+                self._complain("kept in memory", kind, exc)
                 with self._count_lock:
                     when = time.monotonic() + RETRY_DELAY_S
                     heapq.heappush(self._delayed, (when, next(self._order), item))
@@ -342,20 +342,28 @@ class EventAgent:
                 self.store.bury(payload, str(exc), time.time())
                 return kind, "buried"
         except (OioException, StoreError) as exc:
-            self._complain(f"event of type {kind} kept for later", exc)
-        except Exception:
-            self._logger.exception("event of type %s kept for later: %r", kind, payload[:500])
+            self._complain("kept for later", kind, exc)
+        except Exception as exc:
+            # A defect of a filter: where it is matters, how many events meet it does not.
+            self._complain("kept for later", kind, exc, payload)
         return kind, "retry"
 
-    def _complain(self, what: str, exc: Exception) -> None:
-        """Log an expected failure, not more than once per period for each kind of event."""
+    def _complain(self, fate: str, kind: str, exc: Exception, payload: bytes | None = None) -> None:
+        """Log a failure, once per period for each kind of failure, however many events meet it.
+
+        With ``payload``, as an error with its traceback.
+        """
+        cause = f"{type(exc).__name__} {fate}"
         now = time.monotonic()
         with self._count_lock:
-            said = self._complaints.get(what)
+            said = self._complaints.get(cause)
             if said is not None and now - said < COMPLAINT_PERIOD_S:
                 return
-            self._complaints[what] = now
-        self._logger.warning("%s: %s", what, exc)
+            self._complaints[cause] = now
+        if payload is None:
+            self._logger.warning("events %s (first of type %s): %s", fate, kind, exc)
+        else:
+            self._logger.error("events %s, such as %r", fate, payload[:500], exc_info=exc)
 
 
 class _Item(NamedTuple):

@@ -4,14 +4,19 @@
 """Container events become counters of accounts, whatever their order and however often they come."""
 
 import json
+import logging
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from oio.account.server import AccountService
 from oio.account.store import AccountStore
+from oio.event import agent as agent_module
 from oio.event.account_update import AccountUnreachable, AccountUpdate
+from oio.event.agent import EventAgent, EventAgentSettings
 from oio.event.filters import BuryEvent, FilterContext
+from oio.event.spool import SpoolQueue
 from oio.http.client import HttpPool
 from oio.http.router import Router
 from oio.http.server import Response, Server
@@ -31,7 +36,9 @@ def account(tmp_path):
     host, port = service.addresses[0]
     known.append({"addr": f"{host}:{port}", "score": 50, "tags": {}})
     context = FilterContext("NS", "{}:{}".format(*proxy.addresses[0]), HttpPool(), None)
-    yield SimpleNamespace(store=store, filter=AccountUpdate(context, {}), known=known, server=service)
+    yield SimpleNamespace(
+        store=store, filter=AccountUpdate(context, {}), known=known, server=service, proxy=context.proxy_url
+    )
     service.stop(1)
     proxy.stop(1)
     store.close()
@@ -89,3 +96,41 @@ def test_a_service_that_is_away_is_tried_again_later(account):
     account.known[0]["score"] = 0
     with pytest.raises(AccountUnreachable, match="score"):
         account.filter.process(state(11, 1, 10))
+
+
+def test_while_the_service_is_away_one_warning_is_enough(account, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(agent_module, "RETRY_DELAY_S", 0.05)
+    monkeypatch.setattr(agent_module, "RETRY_DELAY_MAX_S", 0.1)
+    monkeypatch.setattr(agent_module, "SAVE_PERIOD_S", 0.05)
+    there, account.known[0]["addr"] = account.known[0]["addr"], "127.0.0.1:1"
+    settings = EventAgentSettings("NS", str(tmp_path / "spools"), str(tmp_path / "state"), concurrency=2)
+    agent = EventAgent(settings, account.proxy.removeprefix("http://"), logging.getLogger("test"))
+    queue = SpoolQueue(str(tmp_path / "spools" / "NS-meta2-1"), fsync=False)
+    services = [{"seq": 1, "type": "meta2", "host": "h", "args": ""}]
+    names = [f"c{n}" for n in range(10)]
+    for name in names:
+        for one in (
+            event("account.services", 5, services, container=name),
+            event("storage.container.new", 6, container=name),
+            event("storage.container.state", 7, {"object-count": 1, "bytes-count": 2}, container=name),
+        ):
+            queue.put(json.dumps(one).encode())
+    agent.start()
+    try:
+        wait_for(lambda: sum(n for (_, out), n in agent.counts().items() if out == "retry") > 3 * 30)
+        complaints = [(one.levelname, one.exc_info) for one in caplog.records if one.levelno > logging.INFO]
+        assert complaints == [("WARNING", None)]
+        account.known[0]["addr"] = there
+        wait_for(lambda: agent.store.counts()["postponed"] == 0)
+    finally:
+        agent.stop(2)
+        queue.close()
+    info = account.store.show("acct")
+    assert (info["containers"], info["objects"], info["bytes"]) == (10, 10, 20)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.01)
