@@ -93,6 +93,38 @@ def test_concurrent_creation_has_one_winner(repository: Repository) -> None:
     assert os.listdir(os.path.join(repository.volume, "b")) == ["b.toy"]
 
 
+def test_a_base_that_is_being_created_is_absent_or_whole(repository: Repository) -> None:
+    outcomes: list[object] = []
+    wanted = ["n0"]
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            try:
+                outcomes.append(repository.read(wanted[0], lambda reader: reader.get("a")))
+            except StatusError as exc:
+                outcomes.append(exc.code)
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(40):
+            wanted[0] = f"n{number}"
+            seen = len(outcomes)
+            while len(outcomes) < seen + 2:
+                time.sleep(0)
+            repository.create(wanted[0], lambda tx: tx.set("a", "1"))
+            assert repository.read(wanted[0], lambda reader: reader.get("a")) == "1"
+            if number % 2:
+                repository.destroy(wanted[0])
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert set(outcomes) == {"1", 431}
+
+
 def test_concurrent_writers_share_commits(tmp_path: Path) -> None:
     repository = Repository(str(tmp_path), TOY, options=BaseOptions(sync="full", wait_s=30))
     repository.create("b", lambda tx: None)
