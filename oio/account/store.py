@@ -94,6 +94,7 @@ class AccountStore:
 
     def __init__(self, path: str, synchronous: str = "FULL") -> None:
         self._db = apsw.Connection(path)
+        self._db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         self._db.set_busy_timeout(5000)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute(f"PRAGMA synchronous={synchronous}")

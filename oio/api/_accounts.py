@@ -13,6 +13,7 @@ from typing import Any
 
 from oio.api._core import ApiCore
 from oio.common.decorators import api_call, raise_no_such_account
+from oio.common.utils import list_of_names
 
 
 class AccountMethods(ApiCore):
@@ -53,7 +54,7 @@ class AccountMethods(ApiCore):
     @api_call(raise_no_such_account)
     def account_del_properties(self, account: str, properties: Iterable[str], **kwargs: Any) -> None:
         """Delete properties of an account."""
-        self.account.account_update(account, None, list(properties), **kwargs)
+        self.account.account_update(account, None, list_of_names(properties), **kwargs)
 
     @api_call(raise_no_such_account)
     def container_list(

@@ -13,6 +13,7 @@ from oio.api._core import ApiCore
 from oio.common.decorators import api_call, raise_no_such_container
 from oio.common.exceptions import ClientException, OioException
 from oio.common.storage_method import STORAGE_METHODS
+from oio.common.utils import list_of_names
 
 # Most entries that a service gives in one page.
 LISTING_PAGE = 10000
@@ -54,7 +55,7 @@ class ContainerMethods(ApiCore):
     ) -> list[tuple[str, bool]]:
         """Create containers. :returns: pairs (name, was it created?)."""
         return self.container.container_create_many(
-            account, containers, properties=properties, system=system, **kwargs
+            account, list_of_names(containers), properties=properties, system=system, **kwargs
         )
 
     @api_call(raise_no_such_container)
@@ -110,7 +111,9 @@ class ContainerMethods(ApiCore):
         self, account: str, container: str, properties: Iterable[str], **kwargs: Any
     ) -> Any:
         """Delete user properties of a container; all of them when the list is empty."""
-        return self.container.container_del_properties(account, container, properties, **kwargs)
+        return self.container.container_del_properties(
+            account, container, list_of_names(properties), **kwargs
+        )
 
     def container_update(
         self,

@@ -12,6 +12,7 @@ exist.
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
@@ -23,6 +24,8 @@ from oio.api.replication import ReplicatedWriteHandler
 from oio.common.constants import OIO_VERSION
 from oio.common.decorators import api_call, raise_no_such_container, raise_no_such_object
 from oio.common.exceptions import (
+    BadRequest,
+    ClientException,
     Conflict,
     DeadlineReached,
     EtagMismatch,
@@ -33,12 +36,15 @@ from oio.common.exceptions import (
     NotFound,
 )
 from oio.common.fullpath import encode_fullpath
-from oio.common.utils import GeneratorIO, cid_from_name, set_deadline_from_read_timeout
+from oio.common.utils import GeneratorIO, cid_from_name, list_of_names, set_deadline_from_read_timeout
 from oio.container.metadata import CHUNK_SYSMETA_PREFIX
 
 SpareProvider = Callable[[list[dict[str, Any]], list[dict[str, Any]]], list[dict[str, Any]]]
 # What the requests made aside, on behalf of an upload, share with it.
 _REQUEST_KEYWORDS = ("cid", "headers", "reqid", "deadline", "connection_timeout", "read_timeout", "perfdata")
+
+# What no header value can carry.
+_NOT_IN_HEADERS = re.compile(r"[\0\r\n]")
 
 ObjectCreated = tuple[list[dict[str, Any]], int, str, dict[str, Any]]
 
@@ -89,6 +95,9 @@ class ObjectWriteMethods(ApiCore):
         """
         if metadata:
             properties = {**metadata, **(properties or {})}
+        _check_properties(properties)
+        if mime_type and _NOT_IN_HEADERS.search(mime_type):
+            raise BadRequest(message=f"Invalid mime type {mime_type!r}: control character")
         sysmeta = {"mime_type": mime_type, "etag": etag}
         source: Any
         if data is not None:
@@ -99,11 +108,14 @@ class ObjectWriteMethods(ApiCore):
             else:
                 source = GeneratorIO(data)
         elif file_or_path is None:
-            raise MissingData()
+            raise MissingData("No data: neither 'data' nor 'file_or_path' is given")
         else:
             source = file_or_path
             if isinstance(source, os.PathLike):
                 source = os.fspath(source)
+            if not isinstance(source, str) and not hasattr(source, "read"):
+                kind = type(source).__name__
+                raise TypeError(f"file_or_path: a path or an object with read() is expected, not {kind}")
         if not obj_name:
             obj_name = _name_of(file_or_path)
         given: dict[str, Any] = {
@@ -172,12 +184,13 @@ class ObjectWriteMethods(ApiCore):
                 change_policy=change_policy,
                 **kwargs,
             )
-        except (Conflict, DeadlineReached) as exc:
-            self.logger.warning(
-                "Failed to commit %s/%s/%s to the directory, deleting its chunks: %s (reqid=%s)",
-                account, container, obj_name, exc, kwargs.get("reqid"),
-            )  # fmt: skip
-            self._delete_orphan_chunks(chunks, cid, **upload_kwargs)
+        except (ClientException, DeadlineReached) as exc:
+            if _was_refused(exc):
+                self.logger.warning(
+                    "Failed to commit %s/%s/%s to the directory, deleting its chunks: %s (reqid=%s)",
+                    account, container, obj_name, exc, kwargs.get("reqid"),
+                )  # fmt: skip
+                self._delete_orphan_chunks(chunks, cid, **upload_kwargs)
             raise
         return chunks, size, checksum, meta
 
@@ -209,7 +222,9 @@ class ObjectWriteMethods(ApiCore):
         meta: dict[str, Any] = preparer.obj_meta
         meta.update(sysmeta)
         meta["content_path"] = obj_name
-        meta["container_id"] = cid = kwargs.get("cid") or cid_from_name(account, container)
+        # ``sys.name`` of a container, which has a suffix, is accepted wherever its id is.
+        cid = (kwargs.get("cid") or "").partition(".")[0].upper() or cid_from_name(account, container)
+        meta["container_id"] = cid
         meta["ns"] = self.namespace
         if not account or not container:
             # The object is designated by the id of its container, but its chunks must tell the names.
@@ -317,7 +332,7 @@ class ObjectWriteMethods(ApiCore):
         self, account: str, container: str, objs: Sequence[str], **kwargs: Any
     ) -> list[tuple[str, bool]]:
         """Delete objects. :returns: pairs (name, was it deleted?), in order."""
-        return self.container.content_delete_many(account, container, objs, **kwargs)
+        return self.container.content_delete_many(account, container, list_of_names(objs), **kwargs)
 
     # --- properties ---
 
@@ -349,7 +364,7 @@ class ObjectWriteMethods(ApiCore):
     ) -> bool:
         """Delete properties of an object; all of them when the list is empty."""
         return self.container.content_del_properties(
-            account, container, obj, properties=properties, version=version, **kwargs
+            account, container, obj, properties=list_of_names(properties), version=version, **kwargs
         )
 
     def object_update(
@@ -373,6 +388,29 @@ class ObjectWriteMethods(ApiCore):
     def object_touch(self, account: str, container: str, obj: str, version: Any = None, **kwargs: Any) -> None:
         """Have the event of the object's creation sent again. :raises NotFound: when it is missing."""
         self.container.content_touch(account, container, obj, version=version, **kwargs)
+
+
+def _was_refused(exc: ClientException | DeadlineReached) -> bool:
+    """Whether it is sure that the object was not made: answers of 500 and above do not tell."""
+    if isinstance(exc, (Conflict, DeadlineReached)):
+        return True
+    return isinstance(exc.http_status, int) and 400 <= exc.http_status < 500
+
+
+def _check_properties(properties: Any) -> None:
+    """Refuse before the upload what would be refused after it.
+
+    :raises BadRequest: when a property is not made of texts.
+    """
+    if properties is None:
+        return
+    if not isinstance(properties, Mapping):
+        raise BadRequest(message=f"Invalid properties: a dictionary is expected, not {type(properties).__name__}")
+    for key, value in properties.items():
+        if not key or not isinstance(key, (str, bytes)):
+            raise BadRequest(message=f"Invalid properties: {key!r} is not a name")
+        if not isinstance(value, (str, bytes)):
+            raise BadRequest(message=f"Invalid properties: the value of {key!r} is not a string")
 
 
 def _plain_chunk(chunk: Mapping[str, Any]) -> dict[str, Any]:

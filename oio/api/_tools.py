@@ -100,23 +100,31 @@ class IOBaseWrapper(io.RawIOBase):
 def read_source(source: Any, size: int, timeout: float) -> bytes:
     """Read a block of the source of an upload; ``b""`` at its end.
 
-    :raises SourceReadError: on ``IOError`` or ``ValueError``.
+    :raises SourceReadError: on ``IOError`` or ``ValueError``, and when the source does not give bytes (text,
+        nothing yet) or gives more of them than asked: both would be stored as something else than the data.
     :raises SourceReadTimeout: on the green timeout of that name, :class:`OioTimeout` on another one.
     """
     green = green_module()
     try:
         if green is None:
-            data: bytes = source.read(size)
-            return data
-        try:
-            with green.SourceReadTimeout(timeout):
-                return source.read(size)  # type: ignore[no-any-return]
-        except green.SourceReadTimeout as err:
-            raise exc.SourceReadTimeout(str(err)) from err
-        except green.Timeout as err:
-            raise exc.OioTimeout(str(err)) from err
+            data = source.read(size)
+        else:
+            try:
+                with green.SourceReadTimeout(timeout):
+                    data = source.read(size)
+            except green.SourceReadTimeout as err:
+                raise exc.SourceReadTimeout(str(err)) from err
+            except green.Timeout as err:
+                raise exc.OioTimeout(str(err)) from err
     except (OSError, ValueError) as err:
         raise exc.SourceReadError(str(err)) from err
+    if type(data) is not bytes:
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise exc.SourceReadError(f"the source gives {type(data).__name__} instead of bytes")
+        data = bytes(data)
+    if len(data) > size:
+        raise exc.SourceReadError(f"the source gives {len(data)} bytes when {size} are asked for")
+    return data
 
 
 class PeekSource:

@@ -146,7 +146,9 @@ class HttpApi:
         if body:
             body = _decode_body(body)
         if resp.status >= 400:
-            raise from_response(resp, body)
+            error = from_response(resp, body)
+            error.reqid = reqid
+            raise error
         return resp, body
 
     def _send(
@@ -171,7 +173,8 @@ class HttpApi:
                     deadline=kwargs.get("deadline"),
                     idempotent=idempotent,
                 )
-            except HttpClientError as exc:
+            except (HttpClientError, ValueError) as exc:
+                # ValueError: something in the address, the target or a header cannot be sent as it is.
                 oio_exception_from_httperror(exc, headers.get(REQID_HEADER), url)
         if type(timeout) is tuple:
             timeout = pool_timeout(pool, *timeout)

@@ -17,11 +17,12 @@ from typing import Any
 from oio.api.base import HttpApi, only_reads
 from oio.common.configuration import load_namespace_conf, validate_service_conf
 from oio.common.easy_value import int_value
-from oio.common.exceptions import Conflict, OioException, ServiceBusy
+from oio.common.exceptions import ConfigurationException, Conflict, OioException, ServiceBusy
 from oio.common.logger import get_logger
 
 # One slot of the random pause between two attempts, in seconds; the number of slots doubles each time.
 _BACKOFF_SLOT_S = 0.5
+_PORT_MAX = 65535
 
 ACTION_MODE_HEADER = "x-oio-action-mode"
 UPGRADE_TO_TLS_HEADER = "x-oio-upgrade-to-tls"
@@ -38,6 +39,7 @@ class ProxyClient(HttpApi):
     :param request_prefix: appended to the endpoint.
     :param no_ns_in_url: leave the version and the namespace out of the endpoint.
     :param endpoint: location of the proxy; else ``conf['proxyd_url']``, else the namespace configuration.
+        :raises ConfigurationException: when it is not an address.
     :param request_attempts: how many times a request is sent while the service is busy.
     """
 
@@ -58,11 +60,7 @@ class ProxyClient(HttpApi):
         self.conf = conf
         self.logger = logger or get_logger(dict(conf), "oio.client")
         location = endpoint or conf.get("proxyd_url") or load_namespace_conf(self.ns)["proxy"]
-        scheme, separator, netloc = location.partition("://")
-        if not separator:
-            scheme, netloc = "http", location
-        self.proxy_scheme = scheme
-        self.proxy_netloc = netloc.split("/", 1)[0]
+        self.proxy_scheme, self.proxy_netloc = _parse_location(location)
         base = f"{self.proxy_scheme}://{self.proxy_netloc}"
         if not no_ns_in_url:
             base = f"{base}/v3.0/{self.ns}"
@@ -113,6 +111,20 @@ class ProxyClient(HttpApi):
                     return None, None
                 raise
         raise AssertionError("unreachable")
+
+
+def _parse_location(location: str) -> tuple[str, str]:
+    """Scheme and address of a proxy. :raises ConfigurationException: when it cannot be one."""
+    scheme, separator, netloc = location.partition("://")
+    if not separator:
+        scheme, netloc = "http", location
+    netloc = netloc.split("/", 1)[0]
+    host, colon, port = netloc.rpartition(":")
+    if not colon or netloc.endswith("]"):
+        host, port = netloc, "80"
+    if not host or not (port.isascii() and port.isdigit() and int(port) <= _PORT_MAX):
+        raise ConfigurationException(f"Invalid address of the proxy: {location!r}, HOST:PORT is expected")
+    return scheme, netloc
 
 
 def _pause(attempt: int, deadline: float | None) -> None:

@@ -58,6 +58,7 @@ def _raise_no_such(kind: type[Exception], err: NotFound, text: str) -> NoReturn:
     except kind as exc:
         # Callers see (text, original message), without the repetition that comes with ``err.args``.
         exc.args = (text, err.message)
+        exc.reqid = err.reqid  # type: ignore[attr-defined]
         raise
 
 
@@ -185,6 +186,9 @@ def api_call(not_found: Callable[..., NoReturn] | None = None, prefix: str = "")
                 return func(self, *args, **kwargs)
             except NotFound as err:
                 given = [*args[: len(names)], *(kwargs.get(name) for name in names[len(args) :])]
+                if len(given) > 1 and given[1] is None:
+                    # The container is designated by its id.
+                    given[1] = kwargs.get("cid")
                 not_found(err, *given)
 
         return cast(F, wrapper)

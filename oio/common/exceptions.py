@@ -25,7 +25,13 @@ class EmptyByteRange(Exception):
 
 
 class OioException(Exception):
-    """Base of the errors of the object store."""
+    """Base of the errors of the object store.
+
+    :ivar reqid: id of the request that failed, when it got an answer; else None. (The text of an error
+        without answer tells it.)
+    """
+
+    reqid: str | None = None
 
 
 class ConfigurationException(OioException):

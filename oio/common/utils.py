@@ -184,7 +184,9 @@ class GeneratorIO(io.RawIOBase):
             except StopIteration:
                 return False
             if item:
-                self._left = memoryview(item.encode() if isinstance(item, str) else item)
+                self._left = memoryview(item.encode() if isinstance(item, str) else item).cast("B")
+            elif not isinstance(item, (bytes, str, bytearray, memoryview)):
+                raise TypeError(f"bytes are expected, not {type(item).__name__}")
         return True
 
     def readable(self) -> bool:
@@ -219,6 +221,13 @@ class GeneratorIO(io.RawIOBase):
     def __iter__(self) -> Iterator[bytes]:  # type: ignore[override]
         while data := self.read(self.iter_size):
             yield data
+
+
+def list_of_names(names: Iterable[Any]) -> list[Any]:
+    """List of names from any iterable. :raises TypeError: for a text, whose letters would be the names."""
+    if isinstance(names, (str, bytes)):
+        raise TypeError(f"a list of names is expected, not the text {names!r}")
+    return list(names)
 
 
 def group_chunk_errors(chunk_err_iter: Iterable[tuple[str, Any]]) -> dict[Any, list[str]]:

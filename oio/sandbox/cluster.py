@@ -142,6 +142,11 @@ class Sandbox:
             for state in (states.get(service.name, {}),)
         ]
 
+    def orphans(self) -> list[int]:
+        """Processes of this cluster that run although its supervisor does not: start or stop ends them."""
+        supervision = self._supervision()
+        return [] if supervision.alive() else supervision.leftovers()
+
     # --- what can be done with it ---------------------------------------------------------------------
 
     def init(self) -> Layout:
@@ -181,11 +186,10 @@ class Sandbox:
         self._init_with_free_ports(report)
         supervision = self._supervision()
         chosen = self.layout.select(list(targets))
-        if not supervision.alive():
-            leftovers = supervision.leftovers()
-            if leftovers:
-                report(f"{len(leftovers)} processes outlived their supervisor: stopping them")
-                supervision.shutdown()
+        orphans = self.orphans()
+        if orphans:
+            report(f"{len(orphans)} processes outlived their supervisor: stopping them")
+            supervision.shutdown()
         self._check_ports(chosen, supervision)
         supervision.launch()
         ready = Readiness(self.layout, supervision, timeout_s, report)

@@ -19,6 +19,7 @@ from typing import Any
 from oio.sandbox.cluster import START_TIMEOUT_S, Sandbox, default_home
 from oio.sandbox.errors import SandboxError
 from oio.sandbox.options import TYPES, load_file, merge
+from oio.sandbox.supervision import tail
 
 _COMMANDS = {
     "init": "lay the cluster out and write its configuration",
@@ -134,8 +135,15 @@ def _options(args: argparse.Namespace) -> Any:
 
 
 def _status(sandbox: Sandbox, as_json: bool) -> int:
-    """Print the services; exit code 0 when all of them run."""
+    """Print the services, and the last words of those that do not start; exit code 0 when all run."""
     entries = sandbox.status()
+    orphans = sandbox.orphans()
+    if orphans:
+        print(
+            f"oio-sandbox: the supervisor is gone, {len(orphans)} processes run without it:"
+            " start or stop the cluster",
+            file=sys.stderr,
+        )
     if as_json:
         print(json.dumps(entries, indent=1))
     else:
@@ -146,6 +154,11 @@ def _status(sandbox: Sandbox, as_json: bool) -> int:
                 f"{entry['name']:28} {entry['addr']:22} {entry['state']:9}"
                 f" {entry['pid'] or '':>8} {entry['uptime_s'] or '':>8} {score:>6}"
             )
+        for entry in entries:
+            if entry["state"] in ("BACKOFF", "FATAL"):
+                path = os.path.join(sandbox.layout.log_dir, f"{entry['name']}.log")
+                print(f"{entry['name']} does not start; end of {path}:")
+                print("\n".join(f"    {line}" for line in tail(path, lines=3).splitlines()))
     return 0 if all(entry["state"] == "RUNNING" for entry in entries) else 1
 
 

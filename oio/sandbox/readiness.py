@@ -63,6 +63,7 @@ class Readiness:
         )
         self._bootstrapped = False
         self._answered: set[str] = set()
+        self._wanted: set[str] = set()
 
     def close(self) -> None:
         """Close the connections that were used."""
@@ -76,12 +77,17 @@ class Readiness:
         """Wait for these services, and set up what the first start must set up."""
         expected = [service for service in services if service.port]
         types = {service.type for service in expected}
-        self._wait("services", lambda: self._missing_answers(expected))
-        self._wait("scores", lambda: self._missing_scores(expected))
+        self._wanted = {service.name for service in services}
+        if expected:
+            self._wait("services", lambda: self._missing_answers(expected))
+            self._wait("scores", lambda: self._missing_scores(expected))
         if types & {"meta0", "meta1"}:
             self._wait("directory", self._missing_directory)
         if types & {"proxy", "meta2", "rawx"}:
             self._wait("placement", self._missing_placement)
+        silent = [service.name for service in services if not service.port]
+        if silent:
+            self._wait("agents", lambda: self._missing_processes(silent))
 
     # --- the steps: each returns what is missing, by service name ---------------------------------
 
@@ -188,6 +194,12 @@ class Readiness:
                 with_fresh_connection.close()
         return {}
 
+    def _missing_processes(self, names: list[str]) -> dict[str, str]:
+        """Nobody can ask a service without port: it serves when it stays alive."""
+        states = self._supervision.states()
+        found = {name: states.get(name, {}).get("state", "unknown") for name in names}
+        return {name: f"state {state}" for name, state in found.items() if state != "RUNNING"}
+
     # --- waiting ----------------------------------------------------------------------------------
 
     def _wait(self, step: str, missing_of: Callable[[], dict[str, str]]) -> None:
@@ -206,14 +218,15 @@ class Readiness:
                 self._fail(f"{step}: not ready after {self._timeout_s:g} s", missing)
             if now - checked_at > 1.0:
                 checked_at = now
-                self._check_supervisor()
+                self._check_supervisor(self._wanted.union(missing))
             time.sleep(_POLL_S)
 
-    def _check_supervisor(self) -> None:
+    def _check_supervisor(self, names: set[str]) -> None:
+        """Do not wait for a service that the supervisor gave up."""
         dead = {
             name: state["error"] or "it stopped again and again"
             for name, state in self._supervision.states().items()
-            if state["state"] == "FATAL"
+            if state["state"] == "FATAL" and name in names
         }
         if dead:
             self._fail("Services do not start", dead)

@@ -134,7 +134,8 @@ def test_the_life_of_a_cluster(make):
     assert os.listdir(sandbox.home) == []
 
 
-def test_a_killed_supervisor_leaves_nothing_that_stop_does_not_end(make):
+@pytest.mark.parametrize("then_start", [False, True], ids=["stop", "start"])
+def test_a_killed_supervisor_leaves_nothing_that_others_do_not_end(make, then_start):
     sandbox = make()
     sandbox.start()
     with open(os.path.join(sandbox.layout.run_dir, "supervisord.pid"), encoding="ascii") as file:
@@ -143,8 +144,52 @@ def test_a_killed_supervisor_leaves_nothing_that_stop_does_not_end(make):
     supervisor.kill()
     eventually(lambda: not psutil.pid_exists(supervisor.pid) or supervisor.status() == "zombie", what="its end")
     assert all(psutil.pid_exists(pid) for pid in services)
+    code, _output, errors = command(sandbox.home, "status")
+    assert code == 1
+    assert "supervisor is gone" in errors
+    if then_start:
+        sandbox.start()
+        assert working(sandbox)
+        assert not services & set(sandbox.pids().values())
+        assert len(trace_of(sandbox)) > len(services)
     sandbox.stop()
     assert trace_of(sandbox) == []
+
+
+def test_a_service_that_does_not_start_is_told_with_its_reason(make):
+    """By the start and by the status, while the others can be started and stopped."""
+    sandbox = make()
+    sandbox.start()
+    broken, other = sandbox.services("rawx")[:2]
+    agent = sandbox.services("event-agent")[0]
+    sandbox.stop(broken.name, agent.name)
+    os.setxattr(broken.volume, "user.server.id", b"somebody-else")
+    state = os.path.join(sandbox.layout.spool_dir, ".event-agent")
+    os.rename(state, f"{state}.kept")
+    with open(state, "w", encoding="ascii"):
+        pass
+    reasons = {broken.name: "somebody-else", agent.name: "retry.db"}
+    with pytest.raises(SandboxError) as caught:
+        sandbox.start(*reasons)
+    assert "do not start" in str(caught.value)
+    eventually(
+        lambda: {one["name"] for one in sandbox.status() if one["state"] == "FATAL"} == set(reasons), 60,
+        what="the supervisor gives up",
+    )  # fmt: skip
+    code, output, _errors = command(sandbox.home, "status")
+    assert code == 1
+    for name, reason in reasons.items():
+        assert f"{name} does not start" in output
+        assert reason in output
+        with pytest.raises(SandboxError, match=f"(?s){name}.*{reason}"):
+            sandbox.start(name)
+    sandbox.restart(other.name)
+    os.setxattr(broken.volume, "user.server.id", broken.service_id.encode())
+    os.unlink(state)
+    os.rename(f"{state}.kept", state)
+    sandbox.start()
+    assert working(sandbox)
+    assert {one["state"] for one in sandbox.status()} == {"RUNNING"}
 
 
 def test_two_clusters_with_the_same_first_port(make):
