@@ -121,9 +121,9 @@ class Sandbox:
         states = self._supervision().states()
         return {name: state["pid"] for name, state in states.items() if state["pid"]}
 
-    def status(self) -> list[dict[str, Any]]:
-        """One entry per service: name, type, address, id, state, pid, uptime, score when known."""
-        layout = self.layout
+    def status(self, *targets: str) -> list[dict[str, Any]]:
+        """One entry per service (all without targets): name, type, address, id, state, pid, uptime, score."""
+        chosen = self.layout.select(list(targets))
         states = self._supervision().states()
         scores = self._scores() if states else {}
         return [
@@ -138,7 +138,7 @@ class Sandbox:
                 "uptime_s": state.get("uptime_s", 0),
                 "score": scores.get(service.addr) if service.port else None,
             }
-            for service in layout.services
+            for service in chosen
             for state in (states.get(service.name, {}),)
         ]
 

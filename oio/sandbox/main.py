@@ -31,11 +31,13 @@ _COMMANDS = {
     "env": "print what a shell needs to use the cluster: eval $(oio-sandbox env)",
     "destroy": "stop and remove everything, data included",
 }
+#: Commands that take no targets.
+_WHOLE_COMMANDS = ("init", "env", "destroy")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)
     try:
         return _run(args)
     except SandboxError as err:
@@ -54,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         + "\n".join(f"  {name:9}{text}" for name, text in _COMMANDS.items())
         + "\n\ntargets: nothing or @NS (everything), @rawx (a type), NS-rawx-2 (a service)",
     )
-    # Options are accepted before and after the command.
+    # Options are accepted before, after and between the command and its targets.
     parser.add_argument("command", choices=sorted(_COMMANDS), metavar="COMMAND")
     parser.add_argument("targets", nargs="*", metavar="TARGET")
     add = parser.add_argument
@@ -84,6 +86,8 @@ def _run(args: argparse.Namespace) -> int:
     sandbox = Sandbox(args.home, _options(args))
     report = (lambda _text: None) if args.quiet else _print_flushed
     targets = args.targets
+    if targets and args.command in _WHOLE_COMMANDS:
+        raise SandboxError(f"{args.command} concerns the whole cluster, not {' '.join(targets)}")
     if args.command == "init":
         sandbox.init()
         report(f"{sandbox.namespace} laid out in {sandbox.home}, proxy {sandbox.proxy}")
@@ -95,7 +99,7 @@ def _run(args: argparse.Namespace) -> int:
     elif args.command == "restart":
         sandbox.restart(*targets, timeout_s=args.timeout, report=report)
     elif args.command == "status":
-        return _status(sandbox, args.json)
+        return _status(sandbox, targets, args.json)
     elif args.command == "env":
         for name, value in sandbox.environment.items():
             print(f"export {name}='{value}'")
@@ -134,9 +138,9 @@ def _options(args: argparse.Namespace) -> Any:
     return merge(*layers, given)
 
 
-def _status(sandbox: Sandbox, as_json: bool) -> int:
+def _status(sandbox: Sandbox, targets: list[str], as_json: bool) -> int:
     """Print the services, and the last words of those that do not start; exit code 0 when all run."""
-    entries = sandbox.status()
+    entries = sandbox.status(*targets)
     orphans = sandbox.orphans()
     if orphans:
         print(

@@ -173,21 +173,31 @@ class Readiness:
         return missing
 
     def _missing_placement(self) -> dict[str, str]:
-        """Ask each process of the proxy, as far as fresh connections reach them all."""
-        options = self._layout.options
+        """Ask each process of the proxy, as far as fresh connections reach them all, for all there is to choose.
+
+        Types of which nothing runs, and nothing was to be started, are left out.
+        """
         proxy = self._layout.of_type("proxy")[0]
-        types = [type_ for type_ in ("meta2", "rawx") if getattr(options, type_)]
+        snapshot = self._registry.snapshot()
+        assert snapshot is not None  # no generation was given
+        counts = {}
+        for type_ in ("meta2", "rawx"):
+            count = sum(one.score > 0 for one in snapshot.services.get(type_, ()))
+            wanted = any(service.name in self._wanted for service in self._layout.of_type(type_))
+            if count or wanted:
+                counts[type_] = max(1, count)
+        options = self._layout.options
         for _ in range(2 * options.proxy_workers):
             with_fresh_connection = HttpPool(connect_timeout_s=1.0, read_timeout_s=_CALL_TIMEOUT_S)
             try:
-                for type_ in types:
-                    url = (
-                        f"http://{proxy.addr}/v3.0/{options.namespace}/lb/choose?type={type_}"
+                for type_, count in counts.items():
+                    response = with_fresh_connection.request(
+                        "GET",
+                        f"http://{proxy.addr}/v3.0/{options.namespace}/lb/choose?type={type_}&size={count}",
                     )
-                    response = with_fresh_connection.request("GET", url)
                     if response.status != 200:
                         text = bytes(response.data[:200]).decode("utf-8", "replace")
-                        return {proxy.name: f"no {type_} to choose: {response.status} {text}"}
+                        return {proxy.name: f"cannot choose {count} {type_}: {response.status} {text}"}
             except HttpClientError as err:
                 return {proxy.name: str(err)}
             finally:

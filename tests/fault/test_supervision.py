@@ -169,9 +169,8 @@ def test_a_service_that_does_not_start_is_told_with_its_reason(make):
     with open(state, "w", encoding="ascii"):
         pass
     reasons = {broken.name: "somebody-else", agent.name: "retry.db"}
-    with pytest.raises(SandboxError) as caught:
+    with pytest.raises(SandboxError, match=r"(?s)do not start.*(somebody-else|retry.db)"):
         sandbox.start(*reasons)
-    assert "do not start" in str(caught.value)
     eventually(
         lambda: {one["name"] for one in sandbox.status() if one["state"] == "FATAL"} == set(reasons), 60,
         what="the supervisor gives up",
@@ -181,8 +180,6 @@ def test_a_service_that_does_not_start_is_told_with_its_reason(make):
     for name, reason in reasons.items():
         assert f"{name} does not start" in output
         assert reason in output
-        with pytest.raises(SandboxError, match=f"(?s){name}.*{reason}"):
-            sandbox.start(name)
     sandbox.restart(other.name)
     os.setxattr(broken.volume, "user.server.id", broken.service_id.encode())
     os.unlink(state)

@@ -318,6 +318,16 @@ def test_command_line(home, capsys):
     text = capsys.readouterr().out
     entries = json.loads(text[text.index("[") :])
     assert {entry["state"] for entry in entries} == {"STOPPED"}
+    # Options may stand between the command and its targets.
+    for target, names in (("@rawx", ["DEMO-rawx-1", "DEMO-rawx-2"]), ("DEMO-meta2-1", ["DEMO-meta2-1"])):
+        assert main(["--home", home, "status", "--json", target]) == 1
+        assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == names
+    assert main(["--home", home, "status", "@nothing"]) == 1
+    assert "no service of this cluster" in capsys.readouterr().err
+    for command in ("init", "env", "destroy"):
+        assert main(["--home", home, command, "DEMO-rawx-1"]) == 1
+        assert "whole cluster" in capsys.readouterr().err
+    assert Sandbox(home).initialised
     assert main(["--home", home, "env"]) == 0
     assert f"export OIO_SDS_CONF='{home}/sds.conf'" in capsys.readouterr().out
     assert main(["--home", home, "stop"]) == 0
