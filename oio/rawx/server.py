@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chunk server: one volume behind HTTP.
 
-    GET  HEAD                     /info  /stat
+    GET  HEAD                     /info  /stat  /metrics
     PUT  GET  HEAD  DELETE  COPY  /<chunk id>
 
 A request goes through: host check (418), volume probe (503), route, method. See `store` for what
@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from oio.common.constants import CHUNK_ATTRIBUTES_HEADER
 from oio.common.exceptions import ConfigurationException
+from oio.common.metrics import CONTENT_TYPE, Metric, render
 from oio.http.server import BodyError, Request, Response, Server, ServerConfig
 from oio.rawx import compression, download, events, metadata, upload
 from oio.rawx.config import RawxConfig, boolean, split_address
@@ -152,6 +153,8 @@ class Rawx:
             return self._text(request, "info", self._info)
         if name == "stat":
             return self._text(request, "stat", self._stat)
+        if name == "metrics" and request.method in ("GET", "HEAD"):
+            return self._metrics(request)
         chunk_id = metadata.parse_chunk_id(unquote(name) if "%" in name else name)
         if chunk_id is None:
             return self._error(400, "the path is not a chunk id")
@@ -327,6 +330,14 @@ class Rawx:
         request.context = kind
         body = "".join(f"{line}\n" for line in lines()).encode()
         return Response(200, body, (("Content-Type", "text/plain; charset=utf-8"),))
+
+    def _metrics(self, request: Request) -> Response:
+        """Not of the contract, hence not counted by ``/stat`` either."""
+        request.drain()
+        families = self.stats.metrics()
+        healthy = float(self.probe.healthy())
+        families.append(Metric("oio_rawx_volume_up", "gauge", "Does the volume work?", [({}, healthy)]))
+        return Response(200, render(families), [("Content-Type", CONTENT_TYPE)])
 
     def _info(self) -> list[str]:
         lines = [f"namespace {self.config.namespace}", f"path {self.config.docroot}"]

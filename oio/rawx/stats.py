@@ -1,10 +1,12 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""Counters of a rawx, as /stat shows them."""
+"""Counters of a rawx, as /stat and /metrics show them."""
 
 from __future__ import annotations
 
 import threading
+
+from oio.common.metrics import Metric
 
 KINDS = ("put", "copy", "get", "head", "del", "stat", "info", "raw", "other")
 _REPLIES = ("2xx", "4xx", "5xx", "other", "403", "404")
@@ -45,6 +47,30 @@ class Stats:
         pairs += [(f"rep.hits.{name}", replies[name]) for name in _REPLIES]
         pairs += transfers
         return [f"counter {name} {value}" for name, value in pairs]
+
+    def metrics(self) -> list[Metric]:
+        """The same counters, for Prometheus."""
+        with self._lock:
+            times, hits, replies = dict(self._time), dict(self._hits), dict(self._replies)
+            transfers = {"sent": self._bytes_read, "received": self._bytes_written}
+        return [
+            Metric(
+                "oio_rawx_requests", "counter", "Requests answered, by kind",
+                [({"kind": kind}, count) for kind, count in hits.items()],
+            ),
+            Metric(
+                "oio_rawx_request_seconds", "counter", "Time spent on requests, by kind",
+                [({"kind": kind}, spent / 1e6) for kind, spent in times.items()],
+            ),
+            Metric(
+                "oio_rawx_replies", "counter", "Answers, by status; those of 403 and 404 are in 4xx too",
+                [({"status": status}, count) for status, count in replies.items()],
+            ),
+            Metric(
+                "oio_rawx_chunk_bytes", "counter", "Bytes of chunks sent and received",
+                [({"direction": direction}, count) for direction, count in transfers.items()],
+            ),
+        ]  # fmt: skip
 
 
 def _group(status: int) -> str:

@@ -30,7 +30,6 @@ STATUS = {
     "rawx": "/stat",
     "account": "/status",
 }
-METRICS = [type_ for type_ in STATUS if type_ != "rawx"]  # contract: a rawx has /stat only
 PROGRAMS = sorted(path.name for path in (ROOT / "bin").glob("oio-*"))
 ETC = ROOT / "etc"
 
@@ -45,7 +44,7 @@ def pool():
 # -- routes ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("type_", METRICS)
+@pytest.mark.parametrize("type_", STATUS)
 def test_metrics_can_be_scraped(cluster, pool, type_):
     service = cluster.services(type_)[0]
     response = pool.request("GET", f"http://{service.addr}/metrics")

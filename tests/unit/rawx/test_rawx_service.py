@@ -230,6 +230,28 @@ def test_access_log_options(start):
         ["DELETE", "404"], ["PUT", "409"]]  # fmt: skip
 
 
+def test_metrics(client):
+    client.put(b"hello")
+    client.get()
+    client.request("GET", "/" + "0" * 64)
+    stat = stat_of(client, 3)
+    reply = client.request("GET", "/metrics")
+    assert (reply.status, reply.headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    lines = reply.body.decode().splitlines()
+    for line in (
+        'oio_rawx_requests_total{kind="put"} 1.0',
+        'oio_rawx_requests_total{kind="get"} 2.0',
+        'oio_rawx_replies_total{status="404"} 1.0',
+        'oio_rawx_chunk_bytes_total{direction="received"} 5.0',
+        'oio_rawx_chunk_bytes_total{direction="sent"} 5.0',
+        "oio_rawx_volume_up 1.0",
+    ):
+        assert line in lines
+    assert client.request("HEAD", "/metrics").status == 200
+    assert client.request("PUT", "/metrics").status == 400
+    assert "counter req.hits.other 0\n" in stat
+
+
 # -- TLS ---------------------------------------------------------------------------------------
 
 
