@@ -25,3 +25,7 @@ class Context:
         self.admin = admin
         #: Moment (monotonic clock) after which nobody waits for the answer; None without limit.
         self.deadline = deadline
+
+
+def nothing_to_refresh(request: object, context: Context) -> None:
+    """Handler of ``Refresh`` for services that remember nothing of others."""

@@ -84,6 +84,13 @@ class ContainerTarget(Operation, kw_only=True):
     name: str = ""
 
 
+# --- every meta service -------------------------------------------------------------------------
+
+
+class Refresh(Operation, kw_only=True):
+    """Forget what is remembered of other services (contract: ``forward/reload`` and ``forward/flush``)."""
+
+
 # --- meta0: prefix -> meta1 services ------------------------------------------------------------
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from oio.common import status
 from oio.common.status import StatusError
 from oio.meta.base_type import BaseType
-from oio.meta.context import Context
-from oio.meta.messages import Meta0Get, Meta0Set, Operation, PrefixMapping
+from oio.meta.context import Context, nothing_to_refresh
+from oio.meta.messages import Meta0Get, Meta0Set, Operation, PrefixMapping, Refresh
 from oio.meta.repository import Repository
 from oio.meta.transaction import Reader, Transaction
 
@@ -55,7 +55,7 @@ class Meta0Service:
 
     def handlers(self) -> dict[type[Operation], Handler]:
         """What to call for each operation."""
-        return {Meta0Get: self.get, Meta0Set: self.set}
+        return {Meta0Get: self.get, Meta0Set: self.set, Refresh: nothing_to_refresh}
 
     def get(self, request: Meta0Get, context: Context) -> PrefixMapping:
         """Services of the prefixes that start with the given digits."""

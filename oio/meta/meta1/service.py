@@ -16,7 +16,7 @@ from oio.common.status import StatusError
 from oio.directory.mapping import base_of
 from oio.meta.base_type import BaseType
 from oio.meta.context import Context
-from oio.meta.messages import ContainerTarget, Operation, ReferenceLink, ServiceLinks
+from oio.meta.messages import ContainerTarget, Operation, ReferenceLink, Refresh, ServiceLinks
 from oio.meta.meta1 import references
 from oio.meta.meta1.prefixes import Prefixes
 from oio.meta.repository import Repository
@@ -47,7 +47,11 @@ class Meta1Service:
         for kind, function in references.WRITES.items():
             handlers[kind] = self._writer(function)
         handlers[ReferenceLink] = self._link
+        handlers[Refresh] = self._refresh
         return handlers
+
+    def _refresh(self, request: Refresh, context: Context) -> None:
+        self._prefixes.refresh()
 
     def _reader(self, function: references.Function) -> Handler:
         def handle(request: ContainerTarget, context: Context) -> Any:

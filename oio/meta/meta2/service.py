@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from oio.meta import messages as m
-from oio.meta.context import Context
+from oio.meta.context import Context, nothing_to_refresh
 from oio.meta.meta2 import containers, contents, deletes, listing, puts, rules
 from oio.meta.meta2.schema import base_name
 from oio.meta.repository import Repository
@@ -44,6 +44,7 @@ class Meta2Service:
             m.ContentDelete: self._deleting(deletes.delete),
             m.ContentDeleteMany: self._deleting(deletes.delete_many),
             m.ContentTouch: self._touching(contents.touch),
+            m.Refresh: nothing_to_refresh,
         }
 
     def _container_create(self, request: m.ContainerCreate, context: Context) -> m.Created:

@@ -16,6 +16,7 @@ from oio.conscience.messages import valid_address
 from oio.http.client import HttpClientError, HttpResponse
 from oio.http.messages import Response
 from oio.meta.client import network_code
+from oio.meta.messages import Refresh
 from oio.proxy.app import Proxy, RouteDefinition, mapped_error
 from oio.proxy.call import Call, bad_request, json_reply
 
@@ -216,12 +217,18 @@ def forward_ping(call: Call) -> Response:
 
 def forward_reload(call: Call) -> Response:
     """``/v3.0/forward/reload``."""
-    return _forward(call, "POST", "/v1/reload", "proxy.outgoing.timeout.config")
+    return _refresh(call)
 
 
 def forward_flush(call: Call) -> Response:
     """``/v3.0/forward/flush``."""
-    return _forward(call, "POST", "/v1/flush", "proxy.outgoing.timeout.config")
+    return _refresh(call)
+
+
+def _refresh(call: Call) -> Response:
+    # A meta service keeps nothing of others but what one request makes it forget.
+    path, body = f"/v1/{Refresh.operation()}", msgspec.msgpack.encode(Refresh())
+    return _forward(call, "POST", path, "proxy.outgoing.timeout.config", body)
 
 
 class _Version(msgspec.Struct):

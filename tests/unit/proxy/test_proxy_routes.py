@@ -348,7 +348,11 @@ def test_forward(cluster):
     assert forward("config", address="").code == (400, 400)
     assert forward("config", address="localhost").code == (400, 400)
     assert forward("ping", address="127.0.0.1:9").status == 503
-    assert forward("reload", "POST").code == (500, 404)
+    for verb in ("reload", "flush"):
+        cluster.meta.calls.clear()
+        assert forward(verb, "POST").status == 204
+        assert cluster.meta.names() == ["refresh"]
+        assert forward(verb).code == (404, 404)
     assert forward("kill", "POST").code == (404, 404)
 
 

@@ -30,12 +30,17 @@ class Backend:
         self.servers, self.repositories = [], []
         handlers = Meta0Service(self._repository(directory, META0), NS).handlers()
         self._serve(cluster, "meta0", handlers)
-        prefixes = Prefixes(lambda: frozenset({"0000"}))
+        self.prefixes_read = 0
+        prefixes = Prefixes(self._load_prefixes)
         handlers = Meta1Service(self._repository(directory, META1), prefixes, 0).handlers()
         self._serve(cluster, "meta1", handlers)
         repository = self._repository(directory, META2)
         handlers = Meta2Service(repository, self.variables, f"{NS}-meta2-1").handlers()
         self._serve(cluster, "meta2", handlers)
+
+    def _load_prefixes(self):
+        self.prefixes_read += 1
+        return frozenset({"0000"})
 
     def _repository(self, directory, base_type):
         volume = directory / base_type.name
@@ -71,6 +76,7 @@ def full(tmp_path_factory):
     backend = Backend(tmp_path_factory.mktemp("meta"), cluster)
     cluster.conscience.generation += 1
     cluster.reload()
+    cluster.backend = backend
     yield cluster
     cluster.stop()
     backend.stop()
@@ -176,3 +182,12 @@ def test_names_survive(full):
     doomed = {"contents": [{"name": name} for name in [*names, "no"]]}
     answer = full.post("content/delete_many?acct=acct&ref=names", doomed)
     assert [one["status"] for one in answer.json["contents"]] == [204] * len(names) + [420]
+
+
+@pytest.mark.parametrize("verb", ["reload", "flush"])
+def test_meta_services_forget_what_they_know_of_others(full, verb):
+    for kind in ("meta0", "meta1", "meta2"):
+        before = full.backend.prefixes_read
+        addr = full.conscience.services[kind][0].addr
+        assert full.request("POST", f"/v3.0/forward/{verb}?id={addr}", raw=True).status == 204
+        assert full.backend.prefixes_read == before + (kind == "meta1")
