@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import configparser
 import logging
 import sys
@@ -24,7 +23,7 @@ from oio.account.store import (
     normalize_time,
 )
 from oio.common.metrics import CONTENT_TYPE, Metric, render
-from oio.common.service import run_until_stopped, setup_logging
+from oio.common.service import command_line, run_until_stopped, setup_logging
 from oio.http.router import Router
 from oio.http.server import HttpError, Request, Response, Server, ServerConfig
 
@@ -185,7 +184,7 @@ def _text(status: int, message: str) -> Response:
 
 def main(argv: list[str] | None = None) -> int:
     """``oio-account-server CONFIG``"""
-    parser = argparse.ArgumentParser(prog="oio-account-server", description="Account service")
+    parser = command_line("oio-account-server", "Account service")
     parser.add_argument("config", help="configuration file, section [account-server]")
     options = parser.parse_args(argv)
     try:

@@ -10,6 +10,7 @@ once SIGTERM or SIGINT came, the requests that were running are answered (or the
 
 from __future__ import annotations
 
+import argparse
 import logging
 import logging.handlers
 import os
@@ -18,8 +19,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
+from oio import __version__
 from oio.http.server import RequestIdFilter
 
 LOG_FORMAT = "%(asctime)s.%(msecs)03d %(process)d %(name)s %(levelname)s %(reqid)s %(message)s"
@@ -41,6 +43,13 @@ class Stoppable(Protocol):
 
     def stop(self, grace_s: float = ...) -> object:
         """Refuse what is new, finish what runs within the grace."""
+
+
+def command_line(program: str, description: str, **more: Any) -> argparse.ArgumentParser:
+    """A parser with what every program understands: ``--help`` and ``--version``."""
+    parser = argparse.ArgumentParser(prog=program, description=description, **more)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
 
 
 def setup_logging(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import optparse
 import os
 import queue
 import sys
@@ -27,6 +28,7 @@ from typing import Any
 
 import msgspec
 
+from oio import __version__
 from oio.common import service, utils
 from oio.common.configuration import load_namespace_conf, parse_options
 from oio.common.exceptions import OioException
@@ -369,7 +371,8 @@ def _drop_privileges(settings: AgentSettings) -> None:
 
 def main() -> int:
     """Entry point of ``oio-conscience-agent CONFIG [-v]``."""
-    path, options = parse_options()
+    parser = optparse.OptionParser("%prog CONFIG [options]", version=f"%prog {__version__}")
+    path, options = parse_options(parser)
     try:
         logger = logging.getLogger("oio.conscience.agent")
         service.setup_logging(None, "DEBUG" if options["verbose"] else "INFO")

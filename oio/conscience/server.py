@@ -15,7 +15,6 @@ nothing here (``[General]``, ``plugins``, numbers of workers…) are left aside.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 import threading
@@ -270,9 +269,7 @@ def _services_of(request: Request) -> list[ServiceDef]:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``oio-conscience`` (and of ``oio-daemon``, its old name)."""
-    parser = argparse.ArgumentParser(
-        prog="oio-conscience", description="Registry of the services of a namespace"
-    )
+    parser = service.command_line("oio-conscience", "Registry of the services of a namespace")
     parser.add_argument("-O", dest="options", action="append", default=[], metavar="KEY=VALUE",
                         help="PersistencePath=FILE, PersistencePeriod=SECONDS")
     parser.add_argument("-s", dest="syslog_id", metavar="ID", help="identifier of the lines sent to syslog")

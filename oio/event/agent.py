@@ -12,7 +12,6 @@ again.
 
 from __future__ import annotations
 
-import argparse
 import configparser
 import contextlib
 import heapq
@@ -388,7 +387,7 @@ def parse_event(payload: bytes) -> Event:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``oio-event-agent CONFIG [-v]``."""
-    parser = argparse.ArgumentParser(prog="oio-event-agent", description="Consumes the events of this host")
+    parser = service.command_line("oio-event-agent", "Consumes the events of this host")
     parser.add_argument("-v", "--verbose", action="store_true", help="debug logs")
     parser.add_argument("config", help="INI file with a section [event-agent]")
     args = parser.parse_args(argv)

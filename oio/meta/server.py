@@ -12,7 +12,6 @@ function returns the reply or raises ``StatusError``; everything else about HTTP
 
 from __future__ import annotations
 
-import argparse
 import configparser
 import contextlib
 import logging
@@ -31,7 +30,7 @@ from oio import __version__
 from oio.common import status
 from oio.common.configuration import load_namespace_conf
 from oio.common.metrics import CONTENT_TYPE, Metric, render
-from oio.common.service import parse_address, parse_dash_o, run_until_stopped, setup_logging
+from oio.common.service import command_line, parse_address, parse_dash_o, run_until_stopped, setup_logging
 from oio.common.status import StatusError, http_status
 from oio.common.variables import Variables, parse_boolean
 from oio.common.volume_lock import VolumeLock, lock_volume
@@ -305,9 +304,7 @@ def open_process(service_type: str, argv: Sequence[str] | None = None) -> MetaPr
 
     Leaves the program with a message when something is wrong.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"oio-{service_type}-server", description=f"{service_type} service of one volume."
-    )
+    parser = command_line(f"oio-{service_type}-server", f"{service_type} service of one volume.")
     parser.add_argument(
         "-O", dest="options", action="append", default=[], metavar="KEY=VALUE",
         help="Endpoint=IP:PORT (mandatory), ServiceId=ID, Config=FILE, SysConfig=on|off",

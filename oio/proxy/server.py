@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import argparse
 import configparser
 import logging
 import os
@@ -167,7 +166,7 @@ def listen_address(text: str) -> tuple[str, int] | str:
 
 def parse_arguments(argv: list[str] | None) -> Options:
     """Read the command line. :raises SystemExit: after a message, when it is wrong."""
-    parser = argparse.ArgumentParser(prog="oio-proxy", description="HTTP door of a namespace")
+    parser = service.command_line("oio-proxy", "HTTP door of a namespace")
     parser.add_argument(
         "-O", dest="options", action="append", default=[], metavar="KEY=VALUE",
         help="Bind=ADDRESS (repeatable), SysConfig=BOOL, Config=PATH (repeatable), Workers=NUMBER",

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from oio.common.configuration import load_namespace_conf
 from oio.common.exceptions import ConfigurationException
-from oio.common.service import install_verbosity_signals
+from oio.common.service import command_line, install_verbosity_signals
 from oio.common.variables import Variables
 from oio.common.volume_lock import lock_volume
 from oio.event.queue import open_queue, producer_url
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a mistake ends the program."""
-    parser = argparse.ArgumentParser("oio-rawx", description="Serve the chunks of one volume.")
+    parser = command_line("oio-rawx", "Serve the chunks of one volume.")
     parser.add_argument("-f", dest="file", required=True, help="configuration file")
     parser.add_argument("-s", dest="syslog", default="", help="log to syslog with this identifier")
     parser.add_argument("-v", dest="verbose", action="store_true", help="be verbose, on stderr")

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from oio.common.service import command_line
 from oio.sandbox.cluster import START_TIMEOUT_S, Sandbox, default_home
 from oio.sandbox.errors import SandboxError
 from oio.sandbox.options import TYPES, load_file, merge
@@ -48,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="oio-sandbox",
-        description="A local cluster. Options describe it when it is laid out; later commands find it again.",
+    parser = command_line(
+        "oio-sandbox",
+        "A local cluster. Options describe it when it is laid out; later commands find it again.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="commands:\n"
         + "\n".join(f"  {name:9}{text}" for name, text in _COMMANDS.items())

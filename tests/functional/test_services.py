@@ -15,6 +15,7 @@ from processes import Meta2Process, Process, RawxProcess, free_port
 from prometheus_client.parser import text_string_to_metric_families
 from support import ROOT, eventually
 
+from oio import __version__
 from oio.common.configuration import load_namespace_conf
 from oio.conscience.agent_settings import load_agent_settings
 from oio.conscience.settings import load_settings
@@ -162,6 +163,9 @@ def test_usage(program):
     done = run(program, "-h")
     assert done.returncode == 0
     assert done.stdout.lower().startswith("usage: ")
+    done = run(program, "--version")
+    assert done.returncode == 0
+    assert done.stdout == f"{'oio-conscience' if program == 'oio-daemon' else program} {__version__}\n"
     for words in (["--no-such-option"], []):
         done = run(program, *words)
         # contract: parse_options, which the conscience agent uses, leaves with 1 when the path is missing
