@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ACCOUNT_MAX_BYTES = 63
 REFERENCE_MAX_BYTES = 1023
+PATH_MAX_BYTES = 1023
 
 #: Numbers that identify versions and sizes are stored as signed 64-bit integers.
 INT64_MAX = (1 << 63) - 1
@@ -91,6 +92,13 @@ class Call:
         if args is None:
             args = self._args = parse_args(self.request.query_string)
         return args
+
+    def object_name(self) -> str:
+        """Name of an object to write. :raises StatusError: 400 when it is missing or too long."""
+        path = self.required("path")
+        if len(path) > PATH_MAX_BYTES // 4 and len(path.encode()) > PATH_MAX_BYTES:
+            raise bad_request(f"Invalid parameter 'path', more than {PATH_MAX_BYTES} bytes")
+        return path
 
     def required(self, name: str) -> str:
         """A parameter that must be there. :raises StatusError: 400 when it is missing or empty."""

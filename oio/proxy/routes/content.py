@@ -99,7 +99,7 @@ def prepare2(call: Call) -> Response:
 def _prepare(call: Call) -> tuple[list[tuple[str, str]], list[ChunkView], dict[str, str]]:
     """Choose where the chunks of an object go. Entirely local: neither container nor object are looked at."""
     proxy = call.proxy
-    path = call.required("path")
+    path = call.object_name()
     target = call.target
     raw = call.raw_body()
     body = _decode_prepare(raw) if raw and raw != b"null" else _PrepareBody()
@@ -192,7 +192,7 @@ def create(call: Call) -> Response:
 
 def _put_request(call: Call) -> tuple[ContentPut, dict[str, str]]:
     headers = call.headers
-    path = call.required("path")
+    path = call.object_name()
     target = call.target
     for flag in ("change_policy", "force"):
         if call.flag(flag):

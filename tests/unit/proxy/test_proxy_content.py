@@ -402,3 +402,19 @@ def test_spare_counts_chunks_of_services_that_left(cluster):
 )
 def test_spare_refuses(cluster, query, body, code):
     assert cluster.post(f"content/spare?{OBJECT}&{query}", body).code == code
+
+
+@pytest.mark.parametrize("name", ["x" * 1024, "é" * 512, "日" * 342])
+@pytest.mark.parametrize("route", ["prepare", "prepare2", "create"])
+def test_names_of_objects_are_bounded_in_bytes_when_they_are_written(cluster, route, name):
+    query = f"acct=acct&ref=ref&path={quote(name)}"
+    answer = cluster.post(f"content/{route}?{query}", {"size": 1, "chunks": []})
+    assert answer.code == (400, 400)
+    assert answer.json["message"] == "Invalid parameter 'path', more than 1023 bytes"
+    assert cluster.meta.calls == []
+
+
+@pytest.mark.parametrize("name", ["x" * 1023, "é" * 511, "日" * 341])
+def test_the_longest_names_of_objects_are_accepted(cluster, name):
+    answer = cluster.post(f"content/prepare2?acct=acct&ref=ref&path={quote(name)}", {"size": 1})
+    assert answer.status == 200
