@@ -69,7 +69,9 @@ class ClusterList(ListCommand):
             try:
                 services = client.all_services(srv_type, parsed.stats, reqid=reqid)
             except OioException as exc:
-                self.app.log.error("Failed to list services of type %s: %s", srv_type, exc)
+                self.app.log.error(
+                    "Failed to list services of type %s: %s", srv_type, self.app.describe_error(exc)
+                )
                 self.success = False
                 continue
             for service in services:

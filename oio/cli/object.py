@@ -83,6 +83,11 @@ class CreateObject(_ObjectCommand, ListCommand):
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
         """Upload each file in turn; a file that fails is a row, and the command fails at the end."""
         check_object_container(parsed_args)
+        if "" in parsed_args.names:
+            raise CommandError("--name wants a name, not an empty text")
+        manager = self.app.client_manager
+        # What is missing is an error of the command, not of each file.
+        self._account, self._storage = manager.account, manager.storage
         columns: tuple[str, ...] = ("Name", "Size", "Hash", "Status")
         if parsed_args.perfdata_column:
             columns += ("Perfdata",)
@@ -112,18 +117,17 @@ class CreateObject(_ObjectCommand, ListCommand):
                 return
             except (OioException, CommandError, OSError) as exc:
                 self.success = False
-                self.app.log.error("%s", exc)
+                self.app.log.error("%s", self.app.describe_error(exc))
                 yield path if isinstance(exc, OSError) else name, 0, None, "Failed"
 
     def _upload(self, parsed: argparse.Namespace, path: str, name: str) -> tuple[int, str]:
-        manager = self.app.client_manager
         container = self.resolve_name(parsed, name)
         kwargs: dict[str, Any] = {"tls": True} if parsed.tls else {}
         if parsed.key_file:
             kwargs["key_file"] = os.path.abspath(parsed.key_file)
         with open(path, "rb") as source, Progress(name, os.fstat(source.fileno()).st_size) as progress:
-            _chunks, size_bytes, checksum = manager.storage.object_create(
-                manager.account,
+            _chunks, size_bytes, checksum = self._storage.object_create(
+                self._account,
                 container,
                 file_or_path=progress.reader(source),
                 obj_name=name,

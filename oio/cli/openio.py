@@ -21,10 +21,11 @@ from cliff.commandmanager import CommandManager
 
 import oio
 from oio.cli.clientmanager import ClientManager
+from oio.cli.common.base import describe_error
+from oio.common.exceptions import CommandError
 from oio.common.utils import request_id
 
 FAMILIES = ("cluster", "container", "object")
-# Longest request id that services keep (contract: header x-oio-req-id).
 _PROG = "openio"
 
 
@@ -59,6 +60,9 @@ class OpenIOApp(App):
         )
         self.client_manager: ClientManager = ClientManager({})
         self.perfdata: dict[str, Any] = {}
+        self.last_request_id: str | None = None
+        # Cliff logs here what escapes a command.
+        self.LOG = _ErrorLog(self.LOG, self)  # type: ignore[assignment]
         self._batch_done = False
 
     def build_option_parser(
@@ -130,12 +134,19 @@ class OpenIOApp(App):
             status = super().run(argv)
         finally:
             if profiler is not None:
-                _save_profile(profiler, options)
+                try:
+                    _save_profile(profiler, options)
+                except OSError as exc:
+                    self.log.error("The profile cannot be saved: %s", exc)
+                    status = 1
         return 0 if self._batch_done else status
 
     def initialize_app(self, argv: list[str]) -> None:
         """Build what commands take their clients from."""
         super().initialize_app(argv)
+        given = self.options.request_id
+        if given and not (given.isascii() and given.isprintable()):
+            raise CommandError(f"Invalid request id {given!r}: printable ASCII characters are expected")
         self.client_manager = ClientManager(
             {
                 "namespace": self.options.ns,
@@ -149,7 +160,12 @@ class OpenIOApp(App):
 
     def request_id(self, prefix: str = "CLI-") -> str:
         """The request id given by the user, or a new one."""
-        return self.options.request_id or request_id(prefix)
+        self.last_request_id = self.options.request_id or request_id(prefix)
+        return self.last_request_id
+
+    def describe_error(self, exc: BaseException) -> str:
+        """Text of an error, with the id of the request that failed."""
+        return describe_error(exc, self.last_request_id)
 
     def clean_up(self, cmd: Any, result: int, err: BaseException | None) -> None:
         """Log performance data when asked for."""
@@ -162,6 +178,18 @@ class OpenIOApp(App):
         super().interact()
 
 
+class _ErrorLog(logging.LoggerAdapter[logging.Logger]):
+    """Tells the id of the request that failed, after the error."""
+
+    def __init__(self, logger: logging.Logger, app: OpenIOApp) -> None:
+        super().__init__(logger)
+        self._app = app
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Make a text of an exception; other messages stay."""
+        return (self._app.describe_error(msg) if isinstance(msg, BaseException) else msg), kwargs
+
+
 def _start_profiler(options: argparse.Namespace) -> Any:
     if options.profiler in ("cProfile", "profile"):
         import importlib
@@ -171,8 +199,10 @@ def _start_profiler(options: argparse.Namespace) -> Any:
             profiler.enable()
         return profiler
     if options.profiler == "yappi":
-        import yappi  # type: ignore[import-not-found, unused-ignore]
-
+        try:
+            import yappi  # type: ignore[import-not-found, unused-ignore]
+        except ImportError as exc:
+            raise SystemExit(f"The profiler cannot be loaded: {exc}") from exc
         yappi.start()
         return yappi
     raise SystemExit(f"Unknown profiler: {options.profiler}")

@@ -230,3 +230,94 @@ def test_computed_containers_are_listed_together(openio, tmp_path):
     assert listed("--marker", ordered[1]) == ordered[2:]
     assert listed("--prefix", "flat-3") == ["flat-3"]
     assert listed("--flat-bits", "4") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["object", "show", "{c}", "absent"], "Object 'absent' does not exist."),
+        (["object", "locate", "{c}", "absent"], "Object 'absent' does not exist."),
+        (["object", "save", "{c}", "absent"], "Object 'absent' does not exist."),
+        (["object", "delete", "{c}", "absent"], "Object 'absent' does not exist."),
+        (["object", "set", "{c}", "absent", "--property", "k=v"], "Object 'absent' does not exist."),
+        (["object", "unset", "{c}", "absent"], "Object 'absent' does not exist."),
+        (["object", "list", "{c}-absent"], "-absent' does not exist."),
+        (["object", "show", "{c}", "o" * 9000], "does not exist."),
+        (["object", "show", "{c}", "absent", "--object-version", "-1"], "Invalid version -1"),
+        (["object", "list", "{c}", "--marker", "\udcff"], "Invalid parameter 'marker', not UTF-8"),
+        (["container", "show", "--cid", "A" * 64], "Container '" + "A" * 64 + "' does not exist."),
+        (["container", "show", "--cid", "ZZ"], "'cid' is not a container id"),
+        (["container", "create", "x" * 2048], "Invalid parameter 'ref', more than"),
+        (["container", "create", ""], "missing parameter 'ref'"),
+        (["container", "create", "{c}-p", "--stgpol", "NOPE"], "Storage policy [NOPE] not supported"),
+        (["container", "delete", "{c}-absent"], "-absent' does not exist."),
+        (["-a", "no-such-account", "container", "list"], "Account 'no-such-account' does not exist."),
+        (["cluster", "wait", "nosuch"], "Service type [nosuch] not managed (HTTP 404) (STATUS 453)"),
+        (["--oio-proxy", "127.0.0.1:1", "object", "list", "{c}"], "host=127.0.0.1:1"),
+    ],
+)
+def test_one_line_tells_what_went_wrong_and_in_which_request(openio, container, words, text):
+    words = [word.replace("{c}", container) for word in words]
+    done = openio("--request-id", "MY-REQUEST", *words, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert text in line and line.count("reqid=MY-REQUEST") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--oio-proxy", "http://", "object", "list", "{c}"], "Invalid address of the proxy: 'http://'"),
+        (["--oio-proxy", "127.0.0.1:99999", "cluster", "show"], "Invalid address of the proxy"),
+        (["--request-id", "a\nb", "object", "list", "{c}"], "Invalid request id 'a\\nb'"),
+        (["--log-file", "/nowhere/log", "object", "list", "{c}"], "/nowhere/log"),
+        (["object", "create", "{c}", "file", "--name", ""], "--name wants a name"),
+        (["object", "create", "", "file"], "Missing value for container or --auto"),
+        (["object", "list", "{c}", "--limit", "-1"], "--limit wants a positive number"),
+        (["container", "list", "--limit", "x"], "--limit wants a positive number"),
+        (["object", "set", "{c}", "o", "--tagging", "[1]"], "--tags: Not a JSON object"),
+        (["object", "delete", "{c}", "a", "b", "--object-version", "1"], "Cannot specify a version"),
+        (["container", "show", "{c}", "-c", "nope"], "No recognized column names in ['nope']"),
+    ],
+)
+def test_what_is_wrong_with_the_command_line_is_one_line(openio, container, tmp_path, words, text):
+    (tmp_path / "file").write_bytes(b"x")
+    done = openio(*[word.replace("{c}", container) for word in words], check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert text in line
+    assert openio.json("object", "list", container) == []
+
+
+def test_what_cannot_be_uploaded_is_a_failed_row(openio, container, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"x")
+    for words, text in (
+        (["folder"], "Is a directory: 'folder'"),
+        (["absent"], "No such file or directory: 'absent'"),
+        (["file", "--policy", "NOPE"], "Storage policy [NOPE] not supported (HTTP 500) (STATUS 480) (reqid="),
+        (["file", "--name", "n" * 1024], "more than"),
+        (["file", "--mime-type", "a\nb"], "Invalid mime type 'a\\nb'"),
+        (["file", "--property", "=v"], "'' is not a name"),
+    ):
+        done = openio("object", "create", container, *words, "-f", "json", check=False)
+        assert done.returncode == 1
+        (row,) = json.loads(done.stdout)
+        assert (row["Size"], row["Hash"], row["Status"]) == (0, None, "Failed")
+        first, second = done.stderr.splitlines()
+        assert text in first and second == "Too many errors occured"
+    assert openio.json("object", "list", container) == []
+
+
+def test_a_profile_that_cannot_be_saved_is_told(openio):
+    done = openio("--profile", "/nowhere/profile", "cluster", "show", "-c", "namespace", check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "/nowhere/profile" in done.stderr
+
+
+def test_a_folder_is_not_overwritten_by_a_download(openio, container, tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "folder").mkdir()
+    openio("object", "create", container, "file")
+    done = openio("object", "save", container, "file", "--file", "folder", check=False)
+    assert done.returncode == 1 and "Is a directory: 'folder'" in done.stderr
+    assert list((tmp_path / "folder").iterdir()) == []

@@ -13,7 +13,7 @@ from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
-from oio.common.exceptions import CommandError
+from oio.common.exceptions import CommandError, OioException
 
 
 class _WithSuccess:
@@ -145,6 +145,19 @@ def format_properties(properties: Mapping[str, str], formatter: str) -> Any:
     if separator is None:
         return dict(properties)
     return separator.join(f"{key}={value}" for key, value in properties.items())
+
+
+def describe_error(exc: object, reqid: str | None = None) -> str:
+    """Text of an error, with the id of the request that failed.
+
+    :param reqid: id of the last request, for errors that do not know theirs.
+    """
+    text = str(exc)
+    if isinstance(exc, OioException):
+        reqid = exc.reqid or reqid
+        if reqid and reqid not in text:
+            return f"{text} (reqid={reqid})"
+    return text
 
 
 def single_line(texts: Iterable[Any]) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -12,6 +13,9 @@ from typing import Any, BinaryIO
 
 # A transfer below this size is over before a bar could tell anything.
 MINIMUM_BYTES = 8 * 2**20
+# Width of a bar on a terminal that does not tell its own.
+COLUMNS_UNKNOWN = 80
+LABEL_COLUMNS = 30
 
 
 class Progress:
@@ -27,9 +31,13 @@ class Progress:
         if worth_it and sys.stderr.isatty():
             from tqdm import tqdm
 
+            # Some terminals (serial lines, programs that drive one) do not tell their size.
+            size: dict[str, Any] = {"dynamic_ncols": True}
+            if not os.get_terminal_size(sys.stderr.fileno()).columns:
+                size = {"ncols": COLUMNS_UNKNOWN, "nrows": 2}
             self._bar = tqdm(
-                total=total_bytes, unit="B", unit_scale=True, desc=label, file=sys.stderr,
-                leave=False, dynamic_ncols=True,
+                total=total_bytes, unit="B", unit_scale=True, desc=_printable(label), file=sys.stderr,
+                leave=False, **size,
             )
 
     def advance(self, size_bytes: int) -> None:
@@ -55,6 +63,12 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _printable(label: str) -> str:
+    """Label that cannot drive the terminal, nor leave no room for the bar."""
+    text = "".join(char if char.isprintable() else "?" for char in label)
+    return text if len(text) <= LABEL_COLUMNS else "…" + text[1 - LABEL_COLUMNS :]
 
 
 class _CountingReader:

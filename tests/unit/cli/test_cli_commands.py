@@ -31,6 +31,9 @@ class App:
     def request_id(self, prefix="CLI-"):
         return prefix
 
+    def describe_error(self, exc):
+        return str(exc)
+
 
 class Storage:
     """Containers in memory, listed by pages of two."""

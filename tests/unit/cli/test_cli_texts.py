@@ -1,0 +1,84 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a user sees of a transfer and of an error."""
+
+import fcntl
+import os
+import struct
+import sys
+import termios
+
+import pytest
+
+from oio.cli.common.base import describe_error
+from oio.cli.common.progress import MINIMUM_BYTES, Progress
+from oio.common.exceptions import CommandError, NotFound, OioNetworkException, ServiceUnavailable
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Puts a terminal of some columns on standard error; without columns, returns what it shows."""
+    master, slave = os.openpty()
+    stream = os.fdopen(slave, "w", encoding="utf-8")
+
+    def shown(columns=None):
+        if columns is not None:
+            monkeypatch.setattr(sys, "stderr", stream)
+            fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+            return ""
+        stream.write("END")
+        stream.flush()
+        text = b""
+        while not text.endswith(b"END"):
+            text += os.read(master, 65536)
+        return text.decode()
+
+    yield shown
+    stream.close()
+    os.close(master)
+
+
+@pytest.mark.parametrize("columns", [0, 60, 200])
+def test_a_long_transfer_shows_its_rate_and_the_time_left(terminal, columns):
+    terminal(columns)
+    with Progress("name", 10 * MINIMUM_BYTES) as progress:
+        progress._bar.mininterval = 0
+        progress.advance(5 * MINIMUM_BYTES)
+    text = terminal()
+    assert "name:  50%|" in text and "B/s]" in text
+    assert "[00:00<00:0" in text or "[00:00<?" in text
+    assert max(len(line) for line in text.split("\r")) <= (columns or 80)
+
+
+def test_a_label_cannot_drive_the_terminal(terminal):
+    terminal(80)
+    with Progress("\x1b[2Jevil\r\n" + "x" * 300, 10 * MINIMUM_BYTES):
+        text = terminal()
+    assert "\x1b[2J" not in text and "…xxx" in text
+
+
+def test_a_short_transfer_shows_nothing(terminal):
+    terminal(80)
+    with Progress("name", MINIMUM_BYTES - 1) as progress:
+        progress.advance(MINIMUM_BYTES - 1)
+    assert terminal() == "END"
+
+
+def test_without_terminal_nothing_is_shown(capsys):
+    with Progress("name", 10 * MINIMUM_BYTES) as progress:
+        assert list(progress.blocks([b"abc"])) == [b"abc"]
+        with open(os.devnull, "rb") as source:
+            assert progress.reader(source) is source
+    assert capsys.readouterr().err == ""
+
+
+def test_errors_tell_the_request_once():
+    error = NotFound(404, 420, "Alias not found")
+    error.reqid = "ID"
+    assert describe_error(error, "LAST") == "Alias not found (HTTP 404) (STATUS 420) (reqid=ID)"
+    assert describe_error(ServiceUnavailable("no copy"), "LAST") == "no copy (reqid=LAST)"
+    network = OioNetworkException("reqid=LAST, host=127.0.0.1:1", "refused")
+    assert describe_error(network, "LAST") == str(network)
+    assert describe_error(CommandError("bad option"), "LAST") == "bad option"
+    assert describe_error(ServiceUnavailable("no copy")) == "no copy"
