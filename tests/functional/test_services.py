@@ -6,6 +6,7 @@
 import json
 import logging
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -19,7 +20,6 @@ from oio import __version__
 from oio.common.configuration import load_namespace_conf
 from oio.conscience.agent_settings import load_agent_settings
 from oio.conscience.settings import load_settings
-from oio.event.agent import load_event_agent_settings
 from oio.http.client import HttpPool
 
 STATUS = {
@@ -307,19 +307,92 @@ def test_proxy_sample(cluster, tmp_path, pool):
         assert process.terminate() == 0
 
 
-def test_other_samples(tmp_path, monkeypatch):
-    text = (ETC / "conscience-agent.yml-sample").read_text()
-    path = tmp_path / "conscience-agent.yml"
-    path.write_text(text.replace("/etc/oio/sds/OPENIO/watch", str(tmp_path)))
-    agent = load_agent_settings(str(path), logging.getLogger("test"))
-    assert [service.type for service in agent.services]
-    assert load_event_agent_settings(str(ETC / "event-agent.conf-sample")).namespace == "OPENIO"
-    text = (ETC / "conscience.conf-sample").read_text()
+def replaced(sample, changes, separator="="):
+    """Text of a sample in which some keys, maybe commented ones, have values that fit here."""
+    text = (ETC / sample).read_text()
+    for key, value in changes.items():
+        text, found = re.subn(rf"(?m)^#?{re.escape(key)}{separator}.*$", f"{key}{separator}{value}", text)
+        assert found == 1, key
+    return text
+
+
+def test_conscience_samples(tmp_path, pool):
     for name in ("conscience-policies.conf", "conscience-services.conf"):
-        text = text.replace(name, f"{name}-sample")
+        (tmp_path / name).write_text((ETC / f"{name}-sample").read_text())
+    port = free_port()
     path = tmp_path / "conscience.conf"
-    path.write_text(text.replace("/etc/oio/sds/OPENIO/", f"{ETC}/"))
+    path.write_text(
+        replaced(
+            "conscience.conf-sample",
+            {
+                "listen": f"127.0.0.1:{port}",
+                "param_storage_conf": tmp_path / "conscience-policies.conf",
+                "param_service_conf": f"{tmp_path}/{{conscience-services.conf,services.d/*.conf}}",
+            },
+        )
+    )
+    process = Process(tmp_path, ["oio-conscience", "-O", f"PersistencePath={tmp_path}/saved", str(path)], port)
+    try:
+        found = json.loads(pool.request("GET", f"http://{process.addr}/v1/snapshot").data)
+        assert found["namespace"]["ns"] == "OPENIO"
+        assert "rawx" in found["types"]
+        assert "ERROR" not in process.log.read_text()
+    finally:
+        assert process.terminate() == 0
     assert load_settings(str(path)).namespace == "OPENIO"
+
+
+def test_event_agent_sample(tmp_path, pool):
+    port = free_port()
+    path = tmp_path / "event-agent.conf"
+    path.write_text(
+        replaced(
+            "event-agent.conf-sample",
+            {
+                "queue_url": f"spool://{tmp_path}/spool",
+                "state_dir": tmp_path / "state",
+                "listen": f"127.0.0.1:{port}",
+                "proxy": f"127.0.0.1:{free_port()}",
+            },
+        )
+    )
+    process = Process(tmp_path, ["oio-event-agent", str(path)], port)
+    try:
+        assert b"event_agent_stored" in pool.request("GET", f"http://{process.addr}/metrics").data
+        assert "ERROR" not in process.log.read_text()
+    finally:
+        assert process.terminate() == 0
+
+
+def test_conscience_agent_sample(tmp_path):
+    (tmp_path / "watch").mkdir()
+    path = tmp_path / "conscience-agent.yml"
+    changes = {
+        "include_dir": tmp_path / "watch",
+        "proxy": f"127.0.0.1:{free_port()}",
+        "user": pwd.getpwuid(os.getuid()).pw_name,
+    }
+    path.write_text(replaced("conscience-agent.yml-sample", changes, ": "))
+    log = tmp_path / "log"
+    with open(log, "wb") as stream:
+        agent = subprocess.Popen(
+            [sys.executable, str(ROOT / "bin/oio-conscience-agent"), str(path)],
+            stdout=stream, stderr=stream, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    try:
+        eventually(lambda: agent.poll() is not None or "ready" in log.read_text(), what="the agent serves")
+        agent.terminate()
+        assert agent.wait(15) == 0, log.read_text()
+    finally:
+        if agent.poll() is None:
+            agent.kill()
+            agent.wait()
+    settings = load_agent_settings(str(path), logging.getLogger("test"))
+    assert [service.type for service in settings.services] == ["rawx"]
+
+
+def test_namespace_sample(monkeypatch):
     monkeypatch.setenv("OIO_SDS_CONF", str(ETC / "sds.conf-sample"))
     assert load_namespace_conf("OPENIO", fresh=True)["proxy"]
+    monkeypatch.undo()
     load_namespace_conf("OPENIO", failsafe=True, fresh=True)
