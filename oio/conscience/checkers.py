@@ -18,31 +18,23 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from oio.common.utils import request_id
-from oio.conscience.plugins import load_plugin
+from oio.conscience.plugins import Plugin, load_plugin
 
 if TYPE_CHECKING:
     from oio.conscience.agent import AgentContext
 
 ENTRY_POINT_GROUP = "oio.conscience.checker"
-TIMEOUT_DEFAULT_S = 5.0
 
 
-class Checker:
-    """One check of one service. ``conf`` holds the options of the check over ``host, port, rise, fall``."""
+class Checker(Plugin):
+    """One check of one service."""
+
+    timeout_default_s = 5.0
 
     def __init__(self, agent: AgentContext, conf: dict[str, Any], logger: logging.Logger) -> None:
-        self.agent = agent
-        self.conf = conf
-        self.logger = logger
-        self.host = str(conf["host"])
-        self.port = int(conf["port"])
-        self.timeout = float(conf.get("timeout", TIMEOUT_DEFAULT_S))
-        self.name = f"{conf['type']}|{self.host}:{self.port}"
+        self.name = f"{conf['type']}|{conf['host']}:{conf['port']}"
         self._verdict = Verdict(int(conf.get("rise", 1)), int(conf.get("fall", 1)))
-        self.configure()
-
-    def configure(self) -> None:
-        """Read the options of this kind of check. :raises ValueError, KeyError: on a bad one."""
+        super().__init__(agent, conf, logger)
 
     def check(self) -> bool:
         """Try once; returns the status of the service, which follows ``rise`` and ``fall``."""

@@ -1,10 +1,33 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checkers and statistics that other packages bring, by entry point."""
+"""What checkers and collectors have in common, and those that other packages bring by entry point."""
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from oio.conscience.agent import AgentContext
+
+
+class Plugin:
+    """Looks at one service. ``conf``: options of this look, over ``host, port, rise, fall`` of the service."""
+
+    #: Time allowed to one look when the configuration says nothing (seconds).
+    timeout_default_s: ClassVar[float]
+
+    def __init__(self, agent: AgentContext, conf: dict[str, Any], logger: logging.Logger) -> None:
+        self.agent = agent
+        self.conf = conf
+        self.logger = logger
+        self.host = str(conf["host"])
+        self.port = int(conf["port"])
+        self.timeout = float(conf.get("timeout", self.timeout_default_s))
+        self.configure()
+
+    def configure(self) -> None:
+        """Read the options of this kind of look. :raises ValueError, KeyError: on a bad one."""
 
 
 def load_plugin(group: str, name: str) -> Any:

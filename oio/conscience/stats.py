@@ -20,32 +20,21 @@ import msgspec
 
 from oio.common.utils import request_id
 from oio.conscience.hoststats import free_ratio
-from oio.conscience.plugins import load_plugin
+from oio.conscience.plugins import Plugin, load_plugin
 
 if TYPE_CHECKING:
     from oio.conscience.agent import AgentContext
 
 ENTRY_POINT_GROUP = "oio.conscience.stats"
-TIMEOUT_DEFAULT_S = 10.0
 BEANSTALKD_REPLY_MAX_BYTES = 65536
 
 Stats = dict[str, Any]
 
 
-class Collector:
-    """One source of statistics of one service. ``conf`` holds its options over ``host, port``."""
+class Collector(Plugin):
+    """One source of statistics of one service."""
 
-    def __init__(self, agent: AgentContext, conf: dict[str, Any], logger: logging.Logger) -> None:
-        self.agent = agent
-        self.conf = conf
-        self.logger = logger
-        self.host = str(conf["host"])
-        self.port = int(conf["port"])
-        self.timeout = float(conf.get("timeout", TIMEOUT_DEFAULT_S))
-        self.configure()
-
-    def configure(self) -> None:
-        """Read the options of this kind of statistics. :raises ValueError, KeyError: on a bad one."""
+    timeout_default_s = 10.0
 
     def get_stats(self) -> Stats:
         """Collect once."""
