@@ -22,6 +22,7 @@ from oio.account.store import (
     UnknownAccount,
     normalize_time,
 )
+from oio.common.easy_value import true_value
 from oio.common.metrics import CONTENT_TYPE, Metric, render
 from oio.common.service import command_line, run_until_stopped, setup_logging
 from oio.http.router import Router
@@ -133,7 +134,8 @@ class AccountService:
             raise HttpError(400, f"limit: not a number: {query['limit']!r}") from None
         info = self.store.show(account)
         words = [query.get(key, "") for key in ("marker", "end_marker", "prefix", "delimiter")]
-        info["listing"] = self.store.list_containers(account, limit, *words)
+        buckets_only = true_value(query.get("s3_buckets_only"))
+        info["listing"] = self.store.list_containers(account, limit, *words, s3_buckets_only=buckets_only)
         return _json(info)
 
     def update_container(self, request: Request) -> Response:

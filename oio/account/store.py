@@ -11,6 +11,7 @@ update rules").
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import apsw
+
+_LABEL = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+_BUCKET_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_DIGITS_AND_DOTS = re.compile(r"[0-9.]*")
+# What gateways add to the name of a bucket to name the containers of its parts.
+_PART_OF_BUCKET = re.compile(r".*?(?:\+segments|%2F)", re.DOTALL)
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS accounts(
@@ -65,6 +72,13 @@ class ContainerUpdate:
     bytes: int = 0
     damaged_objects: int = 0
     missing_chunks: int = 0
+
+
+def is_bucket_name(name: str) -> bool:
+    """Whether S3 clients could know a container by this name."""
+    return (
+        3 <= len(name) <= 63 and _BUCKET_NAME.fullmatch(name) is not None and not _DIGITS_AND_DOTS.fullmatch(name)
+    )
 
 
 def normalize_time(value: float | str | None) -> str:
@@ -229,9 +243,19 @@ class AccountStore:
         return info | {"name": name, "replication_enabled": False}
 
     def list_containers(
-        self, account: str, limit: int, marker: str, end_marker: str, prefix: str, delimiter: str
+        self,
+        account: str,
+        limit: int,
+        marker: str,
+        end_marker: str,
+        prefix: str,
+        delimiter: str,
+        s3_buckets_only: bool = False,
     ) -> list[list[Any]]:
-        """Entries ``[name, objects, bytes, is_prefix, mtime]`` in the order of names."""
+        """Entries ``[name, objects, bytes, is_prefix, mtime]`` in the order of names.
+
+        :param s3_buckets_only: only those whose name could be a bucket's.
+        """
         limit = min(limit, LISTING_MAX) if limit > 0 else LISTING_DEFAULT
         entries: list[list[Any]] = []
         with self._lock:
@@ -241,8 +265,13 @@ class AccountStore:
                 if entry is None:
                     break
                 position, row = entry
-                if row is not None:
+                if row is None:
+                    continue
+                if not s3_buckets_only or is_bucket_name(row[0]):
                     entries.append(row)
+                elif part := _PART_OF_BUCKET.match(position):
+                    # The parts of a bucket are many, and none is one: on to what follows them.
+                    position = part[0] + LAST_CHARACTER
         return entries
 
     def _next_entry(

@@ -49,6 +49,9 @@ def test_life_of_an_account(ask):
     assert ask("PUT", "/v1.0/account/container/update?id=acme", update).status == 409
     listed = json.loads(ask("GET", "/v1.0/account/containers?id=acme").data)
     assert listed["listing"] == [["c", 2, 30, 0, 12.0]]
+    for flag, count in (("True", 0), ("False", 1)):
+        answer = ask("GET", f"/v1.0/account/containers?id=acme&s3_buckets_only={flag}")
+        assert len(json.loads(answer.data)["listing"]) == count
     assert ask("POST", "/v1.0/account/delete?id=acme").status == 409
     assert ask("PUT", "/v1.0/account/container/update?id=acme", {"name": "c", "dtime": 13}).status == 200
     assert ask("POST", "/v1.0/account/delete?id=acme").status == 204

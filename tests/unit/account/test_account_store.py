@@ -79,8 +79,9 @@ def test_an_unknown_account_is_said(store):
         store.show("nobody")
 
 
-def names(store, limit=0, marker="", end_marker="", prefix="", delimiter=""):
-    return [row[0] for row in store.list_containers("acct", limit, marker, end_marker, prefix, delimiter)]
+def names(store, limit=0, marker="", end_marker="", prefix="", delimiter="", **kwargs):
+    rows = store.list_containers("acct", limit, marker, end_marker, prefix, delimiter, **kwargs)
+    return [row[0] for row in rows]
 
 
 @pytest.fixture
@@ -105,6 +106,19 @@ def test_a_group_equal_to_the_marker_is_skipped(four):
 
 def test_prefix_and_end_marker_bound_the_listing(four):
     assert names(four, prefix="cnt", end_marker="cnt%2Bdir2") == ["cnt%2Bdir1"]
+
+
+def test_only_names_that_can_be_buckets_when_asked(store):
+    good = ["a-b", "a.b.c", "abc", "b" * 63, "1.2.3.x"]
+    bad = [
+        "ab", "c" * 64, "1.2.3.4", "123", "ABC", "a_b", ".abc", "abc.", "a..b", "-abc", "abc-", "a.-b", "é--",
+        *(f"abc%2F{number}" for number in range(5)), "abc+segments", "abc+segments%2Fx", "%2F", "a\nbc",
+    ]  # fmt: skip
+    for name in good + bad:
+        update(store, name, mtime=1)
+    assert names(store, s3_buckets_only=True) == sorted(good)
+    assert names(store, s3_buckets_only=True, limit=2, marker="a-b") == ["a.b.c", "abc"]
+    assert len(names(store)) == len(good + bad)
 
 
 def test_times_are_normalised():
