@@ -55,10 +55,26 @@ class ObjectWriteMethods(ApiCore):
     # --- creation ---
 
     def object_create(
-        self, account: str, container: str, *args: Any, **kwargs: Any
+        self,
+        account: str,
+        container: str,
+        file_or_path: Any = None,
+        data: Any = None,
+        etag: str | None = None,
+        obj_name: str | None = None,
+        mime_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        policy: str | None = None,
+        key_file: str | None = None,
+        append: bool = False,
+        properties: Mapping[str, str] | None = None,
+        **kwargs: Any,
     ) -> tuple[list[dict[str, Any]], int, str]:
         """Upload an object; see ``object_create_ext``. :returns: chunks, size, checksum."""
-        chunks, size, checksum, _meta = self.object_create_ext(account, container, *args, **kwargs)
+        chunks, size, checksum, _meta = self.object_create_ext(
+            account, container, file_or_path, data, etag, obj_name, mime_type, metadata, policy, key_file,
+            append, properties, **kwargs,
+        )  # fmt: skip
         return chunks, size, checksum
 
     @api_call(raise_no_such_container, prefix="create-")
