@@ -21,7 +21,7 @@ import selectors
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from blake3 import blake3
@@ -267,10 +267,10 @@ def has_real_threads() -> bool:
 
 
 class HashThread:
-    """Updates hashes with blocks, in order, in another thread (hashlib works without the GIL)."""
+    """Updates one hash with blocks, in order, in another thread (hashlib works without the GIL)."""
 
-    def __init__(self, hashes: Iterable[Any]) -> None:
-        self._hashes = list(hashes)
+    def __init__(self, hash_: Any) -> None:
+        self._hash = hash_
         self._blocks: queue.Queue[Buffer | None] = queue.Queue(_HASH_QUEUE_MAX)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="oio-hash", daemon=True)
@@ -292,12 +292,11 @@ class HashThread:
         self._thread.join()
 
     def _run(self) -> None:
-        get = self._blocks.get
+        get, update = self._blocks.get, self._hash.update
         while (block := get()) is not None:
             if self._error is None:
                 try:
-                    for one in self._hashes:
-                        one.update(block)
+                    update(block)
                 except Exception as err:  # kept for join(): blocks must still be taken from the queue
                     self._error = err
 
@@ -329,31 +328,26 @@ class ChunkHasher:
         if self.own is not None and not self.shared:
             hashes.append(self.own)
         self._hashes = hashes
-        self._thread: HashThread | None = None
+        self._threads: list[HashThread] = []
 
     def update(self, block: Buffer) -> None:
-        """Add a block; large ones are hashed in another thread, so they must not change afterwards."""
-        if self._thread is not None:
-            self._thread.update(block)
-            return
-        if len(block) >= HASH_THREAD_BLOCK_MIN and has_real_threads():
-            self._thread = HashThread(self._hashes)
-            self._thread.update(block)
-            return
-        for one in self._hashes:
+        """Add a block; large ones are hashed in other threads, so they must not change afterwards."""
+        if not self._threads and len(block) >= HASH_THREAD_BLOCK_MIN and has_real_threads():
+            self._threads = [HashThread(one) for one in self._hashes]
+        for one in self._threads or self._hashes:
             one.update(block)
 
     def finish(self) -> str | None:
         """Wait for the hashes; hexadecimal digest of the metachunk, None without algorithm."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
+        threads, self._threads = self._threads, []
+        for thread in threads:
             thread.join()
         if self.own is None:
             return None
         return self.checksum.hexdigest() if self.shared else self.own.hexdigest()
 
     def abort(self) -> None:
-        """Stop the hashing thread, if any, without result."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
+        """Stop the hashing threads, if any, without result."""
+        threads, self._threads = self._threads, []
+        for thread in threads:
             thread.stop()

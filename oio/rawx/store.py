@@ -33,6 +33,8 @@ from oio.rawx.dirsync import DirectorySyncer, DirectoryTree
 from oio.rawx.metadata import LEGACY_XATTRS, XATTR_BLOCK_SUMS, XATTR_FULLPATH, ChunkMeta
 
 PENDING = ".pending"
+# The disk starts to write a chunk each time this much was received, so that the final flush is short.
+WRITEBACK_STEP_BYTES = 2 << 20
 PREALLOCATION_STEP_BYTES = 16 << 20
 # An attribute that does not fit: ext4 says ENOSPC, others E2BIG, ERANGE or EDQUOT.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.E2BIG, errno.ERANGE, errno.EDQUOT})
@@ -349,12 +351,13 @@ class Upload:
     As a context manager, leaving without :meth:`commit` removes everything.
     """
 
-    __slots__ = ("_allocated", "_directory", "_volume", "chunk_id", "fd", "path", "size")
+    __slots__ = ("_allocated", "_begun", "_directory", "_volume", "chunk_id", "fd", "path", "size")
 
     def __init__(self, volume: Volume, chunk_id: str, directory: str, path: str, fd: int) -> None:
         self._volume = volume
         self._directory = directory
         self._allocated = 0
+        self._begun = 0  # the disk was asked to write up to here
         self.chunk_id = chunk_id
         self.path = path
         self.fd = fd
@@ -376,6 +379,9 @@ class Upload:
         while written < length:  # a signal, or a disk about to be full
             written += os.write(self.fd, memoryview(data)[written:])
         self.size += length
+        if self.size - self._begun >= WRITEBACK_STEP_BYTES and self._volume.options.fsync:
+            syscalls.start_writeback(self.fd, self._begun, self.size - self._begun)
+            self._begun = self.size
 
     def commit(self, attributes: Iterable[tuple[str, bytes]]) -> None:
         """Set the attributes, flush, and give the chunk its name. On failure, nothing is left."""

@@ -330,3 +330,23 @@ def test_store_defaults_are_durable():
     assert StoreOptions().fsync
     assert StoreOptions().fsync_dir
     assert store.PENDING == ".pending"
+
+
+def test_the_disk_starts_to_write_before_the_end_of_an_upload(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(syscalls, "start_writeback", lambda fd, offset, length: begun.append((offset, length)))
+    volume = Volume(str(tmp_path), StoreOptions())
+    with volume.upload("AB" * 32) as upload:
+        for _ in range(5):
+            upload.write(bytes(1 << 20))
+    assert begun == [(0, 2 << 20), (2 << 20, 2 << 20)]
+
+
+def test_errors_of_the_writeback_are_errors_of_the_upload(tmp_path):
+    read_end, write_end = os.pipe()
+    try:
+        with pytest.raises(OSError, match="seek"):
+            syscalls.start_writeback(write_end, 0, 1)
+    finally:
+        os.close(read_end)
+        os.close(write_end)
