@@ -6,9 +6,12 @@ import configparser
 import json
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import yaml
+from support import ROOT
 
 from oio.conscience.settings import load_settings
 from oio.sandbox import Options, Sandbox, SandboxError, generate, layout, ports
@@ -334,3 +337,25 @@ def test_command_line(home, capsys):
     assert main(["--home", home, "destroy"]) == 0
     assert main(["--home", home, "status"]) == 1
     assert "No cluster" in capsys.readouterr().err
+
+
+def test_reader_of_the_test_configuration(home, capsys):
+    layout = Sandbox(home, namespace="DEMO", rawx=3).init()
+    path = os.path.join(layout.conf_dir, "test.yml")
+
+    def ask(*words):
+        command = [sys.executable, str(ROOT / "tools/oio-test-config.py"), *words]
+        environment = {**os.environ, "SDS_TEST_CONFIG_FILE": path}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+        return done.returncode, done.stdout.split()
+
+    rawx = [service.addr for service in layout.of_type("rawx")]
+    assert ask("-n") == (0, ["DEMO"])
+    assert ask("-v", "storage_policy") == (0, ["THREECOPIES"])
+    assert ask("-t", "rawx") == (0, rawx)
+    assert ask("-t", "rawx", "-1") == (0, rawx[:1])
+    assert ask("-t", "rawx", "-t", "meta2", "-c") == (0, ["4"])
+    assert ask("-t", "event-agent", "-c") == (0, ["1"])
+    assert ask("-t", "nothing") == (0, [])
+    assert ask("-v", "nothing") == (1, [])
+    assert ask("-n", "-f", "/no/such/file") == (1, [])
