@@ -24,9 +24,10 @@ _EXPRESSIONS = {
     "meta2": _VOLUME_SCORE,
     "rawx": _VOLUME_SCORE,
     "rdir": _VOLUME_SCORE,
-    "redis": _CPU_SCORE,
-    "echo": _CPU_SCORE,
-    "oiofs": _CPU_SCORE,
+    # No service here is of these types: they are for those who register their own, and expect what they say.
+    "redis": "(num stat.cpu)",
+    "echo": "(num stat.cpu)",
+    "oiofs": "(num stat.cpu)",
     "account": _CPU_SCORE,
     "xcute": _CPU_SCORE,
     "oioproxy": _CPU_SCORE,

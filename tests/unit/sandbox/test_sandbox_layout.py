@@ -203,6 +203,8 @@ def test_scores(home):
     assert score(0, 0, 50) > 0, "a busy machine must not lose all its services"
     assert score(100, 100, 0) == 0, "a full disk must"
     assert score(100, 100, 80) > score(20, 100, 80)
+    for type_, cpu_only in (("echo", 50), ("redis", 50), ("oiofs", 50), ("account", 51), ("oioproxy", 51)):
+        assert int(settings.types[type_].evaluate({"stat.cpu": 50})) == cpu_only
 
 
 def test_watch_files_and_test_conf(home):
