@@ -250,6 +250,7 @@ class AccountStore:
         end_marker: str,
         prefix: str,
         delimiter: str,
+        *,
         s3_buckets_only: bool = False,
     ) -> list[list[Any]]:
         """Entries ``[name, objects, bytes, is_prefix, mtime]`` in the order of names.
