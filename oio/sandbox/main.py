@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(argv)
     try:
         return _run(args)
-    except SandboxError as err:
+    except (SandboxError, OSError) as err:  # such as a home that cannot be made, or a full disk
         print(f"oio-sandbox: {err}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -341,6 +341,13 @@ def test_command_line(home, capsys):
     assert "No cluster" in capsys.readouterr().err
 
 
+def test_a_home_that_cannot_be_made_is_one_clear_line(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    assert main(["--home", str(file / "home"), "init"]) == 1
+    assert capsys.readouterr().err == f"oio-sandbox: [Errno 20] Not a directory: '{file}/home'\n"
+
+
 def test_reader_of_the_test_configuration(home, capsys):
     layout = Sandbox(home, namespace="DEMO", rawx=3).init()
     path = os.path.join(layout.conf_dir, "test.yml")
