@@ -175,7 +175,12 @@ class OpenIOApp(App):
     def interact(self) -> None:
         """Interactive and batch mode: a failed line does not change the exit code."""
         self._batch_done = True
-        super().interact()
+        # The shell takes the arguments of the process for its first commands; ours are options.
+        arguments, sys.argv = sys.argv, sys.argv[:1]
+        try:
+            super().interact()
+        finally:
+            sys.argv = arguments
 
 
 class _ErrorLog(logging.LoggerAdapter[logging.Logger]):

@@ -192,6 +192,12 @@ def test_a_batch_of_lines_exits_0(openio, container, a_file):
     assert "one" in done.stdout
 
 
+def test_options_hold_for_a_batch_of_lines(openio, container, a_file):
+    openio("object", "create", container, str(a_file), "--name", "one")
+    done = openio("-a", ACCOUNT, "-q", account="", input=f"object list {container} -f value -c Name\n")
+    assert (done.stdout.strip(), done.stderr) == ("one", "")
+
+
 def test_the_examples_of_the_readme_run(cluster, openio):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(.*?)```", text, re.S)[1].replace('"OPENIO"', f'"{cluster.namespace}"')
@@ -321,3 +327,91 @@ def test_a_folder_is_not_overwritten_by_a_download(openio, container, tmp_path):
     done = openio("object", "save", container, "file", "--file", "folder", check=False)
     assert done.returncode == 1 and "Is a directory: 'folder'" in done.stderr
     assert list((tmp_path / "folder").iterdir()) == []
+
+
+# --- formats
+
+
+def test_every_format_of_a_list(openio, container, a_file):
+    openio("object", "create", container, str(a_file), "--name", "o", "--property", "k=v", "--property", "l=w")
+    version = openio.json("object", "show", container, "o")["version"]
+    checksum = hashlib.md5(a_file.read_bytes()).hexdigest().upper()
+    line = f"o {a_file.stat().st_size} {checksum} {version}\n"
+    assert openio("object", "list", container, "-f", "value").stdout == line
+    assert openio("object", "list", container, "--no-paging").stdout == line
+    assert openio("object", "list", container, "-f", "json", "--full").stdout == line
+    assert len(openio.json("object", "list", container, "--full")) == 1
+    header, row = openio("object", "list", container, "-f", "csv").stdout.splitlines()
+    assert header == '"Name","Size","Hash","Version"'
+    assert row == f'"o",{a_file.stat().st_size},"{checksum}",{version}'
+    assert openio("object", "list", container, "-c", "Size", "-c", "Name", "-c", "No", "-f", "value").stdout == (
+        f"o {a_file.stat().st_size}\n"
+    )
+    (entry,) = openio.json("object", "list", container, "--long")
+    assert list(entry) == [
+        "Name", "Size", "Hash", "Version", "Deleted", "Content-Type", "Last-Modified", "Policy", "Properties",
+    ]  # fmt: skip
+    assert (entry["Deleted"], entry["Properties"]) == (False, {"k": "v", "l": "w"})
+    assert re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}", entry["Last-Modified"])
+    assert openio("object", "list", container, "--long", "-f", "value").stdout.endswith(" k=v l=w\n")
+    assert openio("object", "list", container, "--prefix", "z", "-f", "csv").stdout.splitlines() == [header]
+    assert openio("object", "list", container, "--prefix", "z", "-f", "json").stdout == "[]\n"
+
+
+def test_delete_markers_and_markers_are_shown(openio, container, a_file):
+    name = container + "-v"
+    openio("container", "create", name, "--versioning", "-1")
+    openio("object", "create", name, str(a_file), str(a_file), "--name", "a", "--name", "b")
+    openio("object", "delete", name, "b")
+    rows = openio.json("object", "list", name, "--versions")
+    assert [(row["Name"], row["Size"], row["Hash"]) for row in rows[1:]] == [
+        ("b", "deleted", None), ("b", a_file.stat().st_size, rows[0]["Hash"]),
+    ]  # fmt: skip
+    done = openio("-v", "object", "list", name, "--versions", "--limit", "1", "-f", "value", "-c", "Name")
+    assert (done.stdout, done.stderr) == ("a\n", "Next marker: a\n")
+
+
+def test_a_container_with_all_settings(openio, container):
+    name = container + "-all"
+    openio(
+        "container", "create", name, "--bucket-name", "bk", "--stgpol", "SINGLE",
+        "--delete-exceeding-versions", "yes", "--property", "a=b=c", "--property", "gone=1", "--property", "gone",
+    )  # fmt: skip
+    shown = openio.json("container", "show", name)
+    assert (shown["bucket"], shown["storage_policy"], shown["meta.a"]) == ("bk", "SINGLE", "b=c")
+    assert shown["delete_exceeding_versions"] is True and "meta.gone" not in shown
+    assert (type(shown["ctime"]), shown["bytes_usage"]) == (float, 0)
+    assert re.fullmatch(r" *[0-9]+\.[0-9]{2}% \(est\. .*\)", shown["stats.space_wasted"])
+    table = openio("container", "show", name, "-c", "bytes_usage", "-c", "ctime").stdout
+    assert re.search(r"\| bytes_usage +\| 0B +\|", table) and re.search(r"\| ctime +\| [0-9]{10} +\|", table)
+    bad = openio("container", "create", name, "--delete-exceeding-versions", "maybe", check=False)
+    assert bad.returncode == 2 and bad.stdout == ""
+
+
+def test_ids_of_containers(openio, container, a_file):
+    cid = openio("container", "show", container, "-f", "value", "-c", "base_name").stdout.strip()
+    openio("object", "create", "--cid", cid, str(a_file), "--name", "o")
+    assert openio.json("object", "show", "--cid", cid, "o")["container"] is None
+    assert len(openio.json("object", "locate", "--cid", cid, "o")) == 3
+    assert openio.json("object", "delete", "--cid", cid, "o", "absent") == [
+        {"Name": "o", "Deleted": True}, {"Name": "absent", "Deleted": False},
+    ]  # fmt: skip
+    assert openio("container", "delete", "--cid", cid).stdout == ""
+
+
+def test_performance_data(openio, container, a_file):
+    words = ("object", "create", container, str(a_file), "--perfdata-column")
+    (row,) = openio.json(*words)
+    assert row["Perfdata"] == "null"
+    done = openio("--dump-perfdata", *words, "-f", "json")
+    (row,) = json.loads(done.stdout)
+    assert {"proxy", "rawx"} <= set(json.loads(row["Perfdata"]))
+    head, _, dumped = done.stderr.partition("Performance data: ")
+    assert head == "" and {"proxy", "rawx"} <= set(json.loads(dumped))
+
+
+def test_words_may_be_shortened_and_near_ones_are_told(openio, container):
+    assert openio("cont", "sh", container, "-f", "value", "-c", "container").stdout == container + "\n"
+    done = openio("object", check=False)
+    assert done.returncode == 2 and "object create" in done.stdout and done.stderr == ""
+    assert re.fullmatch(r"openio [0-9.]+\n", openio("--version").stdout)
