@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from oio.common.status import REFERENCE_IN_USE, StatusError
+from oio.common.status import POLICY_NOT_SATISFIABLE, REFERENCE_IN_USE, StatusError
 from oio.http.messages import Response
 from oio.meta.messages import (
     Created,
@@ -200,6 +200,63 @@ def force(call: Call) -> Response:
     return Response(204)
 
 
+def relink(call: Call) -> Response:
+    """``reference/relink``: keep some services of a set, choose others in the place of the rest.
+
+    The set must be the one that the body tells; between that look and the change nothing is locked.
+    """
+    service_type, target = call.required("type"), call.target
+    kept, replaced, seq = _relinked_sets(call, service_type)
+    resolver = call.proxy.resolver
+    reply: ReferenceReply = resolver.call_meta1(
+        ReferenceShow(cid=target.cid, type=service_type), call, write=False
+    )
+    current = next((link for link in reply.services if link.type == service_type and link.seq == seq), None)
+    if current is None or sorted(current.host.split(",")) != sorted(kept + replaced):
+        raise StatusError(REFERENCE_IN_USE, "Services changed since they were read")
+    hosts = kept + _services_beside(call, service_type, kept, replaced)
+    link = ServiceLink(seq=seq, type=service_type, host=",".join(hosts), args=current.args)
+    if not call.flag("dryrun"):
+        resolver.call_meta1(
+            ReferenceForce(
+                cid=target.cid, account=target.account, name=target.name, service=link, replace=True
+            ),
+            call,
+            write=True,
+        )
+        resolver.forget(target.cid, service_type)
+    return json_reply(_link_items([link]))
+
+
+def _relinked_sets(call: Call, service_type: str) -> tuple[list[str], list[str], int]:
+    """Hosts to keep, hosts to replace, and their sequence number. :raises StatusError: 400 on a bad body."""
+    body = call.json_object()
+    try:
+        links = [msgspec.convert(body.get(key), _Link | None) for key in ("kept", "replaced")]
+    except msgspec.ValidationError as exc:
+        raise bad_request(f"Invalid service link: {exc}") from None
+    given = [link for link in links if link is not None]
+    if not given:
+        raise bad_request("Missing 'kept' or 'replaced'")
+    if any((link.type, link.seq) != (service_type, given[0].seq) for link in given):
+        raise bad_request("'kept', 'replaced' and the parameter 'type' do not agree on type and seq")
+    kept, replaced = ([] if link is None else [host for host in link.host.split(",") if host] for link in links)
+    return kept, replaced, given[0].seq
+
+
+def _services_beside(call: Call, service_type: str, kept: list[str], replaced: list[str]) -> list[str]:
+    """Services chosen for the places that ``kept`` leaves, none where ``replaced`` are."""
+    call.proxy.feed.check_type(service_type)
+    world = call.proxy.world
+    pool = world.pool(service_type)
+    if pool is None or len(kept) >= len(pool.targets):
+        raise StatusError(POLICY_NOT_SATISFIABLE, "Too many services kept")
+    known = [item.location for host in kept if (item := world.find(service_type, host)) is not None]
+    avoid = [item.location for host in replaced if (item := world.find(service_type, host)) is not None]
+    selection = pool.poll(avoid=avoid, known=known, known_elsewhere=len(kept) - len(known))
+    return [choice.item.id for choice in selection.choices]
+
+
 def _linked(call: Call, choose: Callable[..., ServiceLinks]) -> Response:
     service_type, target = call.required("type"), call.target
     autocreate, dryrun = call.flag("autocreate"), call.flag("dryrun")
@@ -236,4 +293,5 @@ ROUTES = [
     RouteDefinition("POST", "reference/unlink", unlink),
     RouteDefinition("POST", "reference/force", force),
     RouteDefinition("POST", "reference/renew", renew),
+    RouteDefinition("POST", "reference/relink", relink),
 ]
