@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -126,9 +127,9 @@ class Demonstration:
 
 def epilogue(sandbox: Sandbox, source: Path) -> None:
     """Print what to try next."""
-    binaries = os.path.dirname(sys.executable)
+    binaries = shlex.quote(os.path.dirname(sys.executable))
     environment = " ".join(
-        f"{key}={value}"
+        f"{key}={shlex.quote(value)}"
         for key, value in sandbox.environment.items()
         if key in ("OIO_SDS_CONF", "OIO_NS")
     )
@@ -140,10 +141,10 @@ The cluster is running. Try next:
   export PATH={binaries}:$PATH {environment} OIO_ACCOUNT={ACCOUNT}
   openio cluster list
   openio object list {CONTAINER}
-  openio object locate {CONTAINER} {name}
+  openio object locate {CONTAINER} {shlex.quote(name)}
   openio object create {CONTAINER} README.md
   openio object save {CONTAINER} README.md --file /tmp/README.copy
-  oio-sandbox --home {sandbox.home} status
+  oio-sandbox --home {shlex.quote(sandbox.home)} status
 
 make stop ends it.""",
         flush=True,

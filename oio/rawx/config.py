@@ -133,17 +133,23 @@ def load(path: str) -> RawxConfig:
     return parse(text)
 
 
+def _value(text: str) -> str:
+    """The first word, or what stands between double quotes when it begins with one."""
+    end = text.rfind('"')
+    return text[1:end] if text[0] == '"' and end else text.split()[0]
+
+
 def parse(text: str) -> RawxConfig:
     """Parse and check the text of a configuration file; the volume must exist when it is used."""
     options: dict[str, str] = {}
     warnings: list[str] = []
     for line in text.splitlines():
-        words = line.split()
-        if len(words) < 2:
+        key, *rest = line.split(maxsplit=1) or [""]
+        if not rest:
             continue
-        if words[0] in DEPRECATED_KEYS:
-            warnings.append(f"the key {words[0]} is deprecated, use {_ALIASES[words[0]]}")
-        options[_ALIASES.get(words[0], words[0])] = words[1]
+        if key in DEPRECATED_KEYS:
+            warnings.append(f"the key {key} is deprecated, use {_ALIASES[key]}")
+        options[_ALIASES.get(key, key)] = _value(rest[0])
     for key in ("listen", "namespace", "docroot"):
         if not options.get(key):
             raise ConfigurationException(f"missing key: {key}")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shutil
 import signal
 import time
@@ -36,9 +35,6 @@ from oio.sandbox.supervision import Supervision
 _LAYOUT_ATTEMPTS = 5
 #: Time allowed to a whole start. The default cluster needs a few seconds on an idle machine.
 START_TIMEOUT_S = 90.0
-
-#: Globs, variables, quotes and comments of the configuration formats that hold paths.
-_UNSAFE = re.compile(r"[%*?\[\]{}\"'\\;#\n\r]")
 
 
 def default_home() -> str:
@@ -154,10 +150,11 @@ class Sandbox:
 
         :raises SandboxError: when the home holds a cluster of another namespace.
         """
-        for path in (self.home, self._options.data_dir if self._options else ""):
-            if _UNSAFE.search(path):
-                raise SandboxError(f"Characters that configuration files cannot hold: {path!r}")
+        data_dir = self._options.data_dir if self._options else ""
+        if not layouts.is_plain(data_dir):
+            raise SandboxError(f"Characters that configuration files cannot hold: {data_dir!r}")
         os.makedirs(self.home, mode=0o700, exist_ok=True)
+        layouts.make_alias(self.home)
         with self._exclusive():
             layout = layouts.load(self.home)
             if layout is None:
@@ -232,6 +229,7 @@ class Sandbox:
                 supervision.stop(self.layout.select(list(targets)))
         else:
             supervision.shutdown()
+            layouts.remove_alias(self.home)
 
     def restart(
         self,
@@ -266,6 +264,7 @@ class Sandbox:
             return
         self._layout = layout
         self.stop()
+        layouts.make_alias(self.home)
         with self._exclusive():
             generate.check_sds_conf(layout)
             ports.release(
@@ -287,6 +286,7 @@ class Sandbox:
         with suppress(OSError):
             os.unlink(os.path.join(layout.root, "lock"))
             os.rmdir(layout.root)
+        layouts.remove_alias(self.home)
 
     # --- helpers ----------------------------------------------------------------------------------------
 

@@ -135,7 +135,7 @@ def rawx_conf(layout: Layout, service: Service) -> str:
     lines = [
         f"listen {service.addr}",
         f"namespace {options.namespace}",
-        f"docroot {service.volume}",
+        f'docroot "{service.volume}"',
         f"fsync {sync}",
         f"fsync_dir {sync}",
         "hash_width 3",

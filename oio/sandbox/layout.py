@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 import uuid
 
@@ -27,6 +28,8 @@ from oio.sandbox.options import TYPES, Options
 
 #: Longest path of a Unix socket that works everywhere, less what supervisord appends while it binds.
 _SOCKET_PATH_MAX = 90
+#: Globs, variables, quotes and comments of the configuration formats that hold paths.
+_UNSAFE = re.compile(r"[%*?\[\]{}\"'\\;#\n\r]")
 
 #: Types that own a volume.
 VOLUME_TYPES = frozenset({"conscience", "meta0", "meta1", "meta2", "rawx", "account"})
@@ -106,8 +109,7 @@ class Layout(msgspec.Struct, kw_only=True):
         path = os.path.join(self.run_dir, "supervisor.sock")
         if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
             return path
-        digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
-        return os.path.join(tempfile.gettempdir(), f"oio-{os.getuid()}-{digest}.sock")
+        return os.path.join(tempfile.gettempdir(), f"oio-{os.getuid()}-{_digest(self.home)}.sock")
 
     def of_type(self, *types: str) -> list[Service]:
         """Services of these types."""
@@ -143,6 +145,41 @@ class Layout(msgspec.Struct, kw_only=True):
         os.replace(f"{path}.tmp", path)
 
 
+def is_plain(path: str) -> bool:
+    """Can every configuration format hold this path, as it is?"""
+    return _UNSAFE.search(path) is None
+
+
+def plain_home(home: str) -> str:
+    """The home as configuration files name it: through a link when they cannot hold its real name."""
+    if is_plain(home):
+        return home
+    return os.path.join(tempfile.gettempdir(), f"oio-{os.getuid()}-{_digest(home)}")
+
+
+def make_alias(home: str) -> None:
+    """Make the link of a home that needs one. :raises SandboxError: when its place is taken."""
+    alias = plain_home(home)
+    if alias == home:
+        return
+    try:
+        os.symlink(home, alias)
+    except FileExistsError:
+        if not os.path.islink(alias) or os.readlink(alias) != home or os.lstat(alias).st_uid != os.getuid():
+            raise SandboxError(f"{alias} is in the way: remove it") from None
+
+
+def remove_alias(home: str) -> None:
+    """Remove the link of a home, if any."""
+    alias = plain_home(home)
+    if alias != home and os.path.islink(alias) and os.readlink(alias) == home:
+        os.unlink(alias)
+
+
+def _digest(home: str) -> str:
+    return hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
+
+
 def root_of(home: str) -> str:
     """Directory of a cluster below its home."""
     return os.path.join(home, "sds")
@@ -167,7 +204,7 @@ def load(home: str) -> Layout | None:
 def compute(home: str, options: Options) -> Layout:
     """Lay a cluster out, with ports that are free now and reserved from now on."""
     options.check()
-    layout = Layout(home=home, options=options, services=[], mark=uuid.uuid4().hex)
+    layout = Layout(home=plain_home(home), options=options, services=[], mark=uuid.uuid4().hex)
     add = layout.services.append
     add(_service(layout, "proxy", 1))
     for type_ in TYPES:

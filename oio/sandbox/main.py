@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -103,7 +104,7 @@ def _run(args: argparse.Namespace) -> int:
         return _status(sandbox, targets, args.json)
     elif args.command == "env":
         for name, value in sandbox.environment.items():
-            print(f"export {name}='{value}'")
+            print(f"export {name}={shlex.quote(value)}")
     elif args.command == "destroy":
         sandbox.destroy()
     else:

@@ -370,6 +370,14 @@ def test_minimal_configuration():
     assert (parsed.fsync, parsed.fsync_dir) == (True, True)
 
 
+@pytest.mark.parametrize(("line", "expected"), [
+    ('docroot "/srv/my disk"', "/srv/my disk"), ('docroot "/srv/x"  # comment', "/srv/x"),
+    ('docroot /srv/x "y"', "/srv/x"), ('docroot "/srv/a"b"', '/srv/a"b'), ("docroot /srv/my disk", "/srv/my"),
+])  # fmt: skip
+def test_values_with_blanks_stand_between_quotes(line, expected):
+    assert config.parse(f"{MINIMAL}{line}\n").docroot == expected
+
+
 def test_configuration_syntax():
     parsed = config.parse(
         "Listen 1.2.3.4:1 junk\n#listen 9.9.9.9:9\ngrid_namespace A\nnamespace B\n"

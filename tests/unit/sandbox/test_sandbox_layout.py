@@ -244,9 +244,32 @@ def test_supervisor_conf_is_accepted_by_the_supervisor(home):
 
 
 @pytest.mark.parametrize("name", ["100%", "a*", "a[b]", 'a"b', "a;b", "a\nb"])
-def test_paths_that_configuration_files_cannot_hold(tmp_path, name):
+def test_a_home_that_configuration_files_cannot_hold_gets_another_name(tmp_path, name):
+    home = str(tmp_path / name)
+    sandbox = Sandbox(home)
+    found = sandbox.init()
+    try:
+        assert os.path.samefile(found.home, home)
+        assert layout.is_plain(found.home)
+        assert os.path.exists(os.path.join(home, "sds.conf"))
+        assert Sandbox(home).layout.home == found.home
+    finally:
+        sandbox.destroy()
+    assert not os.path.lexists(found.home)
+    assert os.listdir(home) == []
+
+
+def test_the_other_name_is_not_taken_from_somebody(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout.tempfile, "gettempdir", lambda: str(tmp_path))
+    home = str(tmp_path / "100%")
+    os.symlink("/etc", layout.plain_home(home))
+    with pytest.raises(SandboxError, match="in the way"):
+        Sandbox(home).init()
+
+
+def test_volumes_cannot_be_where_configuration_files_cannot_point_to(tmp_path):
     with pytest.raises(SandboxError, match="cannot hold"):
-        Sandbox(str(tmp_path / name)).init()
+        Sandbox(str(tmp_path), data_dir=str(tmp_path / "100%")).init()
 
 
 def test_supervisor_socket_is_short(tmp_path):
@@ -334,7 +357,7 @@ def test_command_line(home, capsys):
         assert "whole cluster" in capsys.readouterr().err
     assert Sandbox(home).initialised
     assert main(["--home", home, "env"]) == 0
-    assert f"export OIO_SDS_CONF='{home}/sds.conf'" in capsys.readouterr().out
+    assert f"export OIO_SDS_CONF={home}/sds.conf" in capsys.readouterr().out
     assert main(["--home", home, "stop"]) == 0
     assert main(["--home", home, "destroy"]) == 0
     assert main(["--home", home, "status"]) == 1
