@@ -34,6 +34,7 @@ def main() -> int:
         sandbox.start()
     except SandboxError as exc:
         print(f"Cannot start the cluster: {exc}", file=sys.stderr)
+        sandbox.stop()
         return 1
     os.environ.update(sandbox.environment)
     step(f"Ready after {time.monotonic() - begin:.1f} s: {len(sandbox.services())} services")

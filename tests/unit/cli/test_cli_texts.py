@@ -6,6 +6,7 @@
 import fcntl
 import os
 import struct
+import subprocess
 import sys
 import termios
 
@@ -82,3 +83,23 @@ def test_errors_tell_the_request_once():
     assert describe_error(network, "LAST") == str(network)
     assert describe_error(CommandError("bad option"), "LAST") == "bad option"
     assert describe_error(ServiceUnavailable("no copy")) == "no copy"
+
+
+HEAVY = ["cmd2", "eventlet", "prometheus_client", "pyeclib", "supervisor", "tqdm", "urllib3", "yaml"]
+
+
+@pytest.mark.parametrize(
+    ("code", "unwanted"),
+    [
+        ("from oio.cli.openio import main\nmain(['--version'])", [*HEAVY, "oio.api", "oio.http", "msgspec"]),
+        ("from oio.cli.openio import main\nmain(['object', 'list', '-h'])", [*HEAVY, "oio.api", "oio.http"]),
+        ("import oio", [*HEAVY, "oio.api", "oio.common"]),
+        ("import oio.cli.object, oio\noio.ObjectStorageApi('NS', endpoint='127.0.0.1:1')", HEAVY),
+    ],
+    ids=["version", "help of a command", "package", "api"],
+)
+def test_starting_loads_only_what_is_needed(code, unwanted):
+    report = f"print([name for name in {unwanted!r} if name in sys.modules], file=sys.stderr)"
+    script = f"import atexit, sys\natexit.register(lambda: {report})\n{code}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "[]\n")
