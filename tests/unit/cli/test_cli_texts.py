@@ -11,6 +11,7 @@ import sys
 import termios
 
 import pytest
+from support import ROOT
 
 from oio.cli.common.base import describe_error
 from oio.cli.common.progress import MINIMUM_BYTES, Progress
@@ -101,5 +102,5 @@ HEAVY = ["cmd2", "eventlet", "prometheus_client", "pyeclib", "supervisor", "tqdm
 def test_starting_loads_only_what_is_needed(code, unwanted):
     report = f"print([name for name in {unwanted!r} if name in sys.modules], file=sys.stderr)"
     script = f"import atexit, sys\natexit.register(lambda: {report})\n{code}"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "[]\n")
