@@ -48,6 +48,7 @@ def create(
         tx.set(schema.USAGE, "0")
         tx.set(schema.OBJECTS, "0")
         tx.set(schema.INIT, "1")
+        rules.check_system_keys(system, tx.get)
         for key, value in (*system.items(), *user.items()):
             if value:
                 tx.set(key, value)
@@ -102,6 +103,7 @@ def set_properties(
     rules.check_writable_namespace(settings, context)
     rules.check_initialised(tx.get)
     system, user = rules.container_properties(request.properties)
+    rules.check_system_keys(system, tx.get)
     changed: dict[str, str | None] = {}
     if request.clear:
         for key in _user_keys(tx):
@@ -122,7 +124,8 @@ def del_properties(
     """Delete keys; an empty list deletes all user keys; unknown names are not an error."""
     rules.check_writable_namespace(settings, context)
     rules.check_initialised(tx.get)
-    rules.container_properties(dict.fromkeys(request.names, ""))
+    system, _user = rules.container_properties(dict.fromkeys(request.names, ""))
+    rules.check_system_keys(system, tx.get)
     changed: dict[str, str | None] = {}
     for key in request.names or _user_keys(tx):
         if tx.get(key) is not None:

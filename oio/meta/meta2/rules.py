@@ -7,7 +7,7 @@ Except :func:`versioning_mode`, which stores the mode that a request forces on i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from oio.common import status
@@ -105,6 +105,25 @@ def container_properties(properties: Mapping[str, str]) -> tuple[dict[str, str],
         else:
             raise StatusError(status.BAD_REQUEST, f"Invalid property name {key!r}")
     return system, user
+
+
+def check_system_keys(changes: Mapping[str, str], current: Callable[[str], str | None]) -> None:
+    """Refuse what would break a base: another identity, or a word where everybody reads a number.
+
+    An empty value deletes the key. What names the base may be repeated, not changed.
+
+    :raises StatusError: 400.
+    """
+    for key, value in changes.items():
+        if key in schema.FIXED_KEYS and value != (current(key) or ""):
+            raise StatusError(status.BAD_REQUEST, f"{key} of a container cannot be changed")
+        if value and key in schema.NUMBERS:
+            try:
+                number = int(value)
+            except ValueError:
+                number = None
+            if number is None or not -(2**63) <= number < 2**63:
+                raise StatusError(status.BAD_REQUEST, f"{key} must be an integer, not {value[:32]!r}")
 
 
 def _integer(text: str | None, default: int) -> int:

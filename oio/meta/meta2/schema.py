@@ -61,7 +61,17 @@ DAMAGED, MISSING = "sys.m2.objects.damaged", "sys.m2.chunks.missing"
 QUOTA, POLICY = "sys.m2.quota", "sys.m2.policy.storage"
 MAX_VERSIONS = "sys.m2.policy.version"
 DELETE_EXCEEDING = "sys.m2.policy.version.delete_exceeding"
+KEEP_DELETED = "sys.m2.keep_deleted_delay"
 BUCKET = "sys.m2.bucket.name"
+
+#: What says which base this is.
+FIXED_KEYS = frozenset({ACCOUNT, USER, NAMESPACE, "sys.name", "sys.type", INIT})
+#: Keys whose value is an integer.
+NUMBERS = frozenset(
+    {
+        STATUS, VERSION, CTIME, USAGE, OBJECTS, DAMAGED, MISSING, QUOTA, MAX_VERSIONS, KEEP_DELETED,
+    }
+)  # fmt: skip
 
 #: Values of ``sys.status`` (unsigned, and signed as some tools write them).
 FROZEN = frozenset({"4294967295", "-1"})

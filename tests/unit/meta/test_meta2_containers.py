@@ -50,6 +50,38 @@ def test_properties(bench: Meta2Bench) -> None:
     assert stats["stats.page_size"] == "4096"
 
 
+@pytest.mark.parametrize("key", ["sys.account", "sys.user.name", "sys.ns", "sys.name", "sys.type", "sys.m2.init"])
+def test_what_names_a_base_cannot_change(bench: Meta2Bench, key: str) -> None:
+    before = bench.properties()
+    bench.call(m.ContainerSetProperties(cid=CID, properties={key: before.get(key, "")}))
+    before = bench.properties()
+    for change in (
+        m.ContainerSetProperties(cid=CID, properties={"user.a": "1", key: "other"}),
+        m.ContainerSetProperties(cid=CID, properties={key: ""}),
+        m.ContainerDelProperties(cid=CID, names=["user.a", key]),
+    ):
+        with pytest.raises(StatusError, match="cannot be changed") as refused:
+            bench.call(change)
+        assert refused.value.code == 400
+    assert bench.properties() == before
+
+
+@pytest.mark.parametrize("key", ["sys.m2.policy.version", "sys.m2.quota", "sys.status", "sys.m2.usage"])
+@pytest.mark.parametrize("value", ["many", "1.5", "9223372036854775808"])
+def test_numbers_are_numbers(bench: Meta2Bench, key: str, value: str) -> None:
+    before = bench.properties()
+    with pytest.raises(StatusError, match="must be an integer"):
+        bench.call(m.ContainerSetProperties(cid=CID, properties={key: value}))
+    assert bench.properties() == before
+
+
+def test_a_container_is_not_created_with_another_identity(tmp_path: Path) -> None:
+    bench = Meta2Bench(str(tmp_path), None)
+    with pytest.raises(StatusError, match="cannot be changed"):
+        bench.create(**{"sys.account": "other"})
+    assert not bench.repository.exists(f"{CID}.1")
+
+
 def test_touch_recomputes(bench: Meta2Bench) -> None:
     bench.put("a", size=7)
     bench.set(sys__m2__usage="12345", sys__m2__objects="99")
