@@ -39,6 +39,9 @@ T = TypeVar("T")
 SYNC_LEVELS = {"full": "FULL", "normal": "NORMAL", "off": "OFF"}
 #: Page cache of a connection, in KiB: beyond it pages come from the cache of the system.
 CACHE_KIB = 512
+#: Memory of all the connections of the process. Beyond, page caches do not grow, connections of readers are
+#: closed after use, and opening a base closes another: a base with one connection takes about 200 KiB.
+HEAP_MAX_BYTES = 32 << 20
 #: The WAL file is cut back to this size once its content is in the base.
 WAL_SIZE_MAX = 8 << 20
 #: How long SQLite itself waits for a lock: only opening, recovery and checkpoints ever do.
@@ -65,6 +68,11 @@ class BaseOptions:
     waiting_max: int = 16
     readers_max: int = 4
     page_size: int = 4096
+
+
+def memory_is_short() -> bool:
+    """Do the open bases take more memory than they should?"""
+    return apsw.memory_used() > HEAP_MAX_BYTES
 
 
 def translate(exc: BaseException, base_name: str) -> BaseException:
@@ -268,7 +276,7 @@ class Base:
 
     def _give_reader(self, connection: apsw.Connection, generation: int, healthy: bool) -> None:
         with self._readers_lock:
-            keep = healthy and generation == self._generation
+            keep = healthy and generation == self._generation and not memory_is_short()
             if keep:
                 self._idle_readers.append(connection)
             else:

@@ -26,7 +26,15 @@ import apsw
 
 from oio.common import status
 from oio.common.status import StatusError
-from oio.meta.base import Base, BaseOptions, remaining, translate, wait_within
+from oio.meta.base import (
+    HEAP_MAX_BYTES,
+    Base,
+    BaseOptions,
+    memory_is_short,
+    remaining,
+    translate,
+    wait_within,
+)
 from oio.meta.base_type import ENGINE_SCHEMA, TOMBSTONE, BaseType
 from oio.meta.outbox import EventSink, Outbox, fsync_directory
 from oio.meta.transaction import Reader, Transaction
@@ -77,6 +85,7 @@ class Repository:
             self, self.volume, base_type, queue, events_memory_max, fsync=self._fsync
         )
         self.outbox.start()
+        apsw.soft_heap_limit(HEAP_MAX_BYTES)
 
     # --- using bases -------------------------------------------------------------------------------
 
@@ -290,9 +299,12 @@ class Repository:
         victim = None
         with self._lock:
             base = self._bases.get(base_name)
-            if base is None and len(self._bases) >= self._open_max:
-                victim = self._make_room(wait_within(self._options.wait_s, deadline))
-                base = self._bases.get(base_name)
+            if base is None:
+                if len(self._bases) >= self._open_max:
+                    victim = self._make_room(wait_within(self._options.wait_s, deadline))
+                    base = self._bases.get(base_name)
+                elif memory_is_short():
+                    victim = self._take_idle()
             if base is None and base_name in self._closing:
                 self._wait_closed(base_name, victim, deadline)
                 victim = None
@@ -336,12 +348,9 @@ class Repository:
         """Take the least recently used base out, waiting for one that nobody uses."""
         deadline = time.monotonic() + wait_s
         while len(self._bases) >= self._open_max:
-            for name, base in self._bases.items():
-                if not base.pins and not base.doomed and name not in self._closing:
-                    del self._bases[name]
-                    self._closing.add(name)
-                    self.evictions += 1
-                    return base
+            idle = self._take_idle()
+            if idle is not None:
+                return idle
             left = remaining(deadline)
             if not left:
                 raise StatusError(
@@ -349,6 +358,16 @@ class Repository:
                     f"all {self._open_max} open bases are in use since {wait_s:.3g} s",
                 )
             self._lock.wait(left)
+        return None
+
+    def _take_idle(self) -> Base | None:
+        """Take out the least recently used base that nobody uses; the caller closes it."""
+        for name, base in self._bases.items():
+            if not base.pins and not base.doomed and name not in self._closing:
+                del self._bases[name]
+                self._closing.add(name)
+                self.evictions += 1
+                return base
         return None
 
     def _unpin(self, base: Base) -> None:

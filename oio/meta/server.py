@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import configparser
 import contextlib
+import ctypes
 import logging
 import os
 import resource
@@ -55,6 +56,9 @@ JSON = [("Content-Type", "application/json")]
 FILES_PER_BASE = 12
 #: Descriptors wanted by the process: the soft limit is raised up to this when the system allows it.
 FILES_WANTED = 65536
+
+#: malloc.h
+_M_ARENA_MAX = -8
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -361,6 +365,7 @@ def read_configuration(namespace: str, path: str, use_system: bool) -> dict[str,
 
 def open_repository(process: MetaProcess, base_type: BaseType) -> Repository:
     """The bases of the volume. Without ``event-agent`` in the configuration no event is stored."""
+    _share_heap()
     variables = process.variables
     url = process.conf.get("event-agent", "").strip()
     queue: EventSink | None = None
@@ -406,6 +411,13 @@ def serve(
         last.append(repository.close)
     last += [lock.release for lock in process.locks]
     return run_until_stopped([server], last, name=process.type)
+
+
+def _share_heap() -> None:
+    """One heap for all threads: with one each, memory freed by a thread stays unused by the others (glibc)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def _raise_files_limit() -> int:

@@ -15,6 +15,7 @@ import apsw
 import pytest
 
 from oio.common.status import StatusError
+from oio.meta import base
 from oio.meta.base import BaseOptions
 from oio.meta.base_type import BaseType
 from oio.meta.repository import Repository
@@ -369,3 +370,19 @@ def test_changesets_make_an_equal_copy(repository: Repository, tmp_path: Path) -
         mine = repository.read("b", lambda reader, sql=sql: list(reader.execute(sql)))  # type: ignore[misc]
         assert mine == list(copy.connection.execute(sql))
     copy.connection.close()
+
+
+def test_memory_of_open_bases_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not used for long is closed when the connections take too much memory, and opens again."""
+    repository = Repository(str(tmp_path), TOY, options=BaseOptions(sync="off"))
+    monkeypatch.setattr(base, "HEAP_MAX_BYTES", apsw.memory_used() + (1 << 20))
+    names = [f"{number:08X}" for number in range(40)]
+    try:
+        for name in names:
+            repository.create(name, lambda tx: insert(tx, "one"))
+            assert repository.read(name, count) == (1, 1)
+        assert repository.stats()["open"] < 30
+        assert repository.evictions > 10
+        assert [repository.read(name, count) for name in names] == [(1, 1)] * 40
+    finally:
+        repository.close()
