@@ -44,6 +44,7 @@ from oio.http.errors import (
     ReadTimeout,
     WriteTimeout,
 )
+from oio.http.tcp import tune
 
 HEAD_BYTES_MAX = 131072
 """Largest accepted head of an answer."""
@@ -499,7 +500,7 @@ def connect(
             sock.connect(host)
         else:
             sock = socket.create_connection((host, port), connect_timeout_s, source_address)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tune(sock, host)
             if scheme == "https":
                 sock = tls_context.wrap_socket(sock, server_hostname=host)
         if isinstance(sock, _socket.socket) and not isinstance(sock, ssl.SSLSocket):

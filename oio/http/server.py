@@ -40,6 +40,7 @@ from oio.http.errors import (
 )
 from oio.http.messages import FileBody, Request, Response, parse_query
 from oio.http.parking import ParkingLot
+from oio.http.tcp import tune
 
 __all__ = [
     "BodyError",
@@ -254,8 +255,8 @@ class Server:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if self.config.reuse_port:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            # Accepted sockets inherit these three from their listener: no system call per connection.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Accepted sockets inherit these options from their listener: no system call per connection.
+            tune(sock, host)
             self._set_timeouts(sock)
             sock.bind((host, port))
             sock.listen(self.config.backlog)

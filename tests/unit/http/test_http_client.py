@@ -26,6 +26,7 @@ from oio.http.client import (
     WriteTimeout,
 )
 from oio.http.server import Response
+from oio.http.tcp import tune
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -565,3 +566,13 @@ def test_ipv6_address(serve, pool):
         pytest.skip("no IPv6 loopback")
     assert pool.request("GET", f"http://[::1]:{server.addresses[0][1]}/").status == 200
     assert pool.acquire("::1", server.addresses[0][1]).reused
+
+
+@pytest.mark.parametrize(("host", "expected"), [("127.0.0.1", b"reno"), ("localhost", b"reno"), ("192.0.2.1", None)])
+def test_only_the_loopback_chooses_its_congestion_control(host, expected):
+    with socket.socket() as sock:
+        before = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+        tune(sock, host)
+        after = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert after.rstrip(b"\0") == (expected or before.rstrip(b"\0"))
