@@ -568,7 +568,9 @@ def test_ipv6_address(serve, pool):
     assert pool.acquire("::1", server.addresses[0][1]).reused
 
 
-@pytest.mark.parametrize(("host", "expected"), [("127.0.0.1", b"reno"), ("localhost", b"reno"), ("192.0.2.1", None)])
+@pytest.mark.parametrize(
+    ("host", "expected"), [("127.0.0.1", b"reno"), ("localhost", b"reno"), ("192.0.2.1", None)]
+)
 def test_only_the_loopback_chooses_its_congestion_control(host, expected):
     with socket.socket() as sock:
         before = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
