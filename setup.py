@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "([^"]+)"', (HERE / "oio/__init__.py").read_text(), re.M)[1]
 
 INSTALL_REQUIRES = [
-    "apsw>=3.46,<4",
+    "apsw>=3.48,<4",
     "blake3>=1.0,<2",
     "cliff>=4.7,<5",
     "msgspec>=0.19,<1",

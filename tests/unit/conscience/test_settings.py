@@ -18,10 +18,9 @@ def write(path, text):
 
 
 def test_samples(tmp_path):
-    text = (ETC / "conscience.conf-sample").read_text()
-    text = text.replace("/etc/oio/sds/OPENIO/conscience-policies.conf", f"{ETC}/conscience-policies.conf-sample")
-    text = text.replace("conscience-services.conf,services.d", "conscience-services.conf-sample,services.d")
-    text = text.replace("/etc/oio/sds/OPENIO/", f"{ETC}/")
+    for name in ("conscience-policies.conf", "conscience-services.conf"):
+        write(tmp_path / name, (ETC / f"{name}-sample").read_text())
+    text = (ETC / "conscience.conf-sample").read_text().replace("/etc/oio/sds/OPENIO/", f"{tmp_path}/")
     settings = load_settings(write(tmp_path / "cs.conf", text))
     assert settings.namespace == "OPENIO"
     assert settings.listen == ("127.0.0.1", 6000)
