@@ -58,7 +58,8 @@ def _read_files() -> tuple[configparser.ConfigParser, list[str]]:
     for pattern, cumulative in _config_paths():
         if files and not cumulative:
             break
-        for path in sorted(glob(pattern)):
+        # A file may have a name that reads as a pattern.
+        for path in [pattern] if os.path.isfile(pattern) else sorted(glob(pattern)):
             try:
                 files.extend(parser.read(path, encoding="utf-8"))
             except (configparser.Error, UnicodeDecodeError) as exc:

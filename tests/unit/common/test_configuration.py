@@ -114,3 +114,10 @@ def test_reading_a_section_of_a_plain_file(tmp_path):
     assert read_conf(str(path)) == {"a": {"x": "1"}, "b": {"y": "2"}}
     with pytest.raises(SystemExit):
         read_conf(str(path), "c")
+
+
+def test_a_file_whose_name_reads_as_a_pattern(tmp_path, monkeypatch):
+    path = tmp_path / "sds[1].conf"
+    path.write_text("[NS]\nproxy=127.0.0.1:6000\n")
+    monkeypatch.setenv("OIO_SDS_CONF", str(path))
+    assert load_namespace_conf("NS", fresh=True)["proxy"] == "127.0.0.1:6000"
