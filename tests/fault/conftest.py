@@ -8,7 +8,9 @@ import time
 
 import pytest
 from processes import Meta2Process, RawxProcess
-from support import ACCOUNT, start_cluster
+from support import ACCOUNT, eventually, start_cluster
+
+from oio.common.exceptions import Forbidden
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +34,15 @@ def fault_api(broken):
 def box(fault_api, request):
     """A container of the test's own."""
     name = f"{request.node.name[:60]}-{time.time_ns()}"
-    fault_api.container_create(ACCOUNT, name)
+
+    def created():
+        # A service that the former test killed may be seen as down after it came back.
+        try:
+            return fault_api.container_create(ACCOUNT, name) or True
+        except Forbidden:
+            return False
+
+    eventually(created, what="a meta2 to place a container")
     return name
 
 
