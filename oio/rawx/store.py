@@ -38,6 +38,8 @@ WRITEBACK_STEP_BYTES = 2 << 20
 PREALLOCATION_STEP_BYTES = 16 << 20
 # An attribute that does not fit: ext4 says ENOSPC, others E2BIG, ERANGE or EDQUOT.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.E2BIG, errno.ERANGE, errno.EDQUOT})
+# The attributes of a file have one block on ext4: longer ones are to blame themselves, not a full disk.
+ATTRIBUTE_SAFE_BYTES = 2048
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME
 
@@ -391,7 +393,11 @@ class Upload:
                 try:
                     os.setxattr(fd, name, value)
                 except OSError as err:
-                    if name != XATTR_BLOCK_SUMS or err.errno not in _NO_ROOM:
+                    if err.errno not in _NO_ROOM:
+                        raise
+                    if name != XATTR_BLOCK_SUMS:
+                        if len(value) > ATTRIBUTE_SAFE_BYTES and err.errno != errno.EDQUOT:
+                            raise metadata.BadHeader(f"{name}: {len(value)} bytes do not fit here") from None
                         raise
                     # The bytes were verified; only later verifications will be coarser. If the
                     # disk is really full, the flush below says so.

@@ -425,3 +425,13 @@ def test_events(service, client):
     assert meta.container_id == cid("acme", "media")
     assert (meta.content_path, meta.content_version, meta.content_id) == (
         "a b/c+d.txt", "1700000000000001", "0011AABB")  # fmt: skip
+
+
+def test_a_name_that_the_file_system_cannot_hold_is_refused(service, client):
+    path = f"acme/media/{'x' * 5000}/1700000000000001/0011AABB"
+    reply = client.put(b"hello", full_path=path, content_path=None, content_version=None, content_id=None,
+                       container_id=None)  # fmt: skip
+    if reply.status == 201:
+        pytest.skip("attributes of a file may be larger here")
+    assert reply.status == 400
+    assert service.files() == []
