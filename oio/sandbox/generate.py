@@ -24,6 +24,9 @@ SDS_CONF_MARK = "# Written by oio-sandbox"
 
 #: Seconds left to a service to stop by itself before it is killed (services take up to 10).
 _STOP_WAIT_S = 15
+#: Longest directory of temporary files, in bytes: workers put control sockets below it, and the path of
+#: a socket has 107 bytes.
+_TEMPORARY_PATH_MAX = 70
 
 
 def write_all(layout: Layout) -> None:
@@ -325,6 +328,9 @@ def service_environment(layout: Layout) -> dict[str, str]:
         "OIO_SANDBOX": layout.mark,
         "PYTHONUNBUFFERED": "1",
     }
+    if len(os.fsencode(layout.run_dir)) <= _TEMPORARY_PATH_MAX:
+        # What a killed service leaves behind goes away with the cluster.
+        environment["TMPDIR"] = layout.run_dir
     root = source_root()
     if root:
         environment["PYTHONPATH"] = root

@@ -227,6 +227,16 @@ def test_watch_files_and_test_conf(home):
     assert sandbox.conf["services"]["rawx"][0]["path"] == rawx.volume
 
 
+def test_services_put_temporary_files_into_the_cluster():
+    found = layout.compute("/srv/demo", Options())
+    assert generate.service_environment(found)["TMPDIR"] == found.run_dir
+
+
+def test_temporary_files_stay_elsewhere_when_the_path_is_too_long_for_sockets():
+    found = layout.compute("/srv/" + "d" * 80, Options())
+    assert "TMPDIR" not in generate.service_environment(found)
+
+
 def test_supervisor_conf_is_accepted_by_the_supervisor(home):
     from supervisor.options import ServerOptions
 
