@@ -13,7 +13,7 @@ Names: ``cid`` is the container id, 64 upper-case hex digits. Property keys of c
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -287,9 +287,24 @@ class Security(Message, kw_only=True):
     m: int = 0
 
 
+class Condition(Message, kw_only=True):
+    """What must hold of the object in place, decided under the base's writer (RFC 9110, section 13.1).
+
+    Tags are hashes of objects in upper-case hex, or ``*`` for "there is one". The object in place is the
+    version that the request names, else the latest; a delete marker counts as none. 412 when it fails.
+    """
+
+    if_match: list[str] | None = None
+    if_none_match: list[str] | None = None
+
+
 class ContentPut(ContainerTarget, kw_only=True):
     """Commit an object whose chunks are written. 421/424 on version conflicts, 425 when the chunks
-    cannot make the object, 436 when the container is frozen or disabled."""
+    cannot make the object, 436 when the container is frozen or disabled, 445 above the quota.
+
+    At most one of ``append`` (new metachunks after the last), ``force`` (more chunks and properties for the
+    version in place, created when absent) and ``change_policy`` (same data, other chunks) is set.
+    """
 
     path: str
     version: int
@@ -303,6 +318,9 @@ class ContentPut(ContainerTarget, kw_only=True):
     chunks: list[Chunk]
     properties: dict[str, str] = {}
     append: bool = False
+    force: bool = False
+    change_policy: bool = False
+    condition: Condition | None = None
     force_versioning: int | None = None
     simulate_versioning: bool = False
 
@@ -361,6 +379,7 @@ class ContentDelete(ContentTarget, kw_only=True):
     """Delete an object, or add a delete marker, after the container's versioning mode."""
 
     delete_marker: bool = False
+    condition: Condition | None = None
     force_versioning: int | None = None
     simulate_versioning: bool = False
 
@@ -389,3 +408,133 @@ class ContentDeleteMany(ContainerTarget, kw_only=True):
 
 class ContentTouch(ContentTarget, kw_only=True):
     """Re-emit ``storage.content.new`` for an object."""
+
+
+class ContentUpdate(ContentTarget, kw_only=True):
+    """Replace all chunks of each metachunk position that ``chunks`` names; 420, 425, 427, 445."""
+
+    chunks: list[Chunk]
+    policy: str = ""
+    security: Security = msgspec.field(default_factory=Security)
+    properties: dict[str, str] = {}
+
+
+class ContentTruncate(ContentTarget, kw_only=True):
+    """Drop the metachunks beyond ``size``, which must be the end of one (or 0); else 400."""
+
+    size: int
+
+
+class ContentDrain(ContentTarget, kw_only=True):
+    """Remove the chunks of an object and keep all the rest."""
+
+
+class ContentPurge(ContainerTarget, kw_only=True):
+    """Apply the retention of versions to one name; nothing happens when it is absent."""
+
+    path: str
+    max_versions: int | None = None
+
+
+# --- meta2: whole containers --------------------------------------------------------------------------
+
+
+class ContainerPurge(ContainerTarget, kw_only=True):
+    """Apply the retention of versions to every name."""
+
+    max_versions: int | None = None
+
+
+class FlushReply(Message, kw_only=True):
+    """Do rows remain?"""
+
+    truncated: bool
+
+
+class ContainerFlush(ContainerTarget, kw_only=True):
+    """Really delete a bounded number of object versions and markers; the last call resets the counters."""
+
+    reply: ClassVar[ReplyType] = FlushReply
+
+
+class ContainerSetStatus(ContainerTarget, kw_only=True):
+    """Freeze, enable or disable: 436 (frozen), 437 (disabled) or 439 (enabled) when that cannot be.
+
+    ``tolerant`` accepts a container that is in the wanted status already.
+    """
+
+    status: Literal["enabled", "frozen", "disabled"]
+    tolerant: bool = False
+
+
+class ContainerCopy(ContainerTarget, kw_only=True):
+    """Create this container as a copy of another one's base, read from the service at ``source_address``.
+
+    The copy gets the names and peers given here and is frozen; it refers to the chunks of the source. 433
+    when the container exists.
+    """
+
+    namespace: str
+    source_cid: Cid
+    source_address: str
+    peers: list[str] = []
+
+
+class RawAlias(Message, kw_only=True, tag_field="type", tag="alias"):
+    """A row of ``aliases``; times in seconds, now when absent."""
+
+    name: str
+    version: int
+    header: HexText
+    ctime: int | None = None
+    mtime: int | None = None
+    deleted: bool = False
+
+
+class RawHeader(Message, kw_only=True, tag_field="type", tag="header"):
+    """A row of ``contents``."""
+
+    id: HexText
+    chunk_method: str
+    mime_type: str
+    hash: HexText = ""
+    size: int = 0
+    ctime: int | None = None
+    mtime: int | None = None
+    policy: str = ""
+
+
+class RawChunk(Message, kw_only=True, tag_field="type", tag="chunk"):
+    """A row of ``chunks``; ``id`` is the URL."""
+
+    id: str
+    hash: HexText
+    size: int
+    content: HexText
+    pos: str
+    ctime: int | None = None
+
+
+RawBean = RawAlias | RawHeader | RawChunk
+
+
+class RawInsert(ContainerTarget, kw_only=True):
+    """Insert rows (421 when one exists, unless ``force``: then it is replaced)."""
+
+    beans: list[RawBean]
+    force: bool = False
+    frozen: bool = False
+
+
+class RawUpdate(ContainerTarget, kw_only=True):
+    """Replace each row of ``old`` by the row of ``new`` at the same index."""
+
+    old: list[RawBean]
+    new: list[RawBean]
+    frozen: bool = False
+
+
+class RawDelete(ContainerTarget, kw_only=True):
+    """Delete rows; those that are absent are not an error."""
+
+    beans: list[RawBean]
