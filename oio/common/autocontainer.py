@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from oio.common.easy_value import is_hexa
+
 
 class NoMatchFound(ValueError):
     """Raised when no pattern matches the name of an object."""
@@ -62,10 +64,9 @@ class HashedContainerBuilder(ContainerBuilder):
 
     def verify(self, name: Any) -> bool:
         """True iff the name is hexadecimal without a bit outside the valid ones."""
-        try:
-            value = int(name, 16)
-        except (TypeError, ValueError):
+        if not is_hexa(name):
             return False
+        value = int(name, 16)
         return value >> self._digits * 4 == 0 and value & ((1 << self._unused_bits) - 1) == 0
 
 

@@ -271,7 +271,7 @@ class ServiceBusy(ClientException):
         super().__init__(http_status, status, message)
 
 
-class UnfinishedUploadException(Exception):
+class UnfinishedUploadException(OioException):
     """Raised when an upload stops midway, with what was already written.
 
     :ivar exception: the cause.

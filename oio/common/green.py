@@ -13,12 +13,20 @@ The timeouts below derive from eventlet's ``Timeout``, hence from ``BaseExceptio
 
 from __future__ import annotations
 
-import re
 import time
 import warnings
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any
+
+from oio.common.ratelimit import (
+    Policy,
+    ratelimit_function_curr_rate,
+    ratelimit_function_next_rate,
+    ratelimit_policy_from_string,
+    ratelimit_validate_policy,
+)
+from oio.common.ratelimit import ratelimit as _ratelimit
+from oio.common.ratelimit import ratelimit_function_build as _ratelimit_function_build
 
 with warnings.catch_warnings():
     # Whoever imports this module has chosen eventlet; users of its programs need not be told at each start.
@@ -41,10 +49,6 @@ __all__ = [
     "ratelimit_policy_from_string", "ratelimit_validate_policy", "sleep", "socket", "thread", "threading",
     "time", "timedelta",
 ]  # fmt: skip
-
-Policy = list[tuple[timedelta, int]]
-_DAY = timedelta(days=1)
-_MIDNIGHT = timedelta(0)
 
 
 def patch() -> None:
@@ -119,103 +123,10 @@ def ratelimit(
     rate_buffer: float = 5,
     time_time: float | None = None,
 ) -> float:
-    """Sleep as needed to do at most ``max_rate`` operations per second; give the next ``run_time``.
-
-    :param run_time: what the previous call gave, 0 at first (milliseconds).
-    :param increment: how many operations this call stands for.
-    :param rate_buffer: seconds of lateness that may be caught up.
-    """
-    if max_rate <= 0 or increment <= 0:
-        return run_time
-    clock_accuracy = 1000.0
-    now = (time.time() if time_time is None else time_time) * clock_accuracy
-    slot = clock_accuracy * (float(increment) / max_rate)
-    if now - run_time > rate_buffer * clock_accuracy:
-        run_time = now
-    elif run_time - now > slot:
-        sleep((run_time - now) / clock_accuracy)
-    return run_time + slot
-
-
-def ratelimit_validate_policy(policy: Policy) -> bool:
-    """Check a policy, a list of ``(time since midnight, rate)``, and sort it in place.
-
-    :raises ValueError: when it is empty, or when an entry is malformed.
-    """
-    if not policy:
-        raise ValueError("Empty rate policy")
-    for entry in policy:
-        if len(entry) < 2:
-            raise ValueError(f"Rate policy: entry {entry!r} is too short")
-        start, rate = entry[0], entry[1]
-        if not _MIDNIGHT <= start < _DAY:
-            raise ValueError(f"Rate policy: {start} is not a time of day")
-        if rate < 0:
-            raise ValueError(f"Rate policy: negative rate {rate}")
-    policy.sort()
-    return True
-
-
-def _time_of_day(moment: datetime) -> timedelta:
-    return timedelta(
-        hours=moment.hour,
-        minutes=moment.minute,
-        seconds=moment.second,
-        microseconds=moment.microsecond,
-    )
-
-
-def ratelimit_function_curr_rate(curr_date: datetime, policy: Policy) -> int:
-    """Rate of a sorted policy at a moment; before the first entry of the day the last one applies."""
-    now = _time_of_day(curr_date)
-    rate = policy[-1][1]
-    for entry in policy:
-        if entry[0] > now:
-            break
-        rate = entry[1]
-    return rate
-
-
-def ratelimit_function_next_rate(curr_date: datetime, policy: Policy) -> tuple[int, datetime]:
-    """Rate that comes after the present one, and when it starts."""
-    midnight = curr_date.replace(hour=0, minute=0, second=0, microsecond=0)
-    now = _time_of_day(curr_date)
-    for entry in policy:
-        if entry[0] > now:
-            return entry[1], midnight + entry[0]
-    return policy[0][1], midnight + _DAY + policy[0][0]
-
-
-def ratelimit_policy_from_string(policy_str: str) -> Policy:
-    """Parse ``"10"`` or ``"0h30:10;6h45:2"``. :raises ValueError: on a malformed item."""
-    if re.fullmatch(r"\s*-?\d+\s*", policy_str):
-        policy: Policy = [(_MIDNIGHT, int(policy_str))]
-    else:
-        policy = []
-        for item in policy_str.split(";"):
-            start, colon, rate = item.partition(":")
-            hours, sep, minutes = start.partition("h")
-            if not colon or not sep:
-                raise ValueError(f"Malformed rate {item!r}: expected HhM:rate")
-            policy.append((timedelta(hours=int(hours), minutes=int(minutes or 0)), int(rate)))
-    ratelimit_validate_policy(policy)
-    return policy
+    """:func:`oio.common.ratelimit.ratelimit`, letting the other green threads run meanwhile."""
+    return _ratelimit(run_time, max_rate, increment, rate_buffer, time_time, sleep)
 
 
 def ratelimit_function_build(policy: Policy | str) -> Callable[..., float]:
     """Make a function like :func:`ratelimit` whose rate follows the time of day."""
-    entries = ratelimit_policy_from_string(policy) if isinstance(policy, str) else policy
-    ratelimit_validate_policy(entries)
-    state: dict[str, Any] = {"rate": 0, "next": None}
-
-    def _ratelimit(
-        run_time: float, _max_rate: Any = None, increment: float = 1, rate_buffer: float = 5
-    ) -> float:
-        now = datetime.now()
-        if state["next"] is None or now >= state["next"]:
-            state["rate"] = ratelimit_function_curr_rate(now, entries)
-            state["next"] = ratelimit_function_next_rate(now, entries)[1]
-        return ratelimit(run_time, state["rate"], increment, rate_buffer)
-
-    _ratelimit.policy = entries  # type: ignore[attr-defined]
-    return _ratelimit
+    return _ratelimit_function_build(policy, ratelimit)

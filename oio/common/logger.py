@@ -73,9 +73,10 @@ def _syslog_handler(conf: Mapping[str, Any]) -> logging.handlers.SysLogHandler |
         address = conf.get("log_address") or "/dev/log"
         if os.path.exists(address):
             return logging.handlers.SysLogHandler(address, code)
+        # No local socket: datagrams to the default address, which cost nothing when nobody listens.
+        return logging.handlers.SysLogHandler(facility=code)
     except OSError:
         return None
-    return None
 
 
 class StreamToLogger:

@@ -234,20 +234,12 @@ class ECStorageMethod(StorageMethod):
 
 
 class BackblazeStorageMethod(StorageMethod):
-    """Chunks kept by Backblaze B2."""
-
-    def __init__(self, name: str, account_id: str, bucket_name: str) -> None:
-        super().__init__(name, backblaze=True)
-        self.account_id = account_id
-        self.bucket_name = bucket_name
+    """Chunks kept by Backblaze B2: known by name, so that the refusal is clear, but not supported."""
 
     @classmethod
     def build(cls, params: dict[str, str]) -> BackblazeStorageMethod:
-        """Make the object of ``backblaze/account_id=A,bucket_name=B``."""
-        missing = [key for key in ("account_id", "bucket_name") if not params.get(key)]
-        if missing:
-            raise InvalidStorageMethod(f"Missing parameter {', '.join(missing)}")
-        return cls("backblaze", params["account_id"], params["bucket_name"])
+        """:raises InvalidStorageMethod: always."""
+        raise InvalidStorageMethod("chunks on Backblaze are not supported")
 
 
 class StorageMethods:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Mapping
 from typing import IO, Any
 
@@ -29,6 +30,9 @@ LEGACY_KEYS = (
     "grid.content.id",
 )
 VERSION_KEY = "grid.oio.version"
+
+# For programs that write ``from oio.common.xattr import xattr`` and call ``xattr.setxattr`` and the like.
+xattr = sys.modules[__name__]
 
 Target = int | str | bytes | os.PathLike[str] | IO[Any]
 

@@ -36,7 +36,7 @@ BUILTIN_TYPES = {
     "rawx": "root(3, (num stat.cpu) * ((num stat.io) * (num stat.space)))",
 }
 
-SECURITY_TYPES = ("plain", "ec", "backblaze")
+SECURITY_TYPES = ("plain", "ec")
 _POOL_NUMBERS = {"min_dist": (1, 4), "max_dist": (1, 4), "warn_dist": (0, 5)}
 # This matrix is not invertible for every loss from 5 parities on: some sets could never be repaired.
 _ISA_L_RS_VAND_PARITIES_MAX = 4
@@ -240,6 +240,8 @@ def _pool_text(options: dict[str, str], where: str) -> str:
 
 def _check_security(where: str, text: str) -> None:
     kind, _, rest = text.partition("/")
+    if kind == "backblaze":
+        raise ConfigurationException(f"{where}={text}: chunks on Backblaze are not supported")
     if kind not in SECURITY_TYPES:
         raise ConfigurationException(
             f"{where}={text}: {kind!r} is not one of {', '.join(SECURITY_TYPES)}"

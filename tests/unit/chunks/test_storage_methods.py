@@ -48,10 +48,17 @@ def test_ec():
     assert method.ec_fragment_size == len(method.driver.encode(b"x" * 1048576)[0])
 
 
-def test_backblaze():
-    method = load("backblaze/account_id=abc,bucket_name=def")
-    assert (method.name, method.backblaze, method.ec) == ("backblaze", True, False)
-    assert (method.account_id, method.bucket_name) == ("abc", "def")
+def test_backblaze_is_refused_by_name():
+    with pytest.raises(exc.InvalidStorageMethod, match="Backblaze are not supported"):
+        load("backblaze/account_id=abc,bucket_name=def")
+
+
+def test_without_the_library_an_ec_method_is_refused(monkeypatch):
+    stub = type("ECDriverError", (RuntimeError,), {})
+    monkeypatch.setattr(sm, "_load_ec_library", lambda: (None, stub))
+    assert issubclass(sm.ECDriverError, RuntimeError)
+    with pytest.raises(exc.InvalidStorageMethod, match="not installed"):
+        sm.load_methods().load("ec/algo=liberasurecode_rs_vand,k=6,m=3")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +97,9 @@ def test_registry():
     fresh = sm.load_methods()
     assert fresh.load("plain/nb_copy=2") is not load("plain/nb_copy=2")
     assert fresh["ec"] is sm.ECStorageMethod
-    assert "plain" in fresh
+    assert fresh["plain"] is sm.ReplicatedStorageMethod and fresh["backblaze"] is sm.BackblazeStorageMethod
+    assert "plain" in fresh and "kplain" not in fresh
+    assert fresh.load("plain", logger=None) is fresh.load("plain")
     assert issubclass(sm.ECDriverError, Exception)
 
 

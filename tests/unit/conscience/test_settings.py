@@ -71,6 +71,7 @@ def test_bad_services(tmp_path, text, message):
         ("[STORAGE_POLICY]\nA=pool", "POOL:SECURITY"),
         ("[STORAGE_POLICY]\nA=pool:B", "unknown security"),
         ("[STORAGE_POLICY]\n[DATA_SECURITY]\nA=magic/k=1", "magic"),
+        ("[STORAGE_POLICY]\n[DATA_SECURITY]\nA=backblaze/bucket_name=b", "not supported"),
         ("[STORAGE_POLICY]\n[DATA_SECURITY]\nA=ec/k=six", "not a number"),
         ("[STORAGE_POLICY]\n[DATA_SECURITY]\nA=ec/k=6,m=5,algo=isa_l_rs_vand", "repaired"),
         ("[STORAGE_POLICY]\n[DATA_SECURITY]\nA=ec/k=0,m=1", "at least 1"),
