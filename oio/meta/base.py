@@ -301,6 +301,21 @@ class Base:
         """
         return self._group.submit(Member(fn, relaxed), wait_within(self._options.wait_s, deadline))
 
+    def defragment(self) -> None:
+        """Rewrite the file without its free pages; only the leader of the writers may call it."""
+        connection = self._writer
+        if connection is None:
+            return
+        try:
+            if connection.execute("PRAGMA freelist_count").fetchall() == [(0,)]:
+                return
+            connection.execute("VACUUM")
+            # The file shrinks when the WAL is copied into it; nobody waits for readers in the way.
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except apsw.Error as exc:
+            logger.error("base %s: defragmentation: %s", self.name, exc)
+            self._reopen()
+
     def _run_batch(self, members: list[Member]) -> None:
         """Never raises: every member gets its result or its error."""
         try:

@@ -169,6 +169,14 @@ class Repository:
         self.write(base_name, bury, deadline=deadline)
         self.end_destruction(base_name)
 
+    def vacuum(self, base_name: str) -> None:
+        """Give the space that a base does not use any more back to the disk.
+
+        It waits for its turn as a write does; other writers wait meanwhile, readers do not.
+        """
+        with self.opened(base_name) as base:
+            base.write(lambda tx: tx.on_commit(base.defragment))
+
     def end_destruction(self, base_name: str) -> bool:
         """Remove a base whose destruction was committed but interrupted; False when it lives."""
         with self._name_lock(base_name):
