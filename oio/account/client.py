@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from oio.api.base import HttpApi, text_of_json
-from oio.common.exceptions import OioNetworkException
+from oio.common.exceptions import OioException, OioNetworkException
 from oio.common.logger import get_logger
 from oio.conscience.client import ConscienceClient
 
@@ -47,13 +47,11 @@ class AccountClient(HttpApi):
 
     def _get_account_addr(self, **kwargs: Any) -> str:
         """Address of one account service, chosen by the load balancer."""
-        return str(self.cs.next_instance("account", **kwargs)["addr"])
+        addr = str(self.cs.next_instance("account", **kwargs)["addr"])
+        return addr if ":" in addr else str(self.cs.resolve_service_id("account", addr))
 
     def _refresh_endpoint(self, **kwargs: Any) -> None:
-        addr = self._get_account_addr(**kwargs)
-        if ":" not in addr:
-            addr = self.cs.resolve_service_id("account", addr)
-        self.endpoint = f"http://{addr}/v1.0/account"
+        self.endpoint = f"http://{self._get_account_addr(**kwargs)}/v1.0/account"
         self._last_refresh = time.monotonic()
 
     def _maybe_refresh_endpoint(self, **kwargs: Any) -> None:
@@ -73,7 +71,7 @@ class AccountClient(HttpApi):
     ) -> tuple[Any, Any]:
         """Send a request about an account; returns (response, body).
 
-        :raises OioNetworkException: the service is chosen again at the next call.
+        :raises OioNetworkException: and the service is chosen again, for the calls that follow.
         """
         for key, value in self._global_kwargs.items():
             kwargs.setdefault(key, value)
@@ -81,10 +79,19 @@ class AccountClient(HttpApi):
         query = {"id": account, **(params or {})}
         try:
             return self._request(method, action, params=query, **kwargs)
-        except OioNetworkException:
+        except OioNetworkException as exc:
             if self._refresh_delay_s >= 0:
-                self.endpoint = None
+                self._leave_endpoint(exc, kwargs.get("reqid"))
             raise
+
+    def _leave_endpoint(self, reason: OioNetworkException, reqid: str | None) -> None:
+        """Choose a service again, at the next call when none can be had now."""
+        self.logger.info("Choosing another account service than %s: %s", self.endpoint, reason)
+        self.endpoint = None
+        try:
+            self._refresh_endpoint(reqid=reqid)
+        except OioException as exc:
+            self.logger.warning("No account service can be chosen now: %s (reqid=%s)", exc, reqid)
 
     def account_create(self, account: str, **kwargs: Any) -> bool:
         """Create an account; False when it existed."""
@@ -112,6 +119,48 @@ class AccountClient(HttpApi):
         data = {"metadata": metadata, "to_delete": to_delete}
         self.account_request(account, "PUT", "update", data=text_of_json(data), **kwargs)
 
+    def account_refresh(self, account: str, **kwargs: Any) -> None:
+        """Have the counters of an account computed again from its containers."""
+        self.account_request(account, "POST", "refresh", **kwargs)
+
+    def account_flush(self, account: str, **kwargs: Any) -> None:
+        """Have an account forget its containers, which themselves are left alone."""
+        self.account_request(account, "POST", "flush", **kwargs)
+
+    # --- buckets ---
+
+    def bucket_list(
+        self,
+        account: str,
+        limit: int | None = None,
+        marker: str | None = None,
+        prefix: str | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Buckets of an account: ``listing`` (dictionaries), ``truncated``, maybe ``next_marker``."""
+        params = {"limit": limit, "marker": marker, "prefix": prefix}
+        _resp, body = self.account_request(account, "GET", "buckets", params=params, **kwargs)
+        return dict(body)
+
+    def bucket_show(self, bucket: str, **kwargs: Any) -> dict[str, Any]:
+        """Counters and metadata of a bucket."""
+        _resp, body = self.account_request(bucket, "GET", "show-bucket", **kwargs)
+        return dict(body)
+
+    def bucket_update(
+        self, bucket: str, metadata: dict[str, str] | None, to_delete: list[str] | None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Delete, then set metadata of a bucket. :returns: the bucket."""
+        data = text_of_json({"metadata": metadata, "to_delete": to_delete})
+        _resp, body = self.account_request(bucket, "PUT", "update-bucket", data=data, **kwargs)
+        return dict(body)
+
+    def bucket_refresh(self, bucket: str, **kwargs: Any) -> None:
+        """Have the counters of a bucket computed again from its containers."""
+        self.account_request(bucket, "POST", "refresh-bucket", **kwargs)
+
+    # --- containers ---
+
     def container_list(
         self,
         account: str,
@@ -126,8 +175,8 @@ class AccountClient(HttpApi):
         """The account, with ``listing``: entries ``[name, objects, bytes, is_prefix, mtime]``."""
         params = {
             "limit": limit, "marker": marker, "end_marker": end_marker, "prefix": prefix,
-            "delimiter": delimiter, "s3_buckets_only": s3_buckets_only or None,
-        }
+            "delimiter": delimiter, "s3_buckets_only": s3_buckets_only,
+        }  # fmt: skip
         _resp, body = self.account_request(account, "GET", "containers", params=params, **kwargs)
         return dict(body)
 
@@ -142,3 +191,11 @@ class AccountClient(HttpApi):
         data = {**metadata, "name": container}
         _resp, body = self.account_request(account, "PUT", "container/update", data=text_of_json(data), **kwargs)
         return body
+
+    def container_reset(self, account: str, container: str, mtime: float, **kwargs: Any) -> None:
+        """Set the counters of a container to 0, as of this time.
+
+        :raises NotFound: when the account does not know it. :raises Conflict: when it knows something newer.
+        """
+        data = text_of_json({"name": container, "mtime": mtime})
+        self.account_request(account, "PUT", "container/reset", data=data, **kwargs)

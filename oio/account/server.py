@@ -20,6 +20,7 @@ from oio.account.store import (
     ContainerUpdate,
     StaleUpdate,
     UnknownAccount,
+    UnknownContainer,
     normalize_time,
 )
 from oio.common.easy_value import true_value
@@ -31,6 +32,8 @@ from oio.http.server import HttpError, Request, Response, Server, ServerConfig
 JSON_TYPE = [("Content-Type", "text/json")]
 # Properties of accounts may be large (contract: 2048 properties, values up to 1 MiB).
 BODY_MAX_BYTES = 64 * 2**20
+# Programs look for "No update needed" in it.
+_STALE = "No update needed, event older than last container update"
 
 log = logging.getLogger("oio.account")
 
@@ -51,6 +54,11 @@ class _ContainerBody(msgspec.Struct):
     bucket: str | None = None
 
 
+class _ResetBody(msgspec.Struct):
+    name: str
+    mtime: float | str
+
+
 class AccountService:
     """Handlers of the account service over one store."""
 
@@ -65,8 +73,11 @@ class AccountService:
         route("/v1.0/account/list", self.list_accounts, "GET", "HEAD")
         route("/v1.0/account/update", self.update, "PUT", "POST")
         route("/v1.0/account/show", self.show, "GET", "HEAD")
+        route("/v1.0/account/refresh", self.refresh, "POST")
+        route("/v1.0/account/flush", self.flush, "POST")
         route("/v1.0/account/containers", self.list_containers, "GET", "HEAD")
         route("/v1.0/account/container/update", self.update_container, "PUT", "POST")
+        route("/v1.0/account/container/reset", self.reset_container, "PUT", "POST")
         route("/v1.0/account/container/show", self.show_container, "GET", "HEAD")
         route("/v1.0/account/show-container", self.show_container, "GET", "HEAD")
 
@@ -124,6 +135,16 @@ class AccountService:
         """Counters and metadata."""
         return _json(self.store.show(_needed(request, "id", "account")))
 
+    def refresh(self, request: Request) -> Response:
+        """Compute the counters again from the containers."""
+        self.store.refresh(_needed(request, "id", "account"))
+        return Response(204)
+
+    def flush(self, request: Request) -> Response:
+        """Forget the containers."""
+        self.store.flush(_needed(request, "id", "account"))
+        return Response(204)
+
     def list_containers(self, request: Request) -> Response:
         """The account, with one page of its containers."""
         account = _needed(request, "id", "account")
@@ -153,8 +174,24 @@ class AccountService:
         except ValueError as exc:
             raise HttpError(400, f"mtime, dtime: {exc}") from None
         except StaleUpdate:
-            return _text(409, "No update needed, event older than last container update")
+            return _text(409, _STALE)
         return Response(200, msgspec.json.encode(body.name))
+
+    def reset_container(self, request: Request) -> Response:
+        """Set the counters of a container to 0; 404 when it is not known, 409 when it is not news."""
+        account = _needed(request, "id", "account")
+        body = _body(request, _ResetBody)
+        if not body.name:
+            raise HttpError(400, "Missing container ID")
+        try:
+            self.store.reset_container(account, body.name, normalize_time(body.mtime))
+        except ValueError as exc:
+            raise HttpError(400, f"mtime: {exc}") from None
+        except UnknownContainer:
+            return _text(404, f"Container {body.name} not found")
+        except StaleUpdate:
+            return _text(409, _STALE)
+        return Response(204)
 
     def show_container(self, request: Request) -> Response:
         """Counters of one container."""

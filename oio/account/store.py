@@ -57,6 +57,10 @@ class AccountNotEmpty(Exception):
     """Raised when the account still has containers."""
 
 
+class UnknownContainer(Exception):
+    """Raised when the account does not know the container."""
+
+
 class StaleUpdate(Exception):
     """Raised when the update is older than what is known."""
 
@@ -230,6 +234,54 @@ class AccountStore:
                 (*(after - before for after, before in zip(new, old, strict=True)), account),
             )
             self._db.execute("DELETE FROM containers WHERE expires < ?", (time.time(),))
+
+    def reset_container(self, account: str, name: str, mtime: str) -> None:
+        """Set the counters of a known container to 0.
+
+        :raises UnknownContainer: when it is not listed. :raises StaleUpdate: when something newer is known.
+        """
+        with self._transaction():
+            row = self._db.execute(
+                "SELECT mtime FROM containers WHERE account = ? AND name = ? AND listed", (account, name)
+            ).fetchone()
+            if row is None:
+                raise UnknownContainer(name)
+            if not is_later(mtime, row[0]):
+                raise StaleUpdate(name)
+            self._db.execute(
+                "UPDATE accounts SET (objects, bytes, damaged_objects, missing_chunks) ="
+                " (SELECT a.objects - c.objects, a.bytes - c.bytes, a.damaged_objects - c.damaged_objects,"
+                "  a.missing_chunks - c.missing_chunks FROM accounts a, containers c"
+                "  WHERE a.id = ?1 AND c.account = ?1 AND c.name = ?2) WHERE id = ?1",
+                (account, name),
+            )
+            self._db.execute(
+                "UPDATE containers SET mtime = ?, objects = 0, bytes = 0, damaged_objects = 0,"
+                " missing_chunks = 0 WHERE account = ? AND name = ?",
+                (mtime, account, name),
+            )
+
+    def refresh(self, account: str) -> None:
+        """Compute the counters of an account again. :raises UnknownAccount:"""
+        with self._transaction():
+            self._show(account)
+            self._db.execute(
+                "UPDATE accounts SET (objects, bytes, damaged_objects, missing_chunks) ="
+                " (SELECT ifnull(sum(objects), 0), ifnull(sum(bytes), 0), ifnull(sum(damaged_objects), 0),"
+                "  ifnull(sum(missing_chunks), 0)"
+                "  FROM containers WHERE account = ?1 AND listed) WHERE id = ?1",
+                (account,),
+            )
+
+    def flush(self, account: str) -> None:
+        """Forget the containers of an account; tombstones stay. :raises UnknownAccount:"""
+        with self._transaction():
+            self._show(account)
+            self._db.execute("DELETE FROM containers WHERE account = ? AND listed", (account,))
+            self._db.execute(
+                "UPDATE accounts SET objects = 0, bytes = 0, damaged_objects = 0, missing_chunks = 0"
+                " WHERE id = ?", (account,)
+            )
 
     def show_container(self, account: str, name: str) -> dict[str, Any]:
         """Counters of a container; zeros when it is unknown (contract)."""
