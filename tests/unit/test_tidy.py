@@ -21,15 +21,15 @@ HEIGHTS = [
     {"event"},
     {"api.base", "common.client", "common.http_urllib3"},
     {
-        "conscience", "directory", "blob", "container", "account", "api", "common.storage_functions",
+        "conscience", "directory", "blob", "container", "content", "account", "api", "common.storage_functions",
         "meta.client", "meta.messages",
     },
-    {"meta", "proxy", "rawx"},
+    {"meta", "proxy", "rawx", "ecd"},
     {"sandbox"},
     {"cli"},
 ]
 # Servers talk HTTP to each other; only clients and messages may be shared.
-SERVERS = {"meta", "proxy", "rawx"}
+SERVERS = {"meta", "proxy", "rawx", "ecd"}
 SHARED_MODULES = re.compile(r"^oio\.(meta\.(client|messages)|conscience\.(messages|registry_client))$")
 FORBIDDEN = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 
