@@ -59,9 +59,9 @@ class DirectoryClient(ProxyClient):
         cid: str | None = None,
         **kwargs: Any,
     ) -> bool:
-        """Does this reference exist?"""
+        """Does this reference exist? A proxy of the 7.x series does not know the question and says no."""
         try:
-            self.list(account, reference, cid, service_type="meta2", **kwargs)
+            self._request("GET", "/has", params=self._params(account, reference, cid), **kwargs)
         except NotFound:
             return False
         return True

@@ -407,8 +407,8 @@ class Connection(Source):
     def _refuse(self, error: HeadError) -> None:
         """Answer to something that is not a valid request, and close."""
         request = Request("-", "-", {}, None, self.peer)
-        response = response_of_error(HttpError(error.status, error.message))
         config = self.server.config
+        response = config.refusal(HttpError(error.status, error.message))
         logger.info("request of %s refused: %s", self.peer, error.message)
         try:
             sending.send_response(self, config, request, response, False)

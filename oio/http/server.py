@@ -38,7 +38,7 @@ from oio.http.errors import (
     BodyTruncated,
     HttpError,
 )
-from oio.http.messages import FileBody, Request, Response, parse_query
+from oio.http.messages import FileBody, Request, Response, parse_query, response_of_error
 from oio.http.parking import ParkingLot
 from oio.http.tcp import tune
 
@@ -138,6 +138,8 @@ class ServerConfig:
     reuse_port: bool = False
     """Let several processes listen on the same port; the kernel spreads the connections."""
     access_log: Callable[[Request, Response, int], None] | None = log_access
+    refusal: Callable[[HttpError], Response] = response_of_error
+    """Makes the answer to something that cannot be read as a request."""
 
 
 class Server:

@@ -91,6 +91,31 @@ class Refresh(Operation, kw_only=True):
     """Forget what is remembered of other services (contract: ``forward/reload`` and ``forward/flush``)."""
 
 
+class BaseTarget(Operation, kw_only=True):
+    """Base of requests on one base of any type, named as its file is."""
+
+    base: Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,254}\Z")]
+
+
+class BaseFile(Message, kw_only=True):
+    """Where the file of a base is, on the host of the service."""
+
+    path: str
+
+
+class BaseFind(BaseTarget, kw_only=True):
+    """Has the service this base? 431 when it has no file for it."""
+
+    reply: ClassVar[ReplyType] = BaseFile
+
+
+class BaseGetProperties(BaseTarget, kw_only=True):
+    """All the admin keys of a base; with ``stats`` also ``stats.page_count`` and friends."""
+
+    reply: ClassVar[ReplyType] = Properties
+    stats: bool = False
+
+
 # --- meta0: prefix -> meta1 services ------------------------------------------------------------
 
 
@@ -152,16 +177,18 @@ class ReferenceDestroy(ContainerTarget, kw_only=True):
 
 
 class ReferenceShow(ContainerTarget, kw_only=True):
-    """Names, links (of one type when given) and properties; 406 when absent."""
+    """Names, links (of one type when given) and properties, unless these are not wanted; 406 when absent."""
 
     reply: ClassVar[ReplyType] = ReferenceReply
     type: str = ""
+    with_properties: bool = True
 
 
 class ReferenceLink(ContainerTarget, kw_only=True):
     """Link services of a type. What is linked already wins over ``proposed`` (idempotent, decided under
     the base's writer); with an empty ``proposed`` and nothing linked: 454. ``autocreate`` creates the
-    reference, else 406. ``renew`` adds ``proposed`` under the next seq instead."""
+    reference, else 406. ``renew`` adds ``proposed`` under the next seq instead, in the place of the former
+    sets with ``replace``."""
 
     reply: ClassVar[ReplyType] = ServiceLinks
     type: str
@@ -169,6 +196,20 @@ class ReferenceLink(ContainerTarget, kw_only=True):
     autocreate: bool = False
     dryrun: bool = False
     renew: bool = False
+    replace: bool = False
+
+
+class ReferenceRelink(ContainerTarget, kw_only=True):
+    """Replace some services of one set. It must be exactly ``kept`` and ``replaced``, else 407; it becomes
+    ``kept`` and ``chosen``, under the same seq and with the same args."""
+
+    reply: ClassVar[ReplyType] = ServiceLinks
+    type: str
+    seq: int
+    kept: list[str] = []
+    replaced: list[str] = []
+    chosen: list[str] = []
+    dryrun: bool = False
 
 
 class ReferenceUnlink(ContainerTarget, kw_only=True):
@@ -460,11 +501,13 @@ class ContainerFlush(ContainerTarget, kw_only=True):
 class ContainerSetStatus(ContainerTarget, kw_only=True):
     """Freeze, enable or disable: 436 (frozen), 437 (disabled) or 439 (enabled) when that cannot be.
 
-    ``tolerant`` accepts a container that is in the wanted status already.
+    ``tolerant`` accepts a container that is in the wanted status already. With ``only_empty`` a container
+    that holds chunks is refused first of all, whatever its status (438).
     """
 
     status: Literal["enabled", "frozen", "disabled"]
     tolerant: bool = False
+    only_empty: bool = False
 
 
 class ContainerCopy(ContainerTarget, kw_only=True):

@@ -18,6 +18,7 @@ import ctypes
 import logging
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,9 +40,11 @@ from oio.event.queue import open_queue, producer_url
 from oio.http.errors import HttpError
 from oio.http.messages import Request, Response
 from oio.http.server import Server, ServerConfig
+from oio.meta import bases
 from oio.meta.base import SYNC_LEVELS, BaseOptions
 from oio.meta.base_type import BaseType
 from oio.meta.context import Context
+from oio.meta.dump import ROUTE, Dumps, requested_base
 from oio.meta.messages import ErrorReply, Operation
 from oio.meta.outbox import EventSink
 from oio.meta.repository import Repository
@@ -96,6 +99,8 @@ class MetaApplication:
         self._variables = variables
         self._repository = repository
         self._on_config = on_config
+        if repository is not None:
+            handlers = {**bases.handlers(repository), **handlers}
         self._routes = {
             "/v1/" + operation.operation(): _Route(operation, handler)
             for operation, handler in handlers.items()
@@ -109,6 +114,10 @@ class MetaApplication:
             ("GET", "/v1/ping"): self._ping,
             ("GET", "/config"): self._get_config,
             ("POST", "/config"): self._set_config,
+            ("POST", "/v1/kill"): self._kill,
+            ("POST", "/v1/lean_glib"): self._lean_glib,
+            ("POST", "/v1/lean_sqlx"): self._lean_sqlx,
+            ("POST", "/v1/balance_masters"): self._balance_masters,
         }
         #: The server itself, once it exists: only for the number of its connections.
         self.server: Server | None = None
@@ -122,13 +131,12 @@ class MetaApplication:
         headers = request.headers
         try:
             message = route.decode(request.read_all())
-            allowed = headers.get("x-oio-timeout")
             context = Context(
                 self._namespace,
                 request.reqid,
                 headers.get("user-agent", ""),
                 "x-oio-admin" in headers and parse_boolean(headers["x-oio-admin"]),
-                None if allowed is None else begin + _seconds(allowed),
+                _deadline(request, begin),
             )
             reply = route.handler(message, context)
         except StatusError as exc:
@@ -161,6 +169,24 @@ class MetaApplication:
     def _ping(self, request: Request) -> Response:
         return Response(204)
 
+    def _kill(self, request: Request) -> Response:
+        logger.warning("told to end by %s, request %s", request.peer, request.reqid or "-")
+        return Response(204, after_sent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+    def _lean_glib(self, request: Request) -> Response:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+        return Response(204)
+
+    def _lean_sqlx(self, request: Request) -> Response:
+        apsw.release_memory(apsw.memory_used())
+        return Response(204)
+
+    def _balance_masters(self, request: Request) -> Response:
+        # One copy of each base: there is no election to leave.
+        return Response(200, b"0", [("Content-Type", "text/plain")])
+
     def _status(self, request: Request) -> Response:
         return Response(200, msgspec.json.encode(self.information()), JSON)
 
@@ -170,6 +196,13 @@ class MetaApplication:
     def _stats(self, request: Request) -> Response:
         lines = [f"{name} {value}" for name, value in self.statistics()]
         return Response(200, ("\n".join(lines) + "\n").encode(), [("Content-Type", "text/plain")])
+
+    def _dump(self, request: Request) -> Response:
+        begin = time.monotonic()
+        try:
+            return self._dumps.answer(requested_base(request), _deadline(request, begin))
+        except StatusError as exc:
+            return self._failure(exc.code, exc.message)
 
     def _get_config(self, request: Request) -> Response:
         return Response(200, msgspec.json.encode(self._variables.as_text()), JSON)
@@ -277,10 +310,13 @@ class MetaApplication:
         return families
 
 
-def _seconds(text: str) -> float:
-    """Time allowed by ``x-oio-timeout`` (microseconds). :raises StatusError: 400 when it is no number."""
+def _deadline(request: Request, begin: float) -> float | None:
+    """Moment set by ``x-oio-timeout`` (microseconds). :raises StatusError: 400 when it is no number."""
+    text = request.headers.get("x-oio-timeout")
+    if text is None:
+        return None
     try:
-        return int(text) / 1e6
+        return begin + int(text) / 1e6
     except ValueError:
         raise StatusError(status.BAD_REQUEST, f"Invalid header 'x-oio-timeout': {text[:32]!r}") from None
 

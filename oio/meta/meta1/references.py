@@ -29,6 +29,7 @@ from oio.meta.messages import (
     ReferenceDestroy,
     ReferenceForce,
     ReferenceLink,
+    ReferenceRelink,
     ReferenceReply,
     ReferenceSetProperties,
     ReferenceShow,
@@ -86,9 +87,7 @@ def show(tx: Transaction, request: ReferenceShow, context: Context) -> Reference
         account=account,
         name=name,
         services=_links(tx, cid, request.type),
-        properties=dict(
-            tx.execute("SELECT name, value FROM properties WHERE cid = ?", (cid,))  # type: ignore[arg-type]
-        ),
+        properties=_properties(tx, cid) if request.with_properties else {},
     )
 
 
@@ -133,7 +132,8 @@ def destroy(tx: Transaction, request: ReferenceDestroy, context: Context) -> Non
 def link(tx: Transaction, request: ReferenceLink, context: Context) -> ServiceLinks:
     """Link the proposed services, unless some of this type are linked already: then these are returned.
 
-    With ``renew`` the proposed services are added under the next ``seq`` whatever is linked.
+    With ``renew`` the proposed services are added under the next ``seq`` whatever is linked; with ``replace``
+    they are then the only ones of their type.
     """
     if not request.type:
         raise StatusError(status.BAD_REQUEST, "Missing service type")
@@ -151,9 +151,13 @@ def link(tx: Transaction, request: ReferenceLink, context: Context) -> ServiceLi
         )
     seq = links[-1].seq + 1 if links else 1
     hosts = ",".join(request.proposed)
+    if request.replace:
+        links = []
     if not request.dryrun:
         if not known:
             _insert(tx, cid, request)
+        if request.replace:
+            tx.execute("DELETE FROM services WHERE cid = ? AND srvtype = ?", (cid, request.type))
         tx.execute(
             "INSERT INTO services (cid, srvtype, seq, url, args) VALUES (?, ?, ?, ?, '')",
             (cid, request.type, seq, hosts),
@@ -161,6 +165,29 @@ def link(tx: Transaction, request: ReferenceLink, context: Context) -> ServiceLi
         _emit_services(tx, cid, request, context)
     links += _expand(request.type, seq, hosts, "")
     return ServiceLinks(services=links)
+
+
+def relink(tx: Transaction, request: ReferenceRelink, context: Context) -> ServiceLinks:
+    """Replace some services of a set; 407 when it is not made of those kept and those replaced any more."""
+    cid = bytes.fromhex(request.cid)
+    _require(tx, cid, request)
+    current = [one for one in _links(tx, cid, request.type) if one.seq == request.seq]
+    if not current or sorted(one.host for one in current) != sorted(request.kept + request.replaced):
+        raise StatusError(
+            status.REFERENCE_IN_USE,
+            f"Services changed: {request.cid} has {','.join(one.host for one in current) or 'nothing'}"
+            f" of type {request.type} with seq {request.seq}",
+        )
+    hosts = ",".join([*request.kept, *request.chosen])
+    if not hosts:
+        raise StatusError(status.BAD_REQUEST, "No service would be left in the set")
+    if not request.dryrun:
+        tx.execute(
+            "UPDATE services SET url = ? WHERE cid = ? AND srvtype = ? AND seq = ?",
+            (hosts, cid, request.type, request.seq),
+        )
+        _emit_services(tx, cid, request, context)
+    return ServiceLinks(services=_expand(request.type, request.seq, hosts, current[0].args))
 
 
 def unlink(tx: Transaction, request: ReferenceUnlink, context: Context) -> None:
@@ -231,6 +258,7 @@ WRITES: dict[type[ContainerTarget], Function] = {
     ReferenceCreate: create,
     ReferenceDestroy: destroy,
     ReferenceLink: link,
+    ReferenceRelink: relink,
     ReferenceUnlink: unlink,
     ReferenceForce: force,
     ReferenceSetProperties: set_properties,
@@ -302,6 +330,11 @@ def _links(tx: Transaction, cid: bytes, type_: str = "") -> list[ServiceLink]:
 
 def _expand(type_: str, seq: int, hosts: str, args: str) -> list[ServiceLink]:
     return [ServiceLink(seq=seq, type=type_, host=host, args=args) for host in hosts.split(",")]
+
+
+def _properties(tx: Transaction, cid: bytes) -> dict[str, str]:
+    rows = tx.execute("SELECT name, value FROM properties WHERE cid = ?", (cid,))
+    return dict(rows)  # type: ignore[arg-type]
 
 
 def _put_properties(tx: Transaction, cid: bytes, properties: dict[str, str]) -> None:

@@ -64,10 +64,10 @@ def test_create_with_an_unexpected_status(client):
 
 def test_has(client):
     assert client.has("acme", "photos")
-    assert client.sent[0][:2] == ("GET", URL + "show")
+    assert client.sent[0][:2] == ("GET", URL + "has")
     client.answer = NotFound("no", 404)
     assert not client.has(cid="ABCD")
-    assert client.sent[1][2]["params"] == {"cid": "ABCD", "type": "meta2"}
+    assert client.sent[1][2]["params"] == {"cid": "ABCD"}
 
 
 def test_list_is_show(client):
