@@ -35,6 +35,8 @@ from oio.http.client import (
     WriteTimeout,
 )
 from oio.meta.messages import (
+    BaseFind,
+    BaseGetProperties,
     ContainerGetProperties,
     ContentList,
     ContentShow,
@@ -55,7 +57,9 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_error = msgspec.msgpack.Decoder(ErrorReply).decode
 
 
-_READ_ONLY = (Meta0Get, ReferenceShow, ContainerGetProperties, ContentList, ContentShow)
+_READ_ONLY = (
+    BaseFind, BaseGetProperties, ContainerGetProperties, ContentList, ContentShow, Meta0Get, ReferenceShow,
+)
 
 
 class _Prepared(NamedTuple):

@@ -59,6 +59,43 @@ class Target(NamedTuple):
     name: str
 
 
+class Errand:
+    """A call to a backend that is not quite the one that the client asked for.
+
+    It keeps the request id and the origin; other rights, other services or another deadline may go with it.
+    """
+
+    __slots__ = ("_call", "_deadline", "admin", "only", "origin", "reqid")
+
+    def __init__(
+        self, call: Call, *, admin: bool | None = None, only: list[str] | None = None, grace_s: float | None = None
+    ) -> None:
+        """
+        :param admin: bypass the modes of the namespace; None as the client asked.
+        :param only: services to contact, and no other; None to follow the directory.
+        :param grace_s: time of its own, for what must be done even after the deadline of the client.
+        """
+        self._call = call
+        self._deadline = None if grace_s is None else time.monotonic() + grace_s
+        self.admin = call.admin if admin is None else admin
+        self.only: list[str] = only or []
+        self.origin = call.origin
+        self.reqid = call.reqid
+
+    def timeout_s(self, at_most_s: float) -> float:
+        """Time left for one more exchange with a backend. :raises StatusError: 504 when the deadline is over."""
+        if self._deadline is None:
+            return self._call.timeout_s(at_most_s)
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise StatusError(status.GATEWAY_TIMEOUT, "deadline reached")
+        return min(left, at_most_s)
+
+    def measure(self, name: str, seconds: float) -> None:
+        """Add to a measure of the request."""
+        self._call.measure(name, seconds)
+
+
 class Call:
     """A request being served."""
 
@@ -116,6 +153,15 @@ class Call:
             raise bad_request(f"Invalid parameter '{name}', not a number")
         return int(text)
 
+    def optional_number(self, name: str) -> int | None:
+        """An integer parameter of 64 bits, None when absent. :raises StatusError: 400 when it is not one."""
+        text = self.args.get(name)
+        if text is None or text == "":
+            return None
+        if not _NUMBER.match(text) or abs(int(text)) > INT64_MAX:
+            raise bad_request(f"Invalid parameter '{name}', not a number")
+        return int(text)
+
     def boolean(self, name: str, default: bool = False) -> bool:
         """A boolean parameter; any other text gives the default."""
         return _boolean(self.args.get(name, ""), default)
@@ -161,12 +207,7 @@ class Call:
 
     def version(self) -> int:
         """Version of the object in the query string, 0 when there is none."""
-        text = self.args.get("version")
-        if text is None or text == "":
-            return 0
-        if not _NUMBER.match(text) or abs(int(text)) > INT64_MAX:
-            raise bad_request("Invalid parameter 'version', not a number")
-        return int(text)
+        return self.optional_number("version") or 0
 
     def content_id(self) -> str:
         """Content id of the query string in upper case, '' when there is none."""
@@ -174,6 +215,11 @@ class Call:
         if text and not _HEX.match(text):
             raise bad_request("Invalid parameter 'content', not an even number of hexadecimal digits")
         return text.upper()
+
+    def container(self) -> dict[str, Any]:
+        """The container, as fields of the messages for the metadata services."""
+        target = self.target
+        return {"cid": target.cid, "account": target.account, "name": target.name}
 
     def designation(self) -> dict[str, Any]:
         """The object, as fields of the messages for meta2. :raises StatusError: 400 without path nor content."""
@@ -264,6 +310,15 @@ class Call:
             return _decode_json(body)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
             raise bad_request(f"Invalid JSON: {exc}") from None
+
+    def json_object_or_nothing(self) -> dict[str, Any]:
+        """The body as an object, an empty one when there is no body. :raises StatusError: 400."""
+        body = self.json()
+        if body is None:
+            return {}
+        if not isinstance(body, dict):
+            raise bad_request("Invalid body: an object is expected")
+        return body
 
     def json_object(self) -> dict[str, Any]:
         """The body as an object. :raises StatusError: 400 when it is anything else."""

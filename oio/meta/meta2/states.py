@@ -39,9 +39,11 @@ def current(get: Callable[[str], str | None]) -> str:
 def set_status(tx: Transaction, context: Context, request: ContainerSetStatus) -> None:
     """Change the status, whatever the modes of the namespace.
 
-    :raises StatusError: 436, 437 or 439 telling the status that forbids it.
+    :raises StatusError: 436, 437 or 439 telling the status that forbids it; 438 when it must be empty and is not.
     """
     rules.check_initialised(tx.get)
+    if request.only_empty and tx.execute("SELECT 1 FROM chunks LIMIT 1").fetchone():
+        raise StatusError(status.CONTAINER_NOT_EMPTY, "Container not empty")
     present, wanted = current(tx.get), request.status
     if present == wanted:
         if request.tolerant:

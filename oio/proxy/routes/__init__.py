@@ -5,23 +5,45 @@
 from __future__ import annotations
 
 from oio.proxy.app import RouteDefinition
-from oio.proxy.routes.conscience import ROUTES as CONSCIENCE_ROUTES
-from oio.proxy.routes.container import ROUTES as CONTAINER_ROUTES
-from oio.proxy.routes.content import ROUTES as CONTENT_ROUTES
-from oio.proxy.routes.lb import ROUTES as LB_ROUTES
-from oio.proxy.routes.process import ROUTES as PROCESS_ROUTES
-from oio.proxy.routes.properties import ROUTES as PROPERTIES_ROUTES
-from oio.proxy.routes.reference import ROUTES as REFERENCE_ROUTES
+from oio.proxy.routes import (
+    admin,
+    conscience,
+    container,
+    container_list,
+    container_properties,
+    container_raw,
+    container_upkeep,
+    content_change,
+    content_create,
+    content_prepare,
+    content_properties,
+    content_read,
+    lb,
+    process,
+    reference,
+    snapshot,
+)
+
+_MODULES = (
+    process,
+    lb,
+    conscience,
+    reference,
+    container,
+    container_properties,
+    container_list,
+    container_upkeep,
+    container_raw,
+    snapshot,
+    content_prepare,
+    content_create,
+    content_read,
+    content_properties,
+    content_change,
+    admin,
+)
 
 
 def all_routes() -> list[RouteDefinition]:
     """Every route that the proxy answers."""
-    return [
-        *PROCESS_ROUTES,
-        *LB_ROUTES,
-        *CONSCIENCE_ROUTES,
-        *REFERENCE_ROUTES,
-        *CONTAINER_ROUTES,
-        *CONTENT_ROUTES,
-        *PROPERTIES_ROUTES,
-    ]
+    return [route for module in _MODULES for route in module.ROUTES]

@@ -6,8 +6,10 @@ import pytest
 
 from oio.common.status import StatusError
 from oio.common.utils import cid_from_name
+from oio.http.messages import Request
 from oio.meta import messages
 from oio.meta.messages import ServiceLink
+from oio.proxy.call import Call, Errand
 
 REF = "acct=acct&ref=ref"
 CID = cid_from_name("acct", "ref")
@@ -79,45 +81,70 @@ def test_create_many(cluster):
         assert cluster.post("container/create_many?acct=acct", body).code == (400, 400)
 
 
-def empty_container(cluster):
-    cluster.meta.answers["container_get_properties"] = messages.Properties(properties={"sys.m2.objects": "0"})
-
-
-def test_destroy_unlinks_first(cluster):
-    empty_container(cluster)
+def test_destroy_freezes_unlinks_and_deletes_in_this_order(cluster):
     assert cluster.post(f"container/destroy?{REF}").status == 204
-    assert cluster.meta.names()[-2:] == ["reference_unlink", "container_destroy"]
+    assert cluster.meta.names()[-3:] == ["container_set_status", "reference_unlink", "container_destroy"]
+    frozen = cluster.meta.last("container_set_status")
+    assert frozen.status == "frozen" and frozen.only_empty
+    assert "reference_force" not in cluster.meta.names()
 
 
 def test_destroy_of_a_full_container_leaves_its_link(cluster):
-    cluster.meta.answers["container_get_properties"] = messages.Properties(properties={"sys.m2.objects": "1"})
-    cluster.meta.answers["content_list"] = messages.ListReply(
-        objects=b'[{"name":"a","deleted":false,"chunk-method":"plain/nb_copy=1"}]'
-    )
-    answer = cluster.post(f"container/destroy?{REF}")
-    assert answer.code == (409, 438)
+    cluster.meta.answers["container_set_status"] = StatusError(438, "Container not empty")
+    assert cluster.post(f"container/destroy?{REF}").code == (409, 438)
     assert "reference_unlink" not in cluster.meta.names()
+
+
+def test_a_forced_destroy_does_not_ask_whether_there_is_something(cluster):
     assert cluster.post(f"container/destroy?{REF}&force=1").status == 204
+    assert not cluster.meta.last("container_set_status").only_empty
     assert cluster.meta.last("container_destroy").force
 
 
-def test_destroy_ignores_drained_objects_and_markers(cluster):
-    cluster.meta.answers["container_get_properties"] = messages.Properties(properties={"sys.m2.objects": "2"})
-    cluster.meta.answers["content_list"] = [
-        messages.ListReply(
-            objects=b'[{"name":"a","deleted":true,"chunk-method":null}]', truncated=True, next_marker="a"
-        ),
-        messages.ListReply(objects=b'[{"name":"b","deleted":false,"chunk-method":"drained"}]'),
-    ]
+@pytest.mark.parametrize("code", [436, 437])
+def test_destroy_accepts_what_is_frozen_or_disabled_and_leaves_it_so_when_it_fails(cluster, code):
+    cluster.meta.answers["container_set_status"] = StatusError(code, "is so already")
     assert cluster.post(f"container/destroy?{REF}").status == 204
-    assert cluster.meta.last("content_list").marker == "a"
+    cluster.meta.answers["container_destroy"] = StatusError(500, "disk")
+    assert cluster.post(f"container/destroy?{REF}").code == (500, 500)
+    assert cluster.meta.names()[-1] == "reference_force"
 
 
-def test_destroy_links_again_when_it_fails(cluster):
-    empty_container(cluster)
-    cluster.meta.answers["container_destroy"] = StatusError(438, "Container not empty")
-    assert cluster.post(f"container/destroy?{REF}").code == (409, 438)
+@pytest.mark.parametrize("failing", ["reference_unlink", "container_destroy"])
+def test_destroy_links_again_and_thaws_when_it_fails(cluster, failing):
+    cluster.meta.answers[failing] = StatusError(500, "disk")
+    assert cluster.post(f"container/destroy?{REF}").code == (500, 500)
     assert cluster.meta.last("reference_force").service == LINK
+    thawed = cluster.meta.last("container_set_status")
+    assert thawed.status == "enabled" and thawed.tolerant
+
+
+def test_what_puts_things_back_has_a_deadline_of_its_own(cluster):
+    call = Call(cluster.app, Request("POST", "/", {"x-oio-timeout": "0"}))
+    with pytest.raises(StatusError) as caught:
+        Errand(call).timeout_s(30)
+    assert caught.value.code == 504
+    assert 4 < Errand(call, grace_s=5).timeout_s(30) <= 5
+    assert Errand(call, grace_s=5).timeout_s(1) == 1
+
+
+def test_destroy_of_a_link_without_a_base_removes_the_link(cluster):
+    for name in ("container_set_status", "container_destroy"):
+        cluster.meta.answers[name] = StatusError(431, "no base")
+    assert cluster.post(f"container/destroy?{REF}").code == (404, 431)
+    assert "reference_unlink" in cluster.meta.names()
+    assert "reference_force" not in cluster.meta.names()
+
+
+@pytest.mark.parametrize(
+    "route", ["container/create", "container/destroy", "container/snapshot"]
+)
+def test_changes_of_several_steps_do_not_begin_in_a_slave_namespace(cluster, route):
+    cluster.process.variables.set("ns.master", "off")
+    answer = cluster.post(f"{route}?{REF}", {"account": "a", "container": "b"})
+    assert answer.code == (500, 500) and "NS slave!" in answer.json["message"]
+    assert cluster.meta.calls == []
+    assert cluster.post("container/create?" + REF, headers={"x-oio-admin": "1"}).status == 201
 
 
 def test_destroy_of_what_is_not_there(cluster):

@@ -8,7 +8,7 @@ from oio.http.messages import Response
 from oio.meta.messages import ContentDelProperties, ContentReply, ContentSetProperties, ContentShow
 from oio.proxy.app import RouteDefinition
 from oio.proxy.call import Call, bad_request, encode_json, string_list, string_map
-from oio.proxy.routes.content import object_headers
+from oio.proxy.routes.content_read import object_headers
 
 
 def get_properties(call: Call) -> Response:

@@ -1,0 +1,108 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""``container/*``: properties of containers (contract: "container/* - container databases")."""
+
+from __future__ import annotations
+
+import re
+
+from oio.http.messages import Response
+from oio.meta.messages import (
+    ContainerDelProperties,
+    ContainerGetProperties,
+    ContainerSetProperties,
+    Properties,
+)
+from oio.proxy.app import RouteDefinition
+from oio.proxy.call import JSON_HEADERS, Call, bad_request, encode_json, escape, json_reply, string_list
+from oio.proxy.routes.container import SYSTEM, USER, check_policy, prefixed_properties
+
+_NOT_ALPHANUMERIC = re.compile(r"[^A-Za-z0-9]")
+_META = "x-oio-container-meta-"
+
+
+def show(call: Call) -> Response:
+    """``container/show``: properties as headers."""
+    properties = _properties(call)
+    user = {key[len(USER) :]: value for key, value in properties.items() if key.startswith(USER)}
+    return Response(
+        200, encode_json({"properties": user}), [*JSON_HEADERS, *property_headers(properties)]
+    )
+
+
+def get_properties(call: Call) -> Response:
+    """``container/get_properties``."""
+    user, system = split_properties(_properties(call))
+    return json_reply({"properties": user, "system": system})
+
+
+def _properties(call: Call) -> dict[str, str]:
+    target = call.target
+    reply: Properties = call.proxy.resolver.call_meta2(
+        ContainerGetProperties(
+            cid=target.cid, account=target.account, name=target.name, stats=call.admin
+        ),
+        call,
+        write=False,
+    )
+    return reply.properties
+
+
+def set_properties(call: Call) -> Response:
+    """``container/set_properties``: 200 with an empty object."""
+    call.proxy.resolver.call_meta2(setting_of(call), call, write=True)
+    return json_reply({})
+
+
+def del_properties(call: Call) -> Response:
+    """``container/del_properties``: names of user properties, an empty array for all of them."""
+    call.proxy.resolver.call_meta2(deletion_of(call), call, write=True)
+    return json_reply({})
+
+
+def setting_of(call: Call) -> ContainerSetProperties:
+    """What a request to set properties says. :raises StatusError: 400 when it says nothing, 480."""
+    container = call.container()
+    properties = prefixed_properties(call.json_object_or_nothing())
+    if not properties:
+        raise bad_request("No properties found in the body")
+    check_policy(call, properties)
+    clear = "flush" in call.args or call.flag("flush")
+    return ContainerSetProperties(**container, properties=properties, clear=clear)
+
+
+def deletion_of(call: Call) -> ContainerDelProperties:
+    """What a request to delete properties says. :raises StatusError: 400 unless it is an array of names."""
+    container = call.container()
+    names = string_list(call.json(), "body")
+    return ContainerDelProperties(**container, names=[USER + name for name in names])
+
+
+def split_properties(properties: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Properties of users without their prefix, and all the others."""
+    user, system = {}, {}
+    for key, value in properties.items():
+        if key.startswith(USER):
+            user[key[len(USER) :]] = value
+        else:
+            system[key] = value
+    return user, system
+
+
+def property_headers(properties: dict[str, str]) -> list[tuple[str, str]]:
+    """Properties of a container as headers."""
+    headers = []
+    for key, value in properties.items():
+        name = _NOT_ALPHANUMERIC.sub("-", key)
+        if not key.startswith((SYSTEM, USER)):
+            name = "x-" + name
+        headers.append((_META + name, escape(value)))
+    return headers
+
+
+ROUTES = [
+    RouteDefinition("GET", "container/show", show, meta2=True),
+    RouteDefinition("POST", "container/get_properties", get_properties, meta2=True),
+    RouteDefinition("POST", "container/set_properties", set_properties, meta2=True),
+    RouteDefinition("POST", "container/del_properties", del_properties, meta2=True),
+]
