@@ -49,6 +49,8 @@ BUSY_TIMEOUT_MS = 10_000
 #: Page size and number of frames in the index of a WAL (native byte order), as SQLite documents them.
 _WAL_INDEX = struct.Struct("=14xHI")
 _WAL_HEADER, _FRAME_HEADER = 32, 24
+#: Pages of one step of a copy: the deadline is looked at in between.
+COPY_PAGES = 1024
 #: Prepared statements kept by a connection.
 STATEMENT_CACHE = 48
 
@@ -284,6 +286,37 @@ class Base:
             self._readers_lock.notify()
         if not keep:
             connection.close()
+
+    def copy_to(self, path: str, deadline: float | None = None) -> None:
+        """Write the base as it is now to a file, which is not made durable.
+
+        One read transaction holds the view, so that the copy of the pages, slice by slice, is consistent
+        while others write; nobody waits for it. :raises StatusError: 504 when the deadline is over.
+        """
+        try:
+            source = self._connect()
+            try:
+                source.execute("BEGIN")
+                # The view is taken by the first read.
+                source.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+                self._copy_pages(source, path, deadline)
+            finally:
+                source.close()
+        except apsw.Error as exc:
+            raise translate(exc, self.name) from exc
+
+    @staticmethod
+    def _copy_pages(source: apsw.Connection, path: str, deadline: float | None) -> None:
+        target = apsw.Connection(path)
+        try:
+            target.execute("PRAGMA journal_mode=OFF")
+            target.execute("PRAGMA synchronous=OFF")
+            with target.backup("main", source, "main") as backup:
+                while not backup.done:
+                    wait_within(0, deadline)
+                    backup.step(COPY_PAGES)
+        finally:
+            target.close()
 
     # --- writing -----------------------------------------------------------------------------------
 

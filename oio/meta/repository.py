@@ -19,7 +19,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import apsw
@@ -138,15 +138,43 @@ class Repository:
         if os.path.exists(path) and not self.end_destruction(base_name):
             return False
         image, has_events = self._build_image(base_name, init)
-        with self._name_lock(base_name):
-            if os.path.exists(path):
-                return False
-            if has_events:
-                self.outbox.mark(base_name)
-            created = self._place(image, path)
-            if has_events and created:
-                self.outbox.discover(base_name)
-        return created
+        with self.workshop_file() as temporary:
+            _write_file(temporary, image)
+            return self._place(base_name, temporary, has_events)
+
+    def install(
+        self, base_name: str, image_path: str, change: Callable[[Transaction], object]
+    ) -> bool:
+        """Make a base of an image in the workshop, as :meth:`create` does; False when the base exists.
+
+        ``change`` runs first on the image, without the events that waited in its outbox. The file of the
+        image belongs to the caller, as :meth:`workshop_file` says, and is changed.
+        """
+        path = self.path(base_name)
+        if os.path.exists(path) and not self.end_destruction(base_name):
+            return False
+        has_events = self._change_image(base_name, image_path, change)
+        return self._place(base_name, image_path, has_events)
+
+    def copy_out(self, base_name: str, path: str, deadline: float | None = None) -> None:
+        """Write a consistent image of a base to a file, while others read and write the base."""
+        with self.opened(base_name) as base:
+            if TOMBSTONE in base.admin:
+                raise StatusError(status.CONTAINER_NOT_FOUND, f"base {base_name} is destroyed")
+            base.copy_to(path, deadline)
+
+    @contextmanager
+    def workshop_file(self) -> Iterator[str]:
+        """Path of a new file of the workshop; what is there goes away at the end."""
+        with self._lock:
+            self._temporary += 1
+            path = os.path.join(self._workshop, f"{self._temporary}.new")
+        try:
+            yield path
+        finally:
+            for suffix in ("", *_SIDE_FILES):
+                with suppress(FileNotFoundError):
+                    os.unlink(path + suffix)
 
     def exists(self, base_name: str) -> bool:
         """Is there a file for this base?"""
@@ -409,10 +437,7 @@ class Repository:
             tx.keep_member()
             # The first versions of the tables are written by first_admin: nothing to count yet.
             connection.executemany("INSERT INTO admin(k, v) VALUES(?, ?)", tx.all_admin().items())
-            rows: list[tuple[int, bytes | None]] = list(enumerate(tx.events, 1))
-            if tx.state_wanted:
-                rows.insert(0, (0, None))
-            connection.executemany("INSERT INTO events(id, event) VALUES(?, ?)", rows)
+            has_events = _store_events(connection, tx)
             connection.execute("COMMIT")
             image = bytearray(connection.serialize("main"))
         except apsw.Error as exc:
@@ -421,33 +446,59 @@ class Repository:
             connection.close()
         for offset in _FORMAT_BYTES:
             image[offset] = 2
-        return bytes(image), bool(rows)
+        return bytes(image), has_events
 
-    def _place(self, image: bytes, path: str) -> bool:
-        directory = os.path.dirname(path)
-        if not os.path.isdir(directory):
-            os.makedirs(directory, exist_ok=True)
-            self._sync_directory(os.path.dirname(directory))
-        with self._lock:
-            self._temporary += 1
-            temporary = os.path.join(self._workshop, f"{self._temporary}.new")
+    def _change_image(
+        self, base_name: str, image_path: str, change: Callable[[Transaction], object]
+    ) -> bool:
         try:
-            with open(temporary, "wb", buffering=0) as file:
-                file.write(image)
-                if self._fsync:
-                    os.fsync(file.fileno())
+            connection = apsw.Connection(image_path, flags=apsw.SQLITE_OPEN_READWRITE)
             try:
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
+                # When it fails nobody needs the file any more.
+                connection.execute("PRAGMA journal_mode=OFF")
+                connection.execute("PRAGMA synchronous=OFF")
+                connection.execute("BEGIN")
+                connection.execute("DELETE FROM events")
+                admin = dict(connection.execute("SELECT k, v FROM admin"))
+                tx = Transaction(base_name, connection, admin, self.outbox.enabled)
+                change(tx)
+                tx.keep_member()
+                tx.flush_admin()
+                has_events = _store_events(connection, tx)
+                connection.execute("COMMIT")
+            finally:
+                connection.close()
+        except apsw.Error as exc:
+            raise translate(exc, base_name) from exc
+        with open(image_path, "r+b", buffering=0) as file:
+            for offset in _FORMAT_BYTES:
+                os.pwrite(file.fileno(), b"\2", offset)
+        return has_events
+
+    def _place(self, base_name: str, image_path: str, has_events: bool) -> bool:
+        """Link a whole image to the name of its base; False when the base exists."""
+        path = self.path(base_name)
+        directory = os.path.dirname(path)
+        try:
+            if not os.path.isdir(directory):
+                os.makedirs(directory, exist_ok=True)
+                self._sync_directory(os.path.dirname(directory))
+            if self._fsync:
+                _fsync_file(image_path)
         except OSError as exc:
             raise StatusError(status.UNAVAILABLE, f"cannot create {path}: {exc}") from exc
-        finally:
+        with self._name_lock(base_name):
+            if os.path.exists(path):
+                return False
+            if has_events:
+                self.outbox.mark(base_name)
             try:
-                os.unlink(temporary)
-            except FileNotFoundError:
-                logger.error("%s disappeared", temporary)
-        self._sync_directory(directory)
+                os.link(image_path, path)
+            except OSError as exc:
+                raise StatusError(status.UNAVAILABLE, f"cannot create {path}: {exc}") from exc
+            self._sync_directory(directory)
+            if has_events:
+                self.outbox.discover(base_name)
         return True
 
     def _clean_workshop(self) -> None:
@@ -459,3 +510,28 @@ class Repository:
     def _sync_directory(self, path: str) -> None:
         if self._fsync:
             fsync_directory(path)
+
+
+def _store_events(connection: apsw.Connection, tx: Transaction) -> bool:
+    """Fill the outbox of a base that is not in its place yet; is there anything?"""
+    rows: list[tuple[int, bytes | None]] = list(enumerate(tx.events, 1))
+    if tx.state_wanted:
+        rows.insert(0, (0, None))
+    connection.executemany("INSERT INTO events(id, event) VALUES(?, ?)", rows)
+    return bool(rows)
+
+
+def _write_file(path: str, content: bytes) -> None:
+    try:
+        with open(path, "wb", buffering=0) as file:
+            file.write(content)
+    except OSError as exc:
+        raise StatusError(status.UNAVAILABLE, f"cannot write {path}: {exc}") from exc
+
+
+def _fsync_file(path: str) -> None:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -119,6 +119,9 @@ class MetaApplication:
             ("POST", "/v1/lean_sqlx"): self._lean_sqlx,
             ("POST", "/v1/balance_masters"): self._balance_masters,
         }
+        if repository is not None:
+            self._dumps = Dumps(repository)
+            self._others["GET", ROUTE] = self._dump
         #: The server itself, once it exists: only for the number of its connections.
         self.server: Server | None = None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from oio.meta import messages as m
 from oio.meta.context import Context, nothing_to_refresh
-from oio.meta.meta2 import containers, contents, deletes, flush, listing, puts, raw, rules, states
+from oio.meta.meta2 import containers, contents, copies, deletes, flush, listing, puts, raw, rules, states
 from oio.meta.meta2.schema import base_name
 from oio.meta.repository import Repository
 from oio.meta.transaction import Reader, Transaction
@@ -36,6 +36,7 @@ class Meta2Service:
             m.ContainerSetProperties: self._writing(containers.set_properties),
             m.ContainerDelProperties: self._writing(containers.del_properties),
             m.ContainerTouch: self._touching(containers.touch),
+            m.ContainerCopy: self._container_copy,
             m.ContainerFlush: self._container_flush,
             m.ContainerSetStatus: self._touching(states.set_status),
             m.RawInsert: self._writing(raw.insert),
@@ -59,6 +60,9 @@ class Meta2Service:
         containers.destroy(
             self._repository, self._settings, context, request, self._service_id
         )
+
+    def _container_copy(self, request: m.ContainerCopy, context: Context) -> None:
+        copies.copy(self._repository, self._settings, context, request)
 
     def _container_flush(self, request: m.ContainerFlush, context: Context) -> m.FlushReply:
         return flush.flush(self._repository, self._settings, context, request)
