@@ -122,6 +122,10 @@ DECLARED: dict[str, Variable] = _declare(
     Variable("proxy.period.cs.upstream", "duration", 1.0, "Registrations are sent", 0.05, 3600),
     Variable("proxy.period.reload.nsinfo", "duration", 30.0, "Policies are read again", 0.05, 3600),
     Variable("proxy.period.refresh.csurl", "duration", 30.0, "Consciences reread", 0.05, 3600),
+    Variable("proxy.period.refresh.srvtypes", "duration", 30.0, "Types are read again", 0.05, 3600),
+    Variable("proxy.prefer.master_for_read", "bool", False, "Read from the master of a base"),
+    Variable("proxy.prefer.slave_for_read", "bool", True, "Read from the slaves of a base first"),
+    Variable("proxy.prefer.master_for_write", "bool", True, "Write to the master of a base first"),
     Variable("proxy.quirk.local_scores", "bool", False, "Real scores in local/list"),
     Variable("proxy.request.max_delay", "duration", 60.0, "Default deadline", 0.01, 86400),
     Variable("proxy.srv_local.patch", "bool", False, "Prefer near services in chunk lists"),
@@ -130,6 +134,7 @@ DECLARED: dict[str, Variable] = _declare(
     Variable("proxy.dir_shuffle", "bool", True, "Shuffle the meta1 replicas"),
     Variable("proxy.ttl.services.down", "duration", 5.0, "Memory of down services", 0, 86400),
     Variable("proxy.ttl.services.known", "duration", 5 * 86400.0, "Memory of services", 0, 1e8),
+    Variable("proxy.ttl.services.master", "duration", 1800.0, "Memory of masters", 0, 1e8),
     Variable("proxy.ttl.services.local", "duration", 30.0, "Memory of local services", 0, 86400),
     Variable("proxy.url.path.maxlen", "int", 2048, "Longest path of a route", 1, 65536),
     # Resolver.
@@ -146,6 +151,7 @@ DECLARED: dict[str, Variable] = _declare(
     Variable("meta2.max_versions", "int", 1, "Versions kept per object", -1, 2**31),
     Variable("meta2.retention_period", "duration", 604800.0, "Delete markers kept", 0, 1e10),
     Variable("meta2.delete_exceeding_versions", "bool", False, "Purge at put"),
+    Variable("meta2.container.max_size", "size", 0, "Quota of containers, 0 = none", 0, 2**63 - 1),
     Variable("meta2.flush_limit", "int", 1000, "Objects per flush", 1, 2**31),
     # Events.
     Variable("rawx.events_allowed", "bool", True, "Do chunk servers emit events?"),
@@ -159,6 +165,8 @@ DECLARED: dict[str, Variable] = _declare(
         "sqliterepo.sync", "str", "full",
         "full: every commit is on disk; normal: a power cut loses the last commits; off: test only",
     ),
+    # Faults made on purpose.
+    Variable("enbug.proxy.cs.failure_rate", "int", 0, "Percents of conscience/* that fail", 0, 100),
     # Servers.
     Variable("server.access_log", "bool", True, "Does the proxy log each request?"),
     Variable("server.cnx.timeout.idle", "duration", 300.0, "Idle connections closed", 1, 1e6),
@@ -170,6 +178,7 @@ DECLARED: dict[str, Variable] = _declare(
 #: Variables that files of older versions set, and why they change nothing here.
 WITHOUT_EFFECT = {
     "core.sds.strict_utf8": "names are always UTF-8",
+    "proxy.period.refresh.srvtypes": "types come with the services, see proxy.period.cs.downstream",
     "proxy.period.reload.nsinfo": "policies come with the services, see proxy.period.cs.downstream",
 }
 

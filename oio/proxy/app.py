@@ -22,7 +22,7 @@ from oio.common.status import StatusError, http_status
 from oio.common.utils import request_id
 from oio.common.variables import Variables
 from oio.http.client import HttpPool
-from oio.http.errors import BodyError
+from oio.http.errors import BodyError, HttpError
 from oio.http.messages import Request, Response
 from oio.meta.client import MetaClient
 from oio.proxy.call import JSON_HEADERS, Call, encode_json
@@ -129,6 +129,10 @@ class Proxy:
         except Exception:
             logger.exception("%s %s failed, request %s", request.method, request.target, request.reqid)
             response = error_response(status.INTERNAL_ERROR, "Internal error, see the logs of the proxy")
+        option = request.headers.get("connection")
+        if option is None or "keep-alive" not in option.lower():
+            # Contract: only those who ask keep their connection.
+            response.close = True
         perfdata = call.perfdata()
         if perfdata:
             headers = response.headers or ()
@@ -159,7 +163,7 @@ class Proxy:
             call.request.method,
             target or call.request.target,
             body,
-            {SIBLING_HEADER: "1", "x-oio-req-id": call.reqid},
+            {SIBLING_HEADER: "1", "x-oio-req-id": call.reqid, "connection": "keep-alive"},
         )
 
     def _find(self, request: Request) -> _Route:
@@ -183,6 +187,14 @@ class Proxy:
 def error_response(code: int, message: str, meta2: bool = False) -> Response:
     """The answer to a request that failed (contract: "Error body and HTTP mapping")."""
     return _error(http_status(code, meta2), code, message)
+
+
+def refusal(error: HttpError) -> Response:
+    """The answer to something that could not be read as a request."""
+    code = status.NOT_IMPLEMENTED if error.status == 501 else status.BAD_REQUEST
+    response = _error(error.status, code, error.message)
+    response.headers = [*(response.headers or ()), ("x-oio-req-id", request_id("proxy-"))]
+    return response
 
 
 def mapped_error(http: int, error: StatusError) -> Response:

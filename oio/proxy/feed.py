@@ -220,6 +220,20 @@ class Feed:
             for service in services:
                 self._queue[_key(service)] = merged(self._queue.get(_key(service)), service)
 
+    def discard(self, addresses: Iterable[tuple[str, str]]) -> None:
+        """Drop what waits of these services (type, address), and forget that they registered here."""
+        gone = set(addresses)
+        self._discard(lambda service: (service.type, service.addr) in gone)
+
+    def discard_type(self, service_type: str) -> None:
+        """Drop what waits of the services of a type, and forget that they registered here."""
+        self._discard(lambda service: service.type == service_type)
+
+    def _discard(self, gone: Callable[[ServiceDef], bool]) -> None:
+        with self._queue_lock:
+            self._queue = {key: one for key, one in self._queue.items() if not gone(one)}
+            self.local = {key: one for key, one in self.local.items() if not gone(one.service)}
+
     def flush_queue(self) -> None:
         """Send what waits now. :raises StatusError: 503 when no conscience answers; everything waits again."""
         with self._queue_lock:

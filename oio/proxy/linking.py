@@ -8,9 +8,11 @@ that link the same reference at once get the same answer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from oio.common import status
 from oio.common.status import StatusError
-from oio.meta.messages import ReferenceLink, ReferenceUnlink, ServiceLinks
+from oio.meta.messages import ReferenceLink, ServiceLinks
 from oio.proxy.call import Call, Target
 from oio.proxy.lb.pool import parse_update_policy
 
@@ -26,10 +28,20 @@ IMPOSSIBLE_CODES = frozenset(
 
 
 def link_services(
-    call: Call, target: Target, service_type: str, *, autocreate: bool, dryrun: bool = False, renew: bool = False
+    call: Call,
+    target: Target,
+    service_type: str,
+    *,
+    autocreate: bool,
+    dryrun: bool = False,
+    renew: bool = False,
+    replace: bool = False,
+    only: Sequence[str] = (),
 ) -> ServiceLinks:
     """Services of a type linked to a reference, choosing them when there is none yet.
 
+    :param renew: add a set to those that are linked; with ``replace``, in their place.
+    :param only: meta1 services to ask, when the directory must not decide.
     :raises StatusError: 453 for a type that the namespace does not have; 481 when something had to be chosen and
         there are not enough services; 406 without the reference (unless ``autocreate``).
     """
@@ -37,7 +49,7 @@ def link_services(
     try:
         proposed = propose(call, service_type)
     except StatusError as exc:
-        if exc.code != status.POLICY_NOT_SATISFIABLE:
+        if exc.code != status.POLICY_NOT_SATISFIABLE or renew:
             raise
         failure = exc
     request = ReferenceLink(
@@ -49,10 +61,11 @@ def link_services(
         # Nothing must be created for a link that cannot be made.
         autocreate=autocreate and bool(proposed),
         dryrun=dryrun,
-        renew=renew and bool(proposed),
+        renew=renew,
+        replace=replace,
     )
     try:
-        links: ServiceLinks = call.proxy.resolver.call_meta1(request, call, write=True)
+        links: ServiceLinks = call.proxy.resolver.call_meta1(request, call, write=True, only=only)
     except StatusError as exc:
         nothing_linked = exc.code == status.NO_SERVICE_LINKED or (
             exc.code == status.REFERENCE_NOT_FOUND and autocreate
@@ -64,27 +77,30 @@ def link_services(
 
 
 def renew_services(
-    call: Call, target: Target, service_type: str, *, autocreate: bool, dryrun: bool
+    call: Call,
+    target: Target,
+    service_type: str,
+    *,
+    autocreate: bool,
+    dryrun: bool,
+    only: Sequence[str] = (),
 ) -> ServiceLinks:
-    """Link again, after the update policy of the type: keep, add a set, or replace the former one."""
+    """Link again, after the update policy of the type: keep, add a set, or replace the former ones.
+
+    What is linked is kept by ``KEEP`` even when the services do not answer now: a base stays where it is.
+    """
     policies = parse_update_policy(call.proxy.variables["ns.service_update_policy"])
     mode = policies.get(service_type, ("KEEP", 1, 1))[0]
-    if mode == "KEEP":
-        return link_services(call, target, service_type, autocreate=autocreate, dryrun=dryrun)
     links = link_services(
-        call, target, service_type, autocreate=autocreate, dryrun=dryrun, renew=True
+        call,
+        target,
+        service_type,
+        autocreate=autocreate,
+        dryrun=dryrun,
+        renew=mode != "KEEP",
+        replace=mode == "REPLACE",
+        only=only,
     )
-    last = max((link.seq for link in links.services), default=0)
-    if mode == "REPLACE" and not dryrun:
-        for seq in {link.seq for link in links.services if link.seq != last}:
-            call.proxy.resolver.call_meta1(
-                ReferenceUnlink(
-                    cid=target.cid, account=target.account, name=target.name, type=service_type, seq=seq
-                ),
-                call,
-                write=True,
-            )
-        links = ServiceLinks(services=[link for link in links.services if link.seq == last])
     call.proxy.resolver.forget(target.cid, service_type)
     return links
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from oio.common import status
@@ -37,6 +37,10 @@ STALE_CODES = frozenset({431, 450, 453, 409})
 NETWORK_CODES = frozenset(range(2, 10))
 #: After these the request may have been executed: it must not be sent to another replica if it writes.
 UNCERTAIN_CODES = frozenset({3, 4, 5, 7})
+_TIMEOUT_CODES = frozenset({5, 7})
+
+#: A service that says nothing for that long is thought to be down, whatever the deadline of the client (seconds).
+_PATIENCE_S = 1.0
 
 T = TypeVar("T")
 
@@ -123,6 +127,11 @@ class Resolver:
             lambda: variables["resolver.cache.srv.max.default"],
             lambda: variables["resolver.cache.srv.ttl.default"],
         )
+        #: (type, base) -> id of the master of the base, learnt from redirections.
+        self.masters = Cache(
+            lambda: variables["resolver.cache.srv.max.default"],
+            lambda: variables["proxy.ttl.services.master"],
+        )
         #: Address -> moment until which it is thought to be down.
         self.down: dict[str, float] = {}
 
@@ -184,7 +193,7 @@ class Resolver:
                 return known, True
         try:
             reply: ReferenceReply = self.call_meta1(
-                ReferenceShow(cid=cid, type=service_type), context, write=False
+                ReferenceShow(cid=cid, type=service_type, with_properties=False), context, write=False
             )
         except StatusError as exc:
             raise StatusError(exc.code, f"Directory error: {exc.message}") from exc
@@ -205,12 +214,17 @@ class Resolver:
 
     # --- calls ---------------------------------------------------------------------------------------------
 
-    def call_meta1(self, request: Any, context: Context, write: bool) -> Any:
-        """Send an operation to the meta1 of ``request.cid``; forgets the mapping and retries when it is wrong."""
+    def call_meta1(
+        self, request: Any, context: Context, write: bool, only: Sequence[str] = ()
+    ) -> Any:
+        """Send an operation to the meta1 of ``request.cid``; forgets the mapping and retries when it is wrong.
+
+        :param only: services to send it to, whatever the directory says.
+        """
         cid: str = request.cid
 
         def attempt() -> Any:
-            services = context.only or self.meta1(cid, context)
+            services = list(only) or self.meta1(cid, context)
             try:
                 return self._call_any("meta1", services, request, context, write)
             except StatusError as exc:
@@ -219,7 +233,7 @@ class Resolver:
                     raise StatusError(exc.code, f"No meta1 answered: {exc.message}") from exc
                 raise
 
-        return self._retried(attempt, lambda: self.csm0.drop(self.prefix_of(cid)))
+        return self._retried(attempt, lambda: self.csm0.drop(self.prefix_of(cid)) and not only)
 
     def call_meta2(self, request: Any, context: Context, write: bool) -> Any:
         """Send an operation to the meta2 of ``request.cid``; locates it again when it is elsewhere."""
@@ -264,7 +278,7 @@ class Resolver:
     ) -> Any:
         """Call one replica after the other until one answers."""
         if len(services) > 1:
-            services = self._ordered(service_type, services)
+            services = self._ordered(service_type, services, request, write)
         last: StatusError | None = None
         for service in services:
             try:
@@ -277,26 +291,33 @@ class Resolver:
             except StatusError as exc:
                 if exc.code not in NETWORK_CODES:
                     raise
-                if write and exc.code in UNCERTAIN_CODES:
+                if exc.code in UNCERTAIN_CODES and (
+                    write or self._variables["proxy.prefer.master_for_read"]
+                ):
                     raise StatusError(status.UNAVAILABLE, f"No service replied (last error: {exc})") from exc
                 last = exc
         raise StatusError(status.UNAVAILABLE, f"No service replied (last error: {last})") from last
 
     def _call_one(self, service_type: str, address: str, request: Operation, context: Context) -> Any:
-        """Call a service, follow its redirections, remember when it is down."""
+        """Call a service, follow its redirections, remember its master, or that it is down."""
         ceiling = self._variables["proxy.outgoing.timeout.common"]
+        master = ""
         for wait_s in (*REDIRECTION_WAITS_S, None):
+            timeout_s = context.timeout_s(ceiling)
             try:
-                return self._meta.call(
+                reply = self._meta.call(
                     address,
                     request,
                     reqid=context.reqid,
-                    timeout_s=context.timeout_s(ceiling),
+                    timeout_s=timeout_s,
                     admin=context.admin,
                     origin=context.origin,
                 )
             except StatusError as exc:
-                if exc.code in NETWORK_CODES:
+                # A client in a hurry tells nothing about the service.
+                if exc.code in NETWORK_CODES and not (
+                    exc.code in _TIMEOUT_CODES and timeout_s < min(ceiling, _PATIENCE_S)
+                ):
                     self._mark_down(address)
                 if exc.code != status.REDIRECT or wait_s is None or context.only:
                     if exc.code == status.REDIRECT and wait_s is None:
@@ -306,15 +327,34 @@ class Resolver:
                     raise
                 if wait_s:
                     time.sleep(min(wait_s, context.timeout_s(ceiling)))
-                address = self.address(service_type, exc.message.strip())
+                master = exc.message.strip()
+                address = self.address(service_type, master)
+                continue
+            if master:
+                self.masters.put(self._base_key(service_type, request), master)
+            return reply
         raise AssertionError("unreachable")
 
-    def _ordered(self, service_type: str, services: list[str]) -> list[str]:
-        """Replicas in a random order, those thought to be down last."""
+    def _base_key(self, service_type: str, request: Any) -> tuple[str, str]:
+        """What tells the base that an operation is about."""
+        cid: str = getattr(request, "cid", "")
+        return service_type, self.prefix_of(cid) if service_type == "meta1" else cid
+
+    def _ordered(
+        self, service_type: str, services: list[str], request: Operation, write: bool
+    ) -> list[str]:
+        """Replicas in the order of preference: those not known as down, then the wanted role, then by chance."""
         services = list(services)
+        variables = self._variables
         name = "proxy.dir_shuffle" if service_type == "meta1" else "proxy.srv_shuffle"
-        if self._variables[name]:
+        if variables[name]:
             random.shuffle(services)
+        master = self.masters.get(self._base_key(service_type, request))
+        if master is not None:
+            if variables["proxy.prefer.master_for_write" if write else "proxy.prefer.master_for_read"]:
+                services.sort(key=lambda service: service != master)
+            elif not write and variables["proxy.prefer.slave_for_read"]:
+                services.sort(key=lambda service: service == master)
         if self.down:
             services.sort(key=lambda service: self._is_down(service_type, service))
         return services

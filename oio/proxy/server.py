@@ -21,7 +21,7 @@ from oio.conscience.registry_client import RegistryClient
 from oio.http.client import HttpPool
 from oio.http.server import Server, ServerConfig
 from oio.http.workers import WorkerGroup, run_workers
-from oio.proxy.app import Proxy
+from oio.proxy.app import Proxy, refusal
 from oio.proxy.feed import Feed
 from oio.proxy.routes import all_routes
 
@@ -152,6 +152,7 @@ def server_config(variables: Variables, reuse_port: bool = False) -> ServerConfi
         timeout_idle_s=variables["server.cnx.timeout.idle"],
         max_threads=variables["server.pool.max_threads"],
         reuse_port=reuse_port,
+        refusal=refusal,
     )
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from oio.conscience.messages import (
     ServiceDef,
 )
 from oio.http.messages import Response
-from oio.proxy.app import RouteDefinition
+from oio.proxy.app import Handler, RouteDefinition
 from oio.proxy.call import Call, bad_request, json_reply
 
 
@@ -130,20 +131,42 @@ def _push(call: Call, wanted: Any) -> Response:
 
 def deregister(call: Call) -> Response:
     """``conscience/deregister``: forget services at once."""
+    proxy = call.proxy
     service_type = call.args.get("type")
     if service_type:
-        call.proxy.feed.check_type(service_type)
-    services = _services(call, call.raw_body(), lambda given: SCORE_COMPUTE)
-    call.proxy.feed.registry.deregister(services, reqid=call.reqid)
+        proxy.feed.check_type(service_type)
+    raw = call.raw_body()
+    services = _services(call, raw, lambda given: SCORE_COMPUTE)
+    # Not sent to the conscience again by what waits here.
+    proxy.feed.discard((service.type, service.addr) for service in services)
+    if not proxy.is_from_sibling(call):
+        proxy.tell_siblings(call, raw)
+        proxy.feed.registry.deregister(services, reqid=call.reqid)
     return Response(204)
 
 
 def flush(call: Call) -> Response:
     """``conscience/flush``: forget all the services of a type."""
+    proxy = call.proxy
     service_type = call.required("type")
-    call.proxy.feed.check_type(service_type)
-    call.proxy.feed.registry.flush(service_type, reqid=call.reqid)
+    proxy.feed.check_type(service_type)
+    proxy.feed.discard_type(service_type)
+    if not proxy.is_from_sibling(call):
+        proxy.tell_siblings(call)
+        proxy.feed.registry.flush(service_type, reqid=call.reqid)
     return Response(204)
+
+
+def _sometimes_failing(handler: Handler) -> Handler:
+    """The same route, failing as often as a variable tells, for those who test what stands on it."""
+
+    def handle(call: Call) -> Response:
+        rate = call.proxy.variables["enbug.proxy.cs.failure_rate"]
+        if rate and random.random() * 100 < rate:
+            raise StatusError(status.UNAVAILABLE, "Failure made on purpose (enbug.proxy.cs.failure_rate)")
+        return handler(call)
+
+    return handle
 
 
 def _only_tags(tags: dict[str, Any]) -> dict[str, Any]:
@@ -200,14 +223,19 @@ def _service(call: Call, item: Any, wanted: Any) -> ServiceDef:
 
 
 ROUTES = [
-    RouteDefinition("GET", "conscience/info", info),
-    RouteDefinition("GET", "conscience/list", list_services),
-    RouteDefinition("GET", "conscience/score", score),
-    RouteDefinition("GET", "conscience/resolve", resolve),
-    RouteDefinition("POST", "conscience/register", register),
-    RouteDefinition("POST", "conscience/lock", lock),
-    RouteDefinition("POST", "conscience/unlock", unlock),
-    RouteDefinition("POST", "conscience/deregister", deregister),
-    RouteDefinition("POST", "conscience/flush", flush),
+    *(
+        RouteDefinition(method, f"conscience/{verb}", _sometimes_failing(handler))
+        for method, verb, handler in (
+            ("GET", "info", info),
+            ("GET", "list", list_services),
+            ("GET", "score", score),
+            ("GET", "resolve", resolve),
+            ("POST", "register", register),
+            ("POST", "lock", lock),
+            ("POST", "unlock", unlock),
+            ("POST", "deregister", deregister),
+            ("POST", "flush", flush),
+        )
+    ),
     RouteDefinition("GET", "local/list", local_list),
 ]

@@ -29,10 +29,15 @@ def choose(call: Call) -> Response:
     """``lb/choose``: some different services of a type, of one slot first."""
     service_type = call.required("type")
     size = call.number("size", 1)
-    if not 1 <= size <= TARGETS_MAX:
-        raise bad_request(f"Invalid parameter 'size', not within 1..{TARGETS_MAX}")
+    if size < 1:
+        raise bad_request("Invalid parameter 'size', not above 0")
     world = call.proxy.world
     call.proxy.feed.check_type(service_type)
+    if size > TARGETS_MAX:
+        raise StatusError(
+            status.POLICY_NOT_SATISFIABLE,
+            f"found only {TARGETS_MAX} services matching the criteria: no more in one request",
+        )
     slot = call.args.get("slot")
     pool = world.temporary_pool(
         qualified_slot(service_type, slot) if slot else service_type, service_type, size

@@ -23,6 +23,11 @@ from oio.proxy.call import Call, bad_request, json_reply
 _STATUS_HEADERS = [("Content-Type", "text/x-java-properties")]
 _LINE = re.compile(rb"^(?:(?P<kind>counter|gauge) )?(?P<name>\S+)[ =](?P<value>\S+)$")
 
+#: Elections that a service may be asked to leave at once, and how long their bases must have been idle (seconds).
+_MASTERS_DEFAULT = 100
+_MASTERS_MAX = 9999
+_INACTIVITY_MAX_S = 86400
+
 #: Network failures that mean "too late", not "not there".
 _TIMEOUTS = frozenset({status.CONNECTION_TIMEOUT, status.READ_TIMEOUT})
 
@@ -39,7 +44,9 @@ def show_status(call: Call) -> Response:
             counters[name] = counters.get(name, 0) + value
     caches = (("dir", proxy.resolver.csm0.describe()), ("srv", proxy.resolver.links.describe()))
     world = proxy.feed.world
-    lines = [f"counter {name} {value}" for name, value in sorted(counters.items())]
+    # The sums come after what they sum up.
+    order = sorted(counters, key=lambda name: (name.count(".") < 2, name))
+    lines = [f"counter {name} {counters[name]}" for name in order]
     lines += [
         f"gauge cache.{level}.{name} {description[name]}"
         for level, description in caches
@@ -148,6 +155,7 @@ def flush_local(call: Call) -> Response:
     """
     call.proxy.resolver.csm0.clear()
     call.proxy.resolver.links.clear()
+    call.proxy.resolver.masters.clear()
     call.proxy.resolver.down = {}
     call.proxy.feed.try_refresh()
     call.proxy.tell_siblings(call)
@@ -223,6 +231,29 @@ def forward_reload(call: Call) -> Response:
 def forward_flush(call: Call) -> Response:
     """``/v3.0/forward/flush``."""
     return _refresh(call)
+
+
+def forward_kill(call: Call) -> Response:
+    """``/v3.0/forward/kill``: the service ends, its supervisor decides what comes next."""
+    return _forward(call, "POST", "/v1/kill", "proxy.outgoing.timeout.config", b"")
+
+
+def forward_lean_glib(call: Call) -> Response:
+    """``/v3.0/forward/lean-glib``: free memory goes back to the system."""
+    return _forward(call, "POST", "/v1/lean_glib", "proxy.outgoing.timeout.config", b"")
+
+
+def forward_lean_sqlx(call: Call) -> Response:
+    """``/v3.0/forward/lean-sqlx``: SQLite gives memory back."""
+    return _forward(call, "POST", "/v1/lean_sqlx", "proxy.outgoing.timeout.config", b"")
+
+
+def forward_balance_masters(call: Call) -> Response:
+    """``/v3.0/forward/balance-masters``: the number of elections that the service left."""
+    most = min(max(call.number("max", _MASTERS_DEFAULT), 1), _MASTERS_MAX)
+    inactivity_s = min(max(call.number("inactivity", 0), 0), _INACTIVITY_MAX_S)
+    path = f"/v1/balance_masters?max={most}&inactivity={inactivity_s}"
+    return _forward(call, "POST", path, "proxy.outgoing.timeout.config", b"")
 
 
 def _refresh(call: Call) -> Response:
@@ -301,5 +332,9 @@ ROUTES = [
     _process("GET", "forward/ping", forward_ping),
     _process("POST", "forward/reload", forward_reload),
     _process("POST", "forward/flush", forward_flush),
+    _process("POST", "forward/kill", forward_kill),
+    _process("POST", "forward/lean-glib", forward_lean_glib),
+    _process("POST", "forward/lean-sqlx", forward_lean_sqlx),
+    _process("POST", "forward/balance-masters", forward_balance_masters),
     _process("GET", "/metrics", metrics),
 ]

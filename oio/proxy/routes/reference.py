@@ -9,14 +9,22 @@ from typing import Any
 
 import msgspec
 
-from oio.common.status import POLICY_NOT_SATISFIABLE, REFERENCE_IN_USE, StatusError
+from oio.common.status import (
+    POLICY_NOT_SATISFIABLE,
+    REFERENCE_IN_USE,
+    REFERENCE_NOT_FOUND,
+    UNAVAILABLE,
+    StatusError,
+)
 from oio.http.messages import Response
 from oio.meta.messages import (
+    ContainerTarget,
     Created,
     ReferenceCreate,
     ReferenceDelProperties,
     ReferenceDestroy,
     ReferenceForce,
+    ReferenceRelink,
     ReferenceReply,
     ReferenceSetProperties,
     ReferenceShow,
@@ -25,7 +33,7 @@ from oio.meta.messages import (
     ServiceLinks,
 )
 from oio.proxy.app import RouteDefinition, mapped_error
-from oio.proxy.call import Call, bad_request, json_reply, string_list, string_map
+from oio.proxy.call import INT64_MAX, Call, bad_request, json_reply, string_list, string_map
 from oio.proxy.linking import IMPOSSIBLE_CODES, link_services, renew_services
 
 
@@ -47,12 +55,11 @@ def create(call: Call) -> Response:
     properties = string_map((body or {}).get("properties"), "properties", "")
     if not target.account or not target.name:
         raise bad_request("Invalid oio url: parameters 'acct' and 'ref' are needed to create a reference")
-    reply: Created = call.proxy.resolver.call_meta1(
+    reply: Created = _write(
+        call,
         ReferenceCreate(
             cid=target.cid, account=target.account, name=target.name, properties=properties
         ),
-        call,
-        write=True,
     )
     return Response(201 if reply.created else 202)
 
@@ -62,12 +69,11 @@ def destroy(call: Call) -> Response:
     target = call.target
     resolver = call.proxy.resolver
     try:
-        resolver.call_meta1(
+        _write(
+            call,
             ReferenceDestroy(
                 cid=target.cid, account=target.account, name=target.name, force=call.flag("force")
             ),
-            call,
-            write=True,
         )
     except StatusError as exc:
         if exc.code == REFERENCE_IN_USE:
@@ -79,13 +85,42 @@ def destroy(call: Call) -> Response:
     return Response(204)
 
 
+def has(call: Call) -> Response:
+    """``reference/has``: 204 when the reference exists, 404 when it does not."""
+    target = call.target
+    _read(
+        call,
+        ReferenceShow(
+            cid=target.cid, account=target.account, name=target.name, with_properties=False
+        ),
+    )
+    return Response(204)
+
+
 def show(call: Call) -> Response:
     """``reference/show``: directory services in charge, services linked."""
     target = call.target
     resolver = call.proxy.resolver
-    reply: ReferenceReply = resolver.call_meta1(
-        ReferenceShow(cid=target.cid, type=call.args.get("type", "")), call, write=False
-    )
+    try:
+        # The mapping may be forgotten and learnt again by the call below: what is told is what answered.
+        resolver.meta1(target.cid, call)
+    except StatusError as exc:
+        raise StatusError(exc.code, f"No META1: {exc.message.removeprefix('No META1: ')}") from exc
+    try:
+        reply = _read(
+            call,
+            ReferenceShow(
+                cid=target.cid,
+                account=target.account,
+                name=target.name,
+                type=call.args.get("type", ""),
+                with_properties=False,
+            ),
+        )
+    except StatusError as exc:
+        if exc.code in (REFERENCE_NOT_FOUND, UNAVAILABLE):
+            raise
+        raise StatusError(exc.code, f"META1 error: {exc.message}") from exc
     directory = [_link_item(1, "meta0", address, "") for address in resolver.meta0()]
     for service in resolver.meta1(target.cid, call):
         directory.append(_link_item(1, "meta1", resolver.address("meta1", service), ""))
@@ -105,9 +140,7 @@ def get_properties(call: Call) -> Response:
     target = call.target
     body = call.json()
     names = string_list(body, "body") if body is not None else []
-    reply: ReferenceReply = call.proxy.resolver.call_meta1(
-        ReferenceShow(cid=target.cid), call, write=False
-    )
+    reply = _read(call, ReferenceShow(cid=target.cid, account=target.account, name=target.name))
     properties = reply.properties
     if names:
         properties = {name: properties[name] for name in names if name in properties}
@@ -118,7 +151,8 @@ def set_properties(call: Call) -> Response:
     """``reference/set_properties``: an empty value deletes; ``flush`` removes the others first."""
     target = call.target
     properties = string_map(call.json_object().get("properties"), "properties", "")
-    call.proxy.resolver.call_meta1(
+    _write(
+        call,
         ReferenceSetProperties(
             cid=target.cid,
             account=target.account,
@@ -126,8 +160,6 @@ def set_properties(call: Call) -> Response:
             properties=properties,
             clear="flush" in call.args,
         ),
-        call,
-        write=True,
     )
     return Response(204)
 
@@ -136,12 +168,11 @@ def del_properties(call: Call) -> Response:
     """``reference/del_properties``: an empty array deletes all."""
     target = call.target
     names = string_list(call.json(), "body")
-    call.proxy.resolver.call_meta1(
+    _write(
+        call,
         ReferenceDelProperties(
             cid=target.cid, account=target.account, name=target.name, names=names
         ),
-        call,
-        write=True,
     )
     return Response(204)
 
@@ -159,12 +190,11 @@ def renew(call: Call) -> Response:
 def unlink(call: Call) -> Response:
     """``reference/unlink``: 454 when nothing was linked."""
     service_type, target = call.required("type"), call.target
-    call.proxy.resolver.call_meta1(
+    _write(
+        call,
         ReferenceUnlink(
             cid=target.cid, account=target.account, name=target.name, type=service_type
         ),
-        call,
-        write=True,
     )
     call.proxy.resolver.forget(target.cid, service_type)
     return Response(204)
@@ -178,8 +208,10 @@ def force(call: Call) -> Response:
         wanted = msgspec.convert(body, _Link)
     except msgspec.ValidationError as exc:
         raise bad_request(f"Invalid service link: {exc}") from None
-    if not wanted.host or not wanted.type:
-        raise bad_request("Invalid service link: empty 'host' or 'type'")
+    if not wanted.host or not all(wanted.host.split(",")):
+        raise bad_request("Invalid service link: empty 'host'")
+    if not 0 < wanted.seq <= INT64_MAX:
+        raise bad_request("Invalid service link: 'seq' is not above 0")
     if wanted.type != service_type:
         raise bad_request("Invalid service link: its 'type' differs from the parameter 'type'")
     request = ReferenceForce(
@@ -191,7 +223,7 @@ def force(call: Call) -> Response:
         autocreate=call.flag("autocreate"),
     )
     try:
-        call.proxy.resolver.call_meta1(request, call, write=True)
+        _write(call, request)
     except StatusError as exc:
         if exc.code in IMPOSSIBLE_CODES:
             return mapped_error(403, exc)
@@ -203,29 +235,29 @@ def force(call: Call) -> Response:
 def relink(call: Call) -> Response:
     """``reference/relink``: keep some services of a set, choose others in the place of the rest.
 
-    The set must be the one that the body tells; between that look and the change nothing is locked.
+    The set must be the one that the body tells, which meta1 checks in the transaction of the change.
     """
     service_type, target = call.required("type"), call.target
     kept, replaced, seq = _relinked_sets(call, service_type)
-    resolver = call.proxy.resolver
-    reply: ReferenceReply = resolver.call_meta1(
-        ReferenceShow(cid=target.cid, type=service_type), call, write=False
+    chosen = _services_beside(call, service_type, kept, replaced)
+    dryrun = call.flag("dryrun")
+    links: ServiceLinks = _write(
+        call,
+        ReferenceRelink(
+            cid=target.cid,
+            account=target.account,
+            name=target.name,
+            type=service_type,
+            seq=seq,
+            kept=kept,
+            replaced=replaced,
+            chosen=chosen,
+            dryrun=dryrun,
+        ),
     )
-    current = next((link for link in reply.services if link.type == service_type and link.seq == seq), None)
-    if current is None or sorted(current.host.split(",")) != sorted(kept + replaced):
-        raise StatusError(REFERENCE_IN_USE, "Services changed since they were read")
-    hosts = kept + _services_beside(call, service_type, kept, replaced)
-    link = ServiceLink(seq=seq, type=service_type, host=",".join(hosts), args=current.args)
-    if not call.flag("dryrun"):
-        resolver.call_meta1(
-            ReferenceForce(
-                cid=target.cid, account=target.account, name=target.name, service=link, replace=True
-            ),
-            call,
-            write=True,
-        )
-        resolver.forget(target.cid, service_type)
-    return json_reply(_link_items([link]))
+    if not dryrun:
+        call.proxy.resolver.forget(target.cid, service_type)
+    return json_reply(_link_items(links.services))
 
 
 def _relinked_sets(call: Call, service_type: str) -> tuple[list[str], list[str], int]:
@@ -257,11 +289,24 @@ def _services_beside(call: Call, service_type: str, kept: list[str], replaced: l
     return [choice.item.id for choice in selection.choices]
 
 
+def _read(call: Call, request: ReferenceShow) -> ReferenceReply:
+    """Ask the meta1 of the reference, or those that the request names."""
+    reply: ReferenceReply = call.proxy.resolver.call_meta1(request, call, write=False, only=call.only)
+    return reply
+
+
+def _write(call: Call, request: ContainerTarget) -> Any:
+    """Have the meta1 of the reference, or those that the request names, change it."""
+    return call.proxy.resolver.call_meta1(request, call, write=True, only=call.only)
+
+
 def _linked(call: Call, choose: Callable[..., ServiceLinks]) -> Response:
     service_type, target = call.required("type"), call.target
     autocreate, dryrun = call.flag("autocreate"), call.flag("dryrun")
     try:
-        links = choose(call, target, service_type, autocreate=autocreate, dryrun=dryrun)
+        links = choose(
+            call, target, service_type, autocreate=autocreate, dryrun=dryrun, only=call.only
+        )
     except StatusError as exc:
         if exc.code in IMPOSSIBLE_CODES:
             return mapped_error(403, exc)
@@ -285,6 +330,7 @@ def _link_item(seq: int, service_type: str, host: str, args: str) -> dict[str, A
 ROUTES = [
     RouteDefinition("POST", "reference/create", create),
     RouteDefinition("POST", "reference/destroy", destroy),
+    RouteDefinition("GET", "reference/has", has),
     RouteDefinition("GET", "reference/show", show),
     RouteDefinition("POST", "reference/get_properties", get_properties),
     RouteDefinition("POST", "reference/set_properties", set_properties),

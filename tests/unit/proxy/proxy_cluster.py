@@ -185,6 +185,7 @@ class Cluster:
             path = f"/v3.0/{NS}/{path}"
         if body is not None and not isinstance(body, (bytes, str)):
             body = msgspec.json.encode(body)
+        headers = {"Connection": "keep-alive", **(headers or {})}
         response = self.pool.request(method, self.url + path, headers=headers, body=body)
         return Answer(response)
 

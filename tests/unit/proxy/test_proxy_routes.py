@@ -34,7 +34,7 @@ def eventually(condition, timeout_s=5.0):
         ("GET", "/"), ("GET", "/v3.0"), ("POST", "/v3.0/status"), ("GET", "/v2.0/status"),
         ("GET", f"/v3.0/{NS}/content/create"), ("GET", f"/v3.0/{NS}/lb/nothing"),
         ("GET", f"/v3.0/{NS}/conscience/info/anything"), ("GET", f"/v3.0/{NS}/" + "a" * 3000),
-        ("POST", f"/v3.0/{NS}/container/snapshot"), ("POST", f"/v3.0/{NS}/content%2Ftouch"),
+        ("POST", f"/v3.0/{NS}/container/stage"), ("POST", f"/v3.0/{NS}/content%2Ftouch"),
         ("POST", "/v3.0/NOTHING/lb/nothing"), ("PATCH", "/v3.0/status"),
     ],
 )  # fmt: skip
@@ -353,7 +353,9 @@ def test_forward(cluster):
         assert forward(verb, "POST").status == 204
         assert cluster.meta.names() == ["refresh"]
         assert forward(verb).code == (404, 404)
-    assert forward("kill", "POST").code == (404, 404)
+    assert forward("nothing", "POST").code == (404, 404)
+    # A handler that the service does not have.
+    assert forward("kill", "POST").code == (500, 404)
 
 
 # --- workers

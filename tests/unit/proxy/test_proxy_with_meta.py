@@ -3,83 +3,18 @@
 """The proxy in front of the real metadata services, all in this process."""
 
 import pytest
-from proxy_cluster import NS, Cluster
+from proxy_backend import full_cluster
+from proxy_cluster import NS
 
 from oio.common.utils import cid_from_name
-from oio.common.variables import Variables
-from oio.conscience.messages import Service
-from oio.http.server import Server, ServerConfig
-from oio.meta.base import BaseOptions
-from oio.meta.messages import Meta0Get, Meta0Set, PrefixMapping
-from oio.meta.meta0.service import META0, Meta0Service
-from oio.meta.meta1.prefixes import Prefixes
-from oio.meta.meta1.service import META1, Meta1Service
-from oio.meta.meta2.schema import META2
-from oio.meta.meta2.service import Meta2Service
-from oio.meta.repository import Repository
-from oio.meta.server import MetaApplication
 
 REF = "acct=acct&ref=ref"
 
 
-class Backend:
-    """meta0, meta1 and meta2, each with its volume."""
-
-    def __init__(self, directory, cluster):
-        self.variables = Variables({"ns.meta1_digits": "0"})
-        self.servers, self.repositories = [], []
-        handlers = Meta0Service(self._repository(directory, META0), NS).handlers()
-        self._serve(cluster, "meta0", handlers)
-        self.prefixes_read = 0
-        prefixes = Prefixes(self._load_prefixes)
-        handlers = Meta1Service(self._repository(directory, META1), prefixes, 0).handlers()
-        self._serve(cluster, "meta1", handlers)
-        repository = self._repository(directory, META2)
-        handlers = Meta2Service(repository, self.variables, f"{NS}-meta2-1").handlers()
-        self._serve(cluster, "meta2", handlers)
-
-    def _load_prefixes(self):
-        self.prefixes_read += 1
-        return frozenset({"0000"})
-
-    def _repository(self, directory, base_type):
-        volume = directory / base_type.name
-        volume.mkdir()
-        self.repositories.append(Repository(str(volume), base_type, options=BaseOptions(sync="off")))
-        return self.repositories[-1]
-
-    def _serve(self, cluster, kind, handlers):
-        config = ServerConfig(linger_s=0.001, access_log=None)
-        server = Server(MetaApplication(kind, NS, handlers, self.variables), [("127.0.0.1", 0)], config)
-        server.start()
-        self.servers.append(server)
-        addr = f"127.0.0.1:{server.addresses[0][1]}"
-        tags = {"tag.service_id": f"{NS}-meta2-1"} if kind == "meta2" else {}
-        cluster.conscience.services[kind] = [Service(type=kind, addr=addr, score=90, tags=tags)]
-        if kind == "meta1":
-            table = {"0000": [addr]}
-            meta0 = cluster.conscience.services["meta0"][0].addr
-            cluster.app.resolver._meta.call(meta0, Meta0Set(mapping=table))
-            assert cluster.app.resolver._meta.call(meta0, Meta0Get(prefix="0000")) == PrefixMapping(mapping=table)
-
-    def stop(self):
-        """Stop the servers, close the bases."""
-        for server in self.servers:
-            server.stop(0.2)
-        for repository in self.repositories:
-            repository.close()
-
-
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    cluster = Cluster(**{"ns.meta1_digits": "0"})
-    backend = Backend(tmp_path_factory.mktemp("meta"), cluster)
-    cluster.conscience.generation += 1
-    cluster.reload()
-    cluster.backend = backend
-    yield cluster
-    cluster.stop()
-    backend.stop()
+    with full_cluster(tmp_path_factory.mktemp("meta")) as cluster:
+        yield cluster
 
 
 def put(cluster, path, version, *, query="", policy="THREE", headers=None, size=10):
