@@ -117,11 +117,14 @@ class Transaction:
 
     def get(self, key: str, default: str | None = None) -> str | None:
         """Value of an admin key, as the former members and this one left it."""
-        for layer in (self._op_admin, self._batch_admin):
-            if key in layer:
-                value = layer[key]
-                return default if value is None else value
-        return self._committed.get(key, default)
+        # Hot: most keys were set by nobody of this batch.
+        if key in self._op_admin:
+            value = self._op_admin[key]
+        elif key in self._batch_admin:
+            value = self._batch_admin[key]
+        else:
+            return self._committed.get(key, default)
+        return default if value is None else value
 
     def set(self, key: str, value: str) -> None:
         """Set an admin key."""

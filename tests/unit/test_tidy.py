@@ -180,10 +180,6 @@ def test_every_key_that_the_code_reads_is_in_a_sample(source, samples, patterns)
     assert not missing, f"{source} reads {', '.join(missing)}, which {', '.join(samples)} does not show"
 
 
-# Declared ahead of the operations that read them.
-LATER = {"meta2.flush_limit", "meta2.retention_period"}
-
-
 def test_every_variable_is_read_and_shown():
     from oio.common.variables import DECLARED, WITHOUT_EFFECT
 
@@ -191,7 +187,7 @@ def test_every_variable_is_read_and_shown():
         path.read_text(encoding="utf-8") for path in SOURCES if path.name != "variables.py"
     )
     shown = {key for name, key in sample_keys() if name.startswith(("proxy.", "meta2.", "sds."))}
-    for name in sorted(DECLARED.keys() - WITHOUT_EFFECT.keys() - LATER):
+    for name in sorted(DECLARED.keys() - WITHOUT_EFFECT.keys()):
         assert f'"{name}"' in code, f"no service reads the variable {name}"
         assert name in shown, f"no sample shows the variable {name}"
     assert WITHOUT_EFFECT.keys() <= DECLARED.keys()

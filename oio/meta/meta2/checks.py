@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from oio.common import status
 from oio.common.status import StatusError
-from oio.meta.messages import Security
+from oio.meta.messages import Chunk, ContentPut, Security
 
 #: (position, size) of a chunk.
 Placed = tuple[str, int]
 
-_PLAIN = re.compile(r"^\d{1,9}\Z")
-_FRAGMENT = re.compile(r"^(\d{1,9})\.(\d{1,4})\Z")
+# One way only to write each position: "0" and "00" would be two places of the same metachunk.
+_PLAIN = re.compile(r"^(?:0|[1-9][0-9]{0,8})\Z")
+_FRAGMENT = re.compile(r"^(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,3})\Z")
+#: Lengths of the hashes that are known: md5, sha1, sha256 and blake3, sha512.
+HASH_LENGTHS = (0, 16, 20, 32, 64)
+SIZE_MAX = 2**63 - 1
 #: Parities of an erasure code whose policy does not say it.
 EC_DEFAULT_K, EC_DEFAULT_M = 6, 3
 
@@ -38,6 +43,7 @@ def missing_positions(
     return _missing_copies(security, chunks, size, partial)
 
 
+@lru_cache(maxsize=64)
 def security_of(chunk_method: str) -> Security:
     """What a stored chunk method promises: ``plain/nb_copy=3``, ``ec/algo=…,k=6,m=3``."""
     kind, _, text = chunk_method.partition("/")
@@ -49,6 +55,51 @@ def security_of(chunk_method: str) -> Security:
             m=_int(options.get("m"), EC_DEFAULT_M),
         )
     return Security(nb_copy=max(1, _int(options.get("nb_copy"), 1)))
+
+
+def placed(chunks: Iterable[Chunk]) -> list[Placed]:
+    """Positions and sizes of the chunks of a request. :raises StatusError: 400 for what no chunk can be."""
+    found = []
+    for chunk in chunks:
+        if not 0 <= chunk.size <= SIZE_MAX or not chunk.url:
+            raise StatusError(status.BAD_REQUEST, f"Invalid chunk {chunk.url!r} at {chunk.pos!r}")
+        found.append((chunk.pos, chunk.size))
+    if not found:
+        raise StatusError(status.BAD_REQUEST, "Missing chunks")
+    return found
+
+
+def count_lacking(request: ContentPut, missing: list[str], chunk_method: str) -> int:
+    """How many chunks an object lacks that is stored under a chunk method; its policy says ``missing``.
+
+    Counters follow the chunk method, which is stored: they can be counted again from the tables.
+    """
+    security = security_of(chunk_method)
+    if security == request.security:
+        return len(missing)
+    return lacking(security, [(chunk.pos, chunk.size) for chunk in request.chunks])
+
+
+def lacking(security: Security, chunks: Iterable[Placed]) -> int:
+    """How many chunks the metachunks that are present lack; unlike the check above it refuses nothing."""
+    if security.type != "ec":
+        copies: dict[str, int] = {}
+        for position, _ in chunks:
+            copies[position] = copies.get(position, 0) + 1
+        wanted = security.nb_copy
+        return sum(wanted - count for count in copies.values() if count < wanted)
+    total = (security.k or EC_DEFAULT_K) + (security.m or EC_DEFAULT_M)
+    fragments: dict[str, set[str]] = {}
+    for position, _ in chunks:
+        number, _, fragment = position.partition(".")
+        fragments.setdefault(number, set()).add(fragment)
+    return sum(total - len(found) for found in fragments.values() if len(found) < total)
+
+
+def shifted(position: str, shift: int) -> str:
+    """A position, so many metachunks further. :raises StatusError: 425."""
+    number, rest = split_position(position)
+    return f"{number + shift}{rest}"
 
 
 def split_position(position: str) -> tuple[int, str]:
@@ -70,23 +121,24 @@ def _corrupted(reason: str) -> StatusError:
 def _missing_copies(
     security: Security, chunks: Iterable[Placed], size: int | None, partial: bool
 ) -> list[str]:
-    copies: dict[int, int] = {}
-    sizes: dict[int, int] = {}
+    copies: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for position, chunk_size in chunks:
-        if not _PLAIN.match(position):
-            raise _corrupted(f"invalid chunk position {position!r}")
-        number = int(position)
-        copies[number] = copies.get(number, 0) + 1
-        if sizes.setdefault(number, chunk_size) != chunk_size:
-            raise _corrupted(f"chunks of different sizes at position {number}")
+        if position not in copies:
+            if not _PLAIN.match(position):
+                raise _corrupted(f"invalid chunk position {position!r}")
+            copies[position] = 1
+            sizes[position] = chunk_size
+            continue
+        copies[position] += 1
+        if sizes[position] != chunk_size:
+            raise _corrupted(f"chunks of different sizes at position {position}")
     if not partial:
-        _check_whole(sizes, size, 1)
+        _check_whole({int(position): size_ for position, size_ in sizes.items()}, size, 1)
     wanted = security.nb_copy
-    return [
-        str(number)
-        for number in sorted(copies)
-        for _ in range(max(0, wanted - copies[number]))
-    ]
+    lack = [position for position, count in copies.items() if count < wanted]
+    lack.sort(key=int)
+    return [position for position in lack for _ in range(wanted - copies[position])]
 
 
 def _missing_fragments(

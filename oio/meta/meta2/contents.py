@@ -9,6 +9,7 @@ from oio.common.status import StatusError
 from oio.meta.context import Context
 from oio.meta.messages import (
     Chunk,
+    ContainerTarget,
     ContentDelProperties,
     ContentReply,
     ContentSetProperties,
@@ -30,10 +31,6 @@ _SHOW_VERSION = _SHOW + "a.alias = ? AND a.version = ?"
 _SHOW_CHUNKS = (
     "SELECT id, position, size, hex(hash) FROM chunks WHERE content = ? ORDER BY position, id"
 )
-_SET = (
-    "INSERT INTO properties(alias, version, key, value) VALUES(?, ?, ?, ?)"
-    " ON CONFLICT DO UPDATE SET value = excluded.value"
-)
 _DELETE = "DELETE FROM properties WHERE alias = ? AND version = ? AND key = ? RETURNING key"
 _DELETE_ALL = "DELETE FROM properties WHERE alias = ? AND version = ? RETURNING key"
 
@@ -42,7 +39,7 @@ def show(reader: Reader, request: ContentShow) -> ContentReply:
     """An object version with its chunks and properties."""
     rules.check_readable(reader.get)
     execute = reader.execute
-    if request.path and not request.content_id and request.version >= 0:
+    if request.path and not request.content_id and 0 <= request.version <= rows.INTEGER_MAX:
         if request.version:
             row = execute(_SHOW_VERSION, (request.path, request.version)).fetchone()
         else:
@@ -91,7 +88,7 @@ def set_properties(
         if not key:
             raise StatusError(status.BAD_REQUEST, "Empty property name")
         if value:
-            tx.execute(_SET, (*key_of_alias, key, value))
+            rows.set_object_properties(tx, alias, [(key, value)])
             changed[key] = value
         elif list(tx.execute(_DELETE, (*key_of_alias, key))):
             changed[key] = None
@@ -118,9 +115,23 @@ def touch(tx: Transaction, context: Context, request: ContentTouch) -> None:
     """Emit ``storage.content.new`` again with all properties."""
     rules.check_readable(tx.get)
     alias = rows.require(tx.execute, request)
+    if alias.deleted:
+        raise StatusError(status.CONTENT_NOT_FOUND, "Alias deleted: a marker cannot be touched")
+    emit_object(tx, context, request, "new", alias)
+
+
+def emit_object(
+    tx: Transaction,
+    context: Context,
+    target: ContainerTarget,
+    kind: str,
+    alias: Alias,
+    header: rows.Header | None = None,
+) -> None:
+    """Emit ``storage.content.<kind>`` of an object version with all its properties, without its chunks."""
     if tx.events_enabled:
-        properties = rows.properties(tx.execute, alias)
-        _emit(tx, context, request, "new", alias, dict(properties))
+        properties: dict[str, str | None] = {**rows.properties(tx.execute, alias)}
+        _emit(tx, context, target, kind, alias, properties, header)
 
 
 def _require_object(tx: Transaction, request: ContentTarget) -> Alias:
@@ -145,12 +156,13 @@ def _emit_update(
 def _emit(
     tx: Transaction,
     context: Context,
-    request: ContentTarget,
+    target: ContainerTarget,
     kind: str,
     alias: Alias,
     properties: dict[str, str | None],
+    header: rows.Header | None = None,
 ) -> None:
-    header = rows.header(tx.execute, alias.content)
+    header = header or rows.header(tx.execute, alias.content)
     others = [] if header is None else [header.bean(alias.content)]
     others += rows.property_beans(alias, properties.items())
-    events.emit_content(tx, context, request, kind, alias.bean(), others)
+    events.emit_content(tx, context, target, kind, alias.bean(), others)

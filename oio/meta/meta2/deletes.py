@@ -18,7 +18,7 @@ from oio.meta.messages import (
     ContentDeleteMany,
     ItemStatus,
 )
-from oio.meta.meta2 import events, rows, rules, schema
+from oio.meta.meta2 import conditions, events, rows, rules, schema
 from oio.meta.meta2.rows import Alias
 from oio.meta.transaction import Transaction
 
@@ -37,7 +37,12 @@ def delete(
     )
     if mode == 0 and request.version:
         raise StatusError(status.BAD_REQUEST, "Versioning is disabled: no version can be given")
-    alias = rows.require(tx.execute, request)
+    if request.condition is None:
+        alias = rows.require(tx.execute, request)
+    else:
+        found = rows.find(tx.execute, request)
+        conditions.check(tx.execute, request.condition, found)
+        alias = rows.present(found)
     if request.delete_marker:
         if mode in rules.UNVERSIONED:
             raise StatusError(status.BAD_REQUEST, "No delete marker: versioning is not enabled")
@@ -76,12 +81,21 @@ def really_delete(
 ) -> None:
     """Remove a version and tell it; the removal of a marker is not told."""
     removed = rows.remove(tx, alias)
-    if alias.deleted or not tx.events_enabled:
+    if not alias.deleted:
+        emit_removed(tx, context, target, "deleted", removed)
+
+
+def emit_removed(
+    tx: Transaction, context: Context, target: ContainerTarget, kind: str, removed: rows.Removed
+) -> None:
+    """Emit ``storage.content.<kind>`` of what was taken away from an object version."""
+    if not tx.events_enabled:
         return
-    others = [] if removed.header is None else [removed.header.bean(alias.content)]
+    alias, header = removed.alias, removed.header
+    others = [] if header is None else [header.bean(alias.content)]
     others += rows.property_beans(alias, removed.properties)
     chunks = [events.chunk_bean(*chunk) for chunk in removed.chunks]
-    events.emit_content(tx, context, target, "deleted", alias.bean(), others, chunks)
+    events.emit_content(tx, context, target, kind, alias.bean(), others, chunks)
 
 
 def _add_marker(tx: Transaction, context: Context, target: ContainerTarget, alias: Alias) -> None:

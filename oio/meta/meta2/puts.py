@@ -1,60 +1,43 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""Commit of objects whose chunks are written: put and append (contract: "Object semantics")."""
+"""Commit of objects whose chunks are written (contract: "Object semantics").
+
+A plain put makes a version of a name. What adds to the version in place is in :mod:`.additions`, what
+replaces its chunks in :mod:`.policy_change`.
+"""
 
 from __future__ import annotations
 
 import time
-from typing import Any
-
-import apsw
-import msgspec
 
 from oio.common import status
 from oio.common.status import StatusError
 from oio.meta.context import Context
-from oio.meta.messages import Chunk, ContentPut
-from oio.meta.meta2 import checks, deletes, events, rows, rules, schema
+from oio.meta.messages import ContentPut
+from oio.meta.meta2 import (
+    additions,
+    checks,
+    conditions,
+    deletes,
+    events,
+    policy_change,
+    quality,
+    rows,
+    rules,
+    schema,
+)
+from oio.meta.meta2.checks import HASH_LENGTHS as HASH_LENGTHS
 from oio.meta.meta2.rows import Alias, Header
 from oio.meta.transaction import Transaction
 
-#: Properties that tell how well each chunk was placed; they are not kept.
-QUALITY_PREFIX = "__OIO_CHUNK__"
-#: Lengths of the hashes that are known: md5, sha1, sha256 and blake3, sha512.
-HASH_LENGTHS = (0, 16, 20, 32, 64)
-
 _INSERT_ALIAS = (
     "INSERT INTO aliases(alias, version, content, deleted, ctime, mtime) VALUES(?, ?, ?, 0, ?, ?)"
-)
-_INSERT_CONTENT = (
-    "INSERT INTO contents(id, hash, size, ctime, mtime, mime_type, chunk_method, policy)"
-    " VALUES(?, ?, ?, ?, ?, ?, ?, ?)"
-)
-_INSERT_CHUNK = (
-    "INSERT INTO chunks(id, content, position, hash, size, ctime) VALUES(?, ?, ?, ?, ?, ?)"
-)
-_INSERT_PROPERTY = "INSERT INTO properties(alias, version, key, value) VALUES(?, ?, ?, ?)"
-_UPSERT_PROPERTY = (
-    "INSERT INTO properties(alias, version, key, value) VALUES(?, ?, ?, ?)"
-    " ON CONFLICT DO UPDATE SET value = excluded.value"
 )
 _VERSION_EXISTS = "SELECT 1 FROM aliases WHERE alias = ? AND version = ?"
 _EXCEEDING = (
     "SELECT alias, version, content, deleted, ctime, mtime FROM aliases"
     " WHERE alias = ? AND deleted = 0 ORDER BY version DESC LIMIT -1 OFFSET ?"
 )
-
-
-class _Quality(msgspec.Struct):
-    """How well a chunk was placed, as far as decisions need it."""
-
-    final_dist: int = 1
-    warn_dist: int = 0
-    expected_slot: str = ""
-    final_slot: str = ""
-
-
-_decode_quality = msgspec.json.Decoder(_Quality).decode
 
 
 def check(request: ContentPut) -> list[str]:
@@ -64,22 +47,29 @@ def check(request: ContentPut) -> list[str]:
     """
     if not request.path:
         raise StatusError(status.BAD_REQUEST, "Missing path")
-    if request.version <= 0 and not request.append:
+    if request.version > rows.VERSION_MAX or (request.version <= 0 and not request.append):
         raise StatusError(status.BAD_REQUEST, f"Invalid version {request.version}")
     if not request.content_id:
         raise StatusError(status.BAD_REQUEST, "Missing content id")
-    if request.size < 0:
+    if request.content_id == events.MARKER_CONTENT_HEX:
+        raise StatusError(status.BAD_REQUEST, "Invalid content id: it is the one of delete markers")
+    if request.chunk_method == schema.DRAINED:
+        raise StatusError(status.BAD_REQUEST, "Invalid chunk method: an object is drained later")
+    if request.append + request.force + request.change_policy > 1:
+        raise StatusError(
+            status.BAD_REQUEST, "Only one of append, force and change_policy can be asked"
+        )
+    if not 0 <= request.size <= rows.INTEGER_MAX:
         raise StatusError(status.BAD_REQUEST, f"Invalid size {request.size}")
     if len(request.hash) // 2 not in HASH_LENGTHS:
         raise StatusError(status.BAD_REQUEST, f"Invalid hash: {len(request.hash)} digits")
-    if not request.chunks:
-        raise StatusError(status.BAD_REQUEST, "Missing chunks")
-    placed = []
-    for chunk in request.chunks:
-        if chunk.size < 0 or not chunk.url:
-            raise StatusError(status.BAD_REQUEST, f"Invalid chunk {chunk.url!r} at {chunk.pos!r}")
-        placed.append((chunk.pos, chunk.size))
-    return checks.missing_positions(request.security, placed, request.size)
+    if "" in request.properties:
+        raise StatusError(status.BAD_REQUEST, "Empty property name")
+    placed = checks.placed(request.chunks)
+    # What is forced completes the version in place: the whole is checked once this one is known.
+    return checks.missing_positions(
+        request.security, placed, request.size, partial=request.force
+    )
 
 
 def put(
@@ -91,55 +81,71 @@ def put(
 ) -> None:
     """Commit an object; ``missing`` comes from :func:`check`."""
     rules.check_writable(tx.get)
+    limit = rules.quota(tx, settings, context)
+    before = rows.counter(tx, schema.USAGE) if limit else 0
     mode = rules.versioning_mode(
         tx, settings, context, request, request.force_versioning, request.simulate_versioning
     )
+    if request.change_policy:
+        policy_change.change_policy(tx, settings, context, request, missing)
+    elif not (request.append or request.force) or not additions.add(
+        tx, settings, context, request, missing
+    ):
+        _put(tx, settings, context, request, missing, mode)
+    if limit:
+        rules.check_quota(limit, before, rows.counter(tx, schema.USAGE))
+
+
+def _put(
+    tx: Transaction,
+    settings: rules.Settings,
+    context: Context,
+    request: ContentPut,
+    missing: list[str],
+    mode: int,
+) -> None:
+    """Add a version, in the place of the latest one when a name has one version only."""
     former = rows.latest(tx.execute, request.path)
-    if request.append and former is not None and not former.deleted:
-        _append(tx, context, request, former, missing)
-        return
+    if request.condition is not None:
+        conditions.check(tx.execute, request.condition, former)
     if request.version <= 0:
         raise StatusError(status.BAD_REQUEST, f"Invalid version {request.version}")
+    replaced = mode in rules.UNVERSIONED
     ctime = now = int(time.time())
     if former is not None:
-        replaced = mode in rules.UNVERSIONED
-        _check_versions(tx, settings, context, request, former, replaced)
+        _check_versions(tx, settings, context, request, former, mode)
         ctime = former.ctime
-        if replaced:
-            deletes.really_delete(tx, context, request, former)
     content = bytes.fromhex(request.content_id)
     alias = Alias(request.path, request.version, content, 0, ctime, now)
     header = Header(
         bytes.fromhex(request.hash) or None, request.size, request.policy or None,
         request.chunk_method, request.mime_type,
     )
-    _insert(tx, alias, header, request.chunks, now)
-    kept = _kept_properties(request)
+    # Before the removal of the former version: its content id is taken.
+    rows.insert_header(tx, content, header, now)
+    if former is not None and replaced:
+        deletes.really_delete(tx, context, request, former)
+    tx.execute(_INSERT_ALIAS, (alias.name, alias.version, content, ctime, now))
+    rows.insert_chunks(tx, content, request.chunks, now)
+    kept = quality.kept_properties(request.properties)
     if kept:
-        tx.executemany(
-            _INSERT_PROPERTY, [(alias.name, alias.version, key, value) for key, value in kept]
-        )
+        rows.set_object_properties(tx, alias, kept)
     rows.add(tx, schema.USAGE, request.size)
     rows.add(tx, schema.OBJECTS, 1)
-    if missing:
-        rows.add(tx, schema.MISSING, len(missing))
-        rows.add(tx, schema.DAMAGED, 1)
+    lacking = checks.count_lacking(request, missing, header.chunk_method)
+    if lacking:
+        rows.change_damage(tx, 0, lacking)
+    trimmed = False
     if mode > 1 and rules.delete_exceeding(tx, settings):
-        _trim(tx, settings, context, request, mode)
+        trimmed = _trim(tx, settings, context, request, mode)
     if tx.events_enabled:
         bean = alias.bean()
         others = [header.bean(content), *rows.property_beans(alias, kept)]
         events.emit_content(tx, context, request, "new", bean, others)
-        _emit_quality(tx, context, request, bean, missing)
+        quality.emit(tx, context, request, bean, request.chunks, missing, request.properties)
         tx.emit_state()
-
-
-def _kept_properties(request: ContentPut) -> list[tuple[str, str]]:
-    return [
-        (key, value)
-        for key, value in request.properties.items()
-        if value and not key.startswith(QUALITY_PREFIX)
-    ]
+    if trimmed:
+        deletes.really_delete(tx, context, request, alias)
 
 
 def _check_versions(
@@ -148,12 +154,15 @@ def _check_versions(
     context: Context,
     request: ContentPut,
     former: Alias,
-    replaced: bool,
+    mode: int,
 ) -> None:
-    if replaced and settings["ns.worm"] and not context.admin:
-        raise StatusError(status.CONTENT_EXISTS, "NS wormed! Cannot overwrite.")
+    replaced = mode in rules.UNVERSIONED
+    if replaced:
+        rules.check_overwrite(settings, context)
     if request.version == former.version:
         raise StatusError(status.CONTENT_EXISTS, "A content exists with this version")
+    if mode == 0 and former.version == 0 and not former.deleted:
+        raise StatusError(status.CONTENT_EXISTS, "A content exists, and versioning is disabled")
     if request.version > former.version:
         return
     if replaced:
@@ -164,146 +173,24 @@ def _check_versions(
         raise StatusError(status.CONTENT_EXISTS, "A content exists with this version")
 
 
-def _insert(
-    tx: Transaction, alias: Alias, header: Header, chunks: list[Chunk], now: int
-) -> None:
-    content = alias.content
-    try:
-        tx.execute(
-            _INSERT_CONTENT,
-            (
-                content, header.hash, header.size, now, now, header.mime_type,
-                header.chunk_method, header.policy,
-            ),
-        )
-    except apsw.ConstraintError as exc:
-        raise StatusError(status.CONTENT_EXISTS, "A content exists with this ID") from exc
-    tx.execute(_INSERT_ALIAS, (alias.name, alias.version, content, alias.ctime, alias.mtime))
-    _insert_chunks(
-        tx, [(c.url, content, c.pos, bytes.fromhex(c.hash), c.size, now) for c in chunks]
-    )
-
-
-def _insert_chunks(tx: Transaction, values: list[tuple[Any, ...]]) -> None:
-    try:
-        tx.executemany(_INSERT_CHUNK, values)
-    except apsw.ConstraintError as exc:
-        raise StatusError(status.BAD_REQUEST, "The same chunk twice at one position") from exc
-
-
-def _append(
-    tx: Transaction,
-    context: Context,
-    request: ContentPut,
-    former: Alias,
-    missing: list[str],
-) -> None:
-    """Add metachunks after the last one; version and content id of the request are ignored."""
-    header = rows.header(tx.execute, former.content)
-    if header is None:
-        raise StatusError(status.CONTENT_CORRUPTED, "Alias without header")
-    if header.chunk_method == schema.DRAINED:
-        raise StatusError(status.CONTENT_DRAINED, "The content is drained")
-    present = list(tx.execute(rows.CHUNKS, (former.content,)))
-    last = max((checks.split_position(position)[0] for _, position, _, _ in present), default=-1)
-    now = int(time.time())
-    added = []
-    for chunk in request.chunks:
-        number, rest = checks.split_position(chunk.pos)
-        position = f"{number + last + 1}{rest}"
-        added.append(
-            (chunk.url, former.content, position, bytes.fromhex(chunk.hash), chunk.size, now)
-        )
-    _insert_chunks(tx, added)
-    tx.execute(
-        "UPDATE contents SET size = size + ?, hash = x'', mtime = ? WHERE id = ?",
-        (request.size, now, former.content),
-    )
-    tx.execute(
-        "UPDATE aliases SET mtime = ? WHERE alias = ? AND version = ?",
-        (now, former.name, former.version),
-    )
-    kept = _kept_properties(request)
-    if kept:
-        tx.executemany(
-            _UPSERT_PROPERTY, [(former.name, former.version, key, value) for key, value in kept]
-        )
-    rows.add(tx, schema.USAGE, request.size)
-    if missing:
-        rows.add(tx, schema.MISSING, len(missing))
-        if not rows.count_missing(header, present):
-            rows.add(tx, schema.DAMAGED, 1)
-    if tx.events_enabled:
-        bean = former._replace(mtime=now).bean()
-        header = header._replace(size=header.size + request.size, hash=b"")
-        stored = rows.properties(tx.execute, former)
-        others = [header.bean(former.content), *rows.property_beans(former, stored.items())]
-        events.emit_content(tx, context, request, "append", bean, others)
-        _emit_quality(tx, context, request, bean, missing, last + 1)
-        tx.emit_state()
-
-
 def _trim(
     tx: Transaction,
     settings: rules.Settings,
     context: Context,
     request: ContentPut,
     mode: int,
-) -> None:
-    """Remove what exceeds the maximum of versions; delete markers stay."""
+) -> bool:
+    """Remove what exceeds the maximum of versions; delete markers stay.
+
+    True when the version just put must go too: the caller does it, after having told that it came.
+    """
     if settings["ns.worm"] and not context.admin:
-        return
-    for row in list(tx.execute(_EXCEEDING, (request.path, mode))):
-        deletes.really_delete(tx, context, request, Alias._make(row))
-
-
-def _emit_quality(
-    tx: Transaction,
-    context: Context,
-    request: ContentPut,
-    alias: events.Bean,
-    missing: list[str],
-    shift: int = 0,
-) -> None:
-    """Say what can be repaired (lacking chunks) or improved (badly placed ones)."""
-    if missing:
-        positions = []
-        for position in missing:
-            number, rest = checks.split_position(position)
-            positions.append(f"{number + shift}{rest}")
-        data = {
-            "present_chunks": [_chunk_data(chunk, shift) for chunk in request.chunks],
-            "missing_chunks": positions,
-        }
-        events.emit_content_data(tx, context, request, "broken", alias, data)
-    improvable: set[int] = set()
-    qualities: dict[str, Any] = {}
-    for key, value in request.properties.items():
-        if key.startswith(QUALITY_PREFIX) and value:
-            url = key[len(QUALITY_PREFIX) :]
-            try:
-                quality = _decode_quality(value)
-                qualities[url] = msgspec.Raw(value.encode())
-            except msgspec.MsgspecError as exc:
-                raise StatusError(status.BAD_REQUEST, f"Invalid quality of {url}: {exc}") from exc
-            if quality.final_dist <= quality.warn_dist or quality.final_slot != quality.expected_slot:
-                improvable.update(
-                    checks.split_position(chunk.pos)[0]
-                    for chunk in request.chunks
-                    if chunk.url == url
-                )
-    for number in sorted(improvable):
-        chunks = []
-        for chunk in request.chunks:
-            if checks.split_position(chunk.pos)[0] == number:
-                description = _chunk_data(chunk, shift)
-                description["quality"] = qualities.get(chunk.url)
-                chunks.append(description)
-        data = {"pos": number + shift, "chunks": chunks}
-        events.emit_content_data(tx, context, request, "perfectible", alias, data)
-
-
-def _chunk_data(chunk: Chunk, shift: int) -> dict[str, Any]:
-    number, rest = checks.split_position(chunk.pos)
-    position = f"{number + shift}{rest}"
-    return {"id": chunk.url, "pos": position, "hash": chunk.hash, "size": chunk.size}
+        return False
+    trimmed = False
+    for row in tx.execute(_EXCEEDING, (request.path, mode)).fetchall():
+        alias = Alias._make(row)
+        if alias.version == request.version:
+            trimmed = True
+        else:
+            deletes.really_delete(tx, context, request, alias)
+    return trimmed

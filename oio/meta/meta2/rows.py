@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import apsw
+
 from oio.common import status
 from oio.common.status import StatusError
-from oio.meta.messages import ContentTarget
+from oio.meta.messages import Chunk, ContentTarget
 from oio.meta.meta2 import events, schema
-from oio.meta.meta2.checks import missing_positions, security_of
+from oio.meta.meta2.checks import lacking, security_of
 from oio.meta.transaction import Transaction
 
 #: ``execute(sql, bindings)`` of a transaction or of a reader.
@@ -31,6 +33,23 @@ _ALL_CHUNKS = (
 )
 PROPERTIES = "SELECT key, value FROM properties WHERE alias = ? AND version = ?"
 
+_INSERT_CONTENT = (
+    "INSERT INTO contents(id, hash, size, ctime, mtime, mime_type, chunk_method, policy)"
+    " VALUES(?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_INSERT_CHUNK = (
+    "INSERT INTO chunks(id, content, position, hash, size, ctime) VALUES(?, ?, ?, ?, ?, ?)"
+)
+_REPLACE_CHUNK = _INSERT_CHUNK + (
+    " ON CONFLICT DO UPDATE SET hash = excluded.hash, size = excluded.size"
+)
+_SET_PROPERTY = (
+    "INSERT INTO properties(alias, version, key, value) VALUES(?, ?, ?, ?)"
+    " ON CONFLICT DO UPDATE SET value = excluded.value"
+)
+_SET_MTIME = "UPDATE aliases SET mtime = ? WHERE alias = ? AND version = ?"
+_SET_SIZE = "UPDATE contents SET size = ?, hash = x'', mtime = ? WHERE id = ?"
+_REFERENCES = "SELECT count(*) FROM aliases WHERE content = ? AND NOT deleted"
 _DELETE_ALIAS = "DELETE FROM aliases WHERE alias = ? AND version = ?"
 _REFERENCED = "SELECT 1 FROM aliases WHERE content = ? LIMIT 1"
 _DELETE_HEADER = (
@@ -40,6 +59,14 @@ _DELETE_CHUNKS = "DELETE FROM chunks WHERE content = ? RETURNING id, position, h
 _DELETE_PROPERTIES = (
     "DELETE FROM properties WHERE alias = ? AND version = ? RETURNING key, value"
 )
+
+
+#: Versions and sizes are stored as 64-bit integers; the marker of a version is the next one.
+INTEGER_MAX = 2**63 - 1
+VERSION_MAX = INTEGER_MAX - 1
+
+#: A stored chunk: URL, position, hash, size.
+ChunkRow = tuple[str, str, bytes, int]
 
 
 class Alias(NamedTuple):
@@ -80,7 +107,7 @@ class Removed(NamedTuple):
 
     alias: Alias
     header: Header | None
-    chunks: list[tuple[str, str, bytes, int]]
+    chunks: list[ChunkRow]
     properties: list[tuple[str, Any]]
 
 
@@ -89,15 +116,26 @@ def text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
+def scalar(execute: Execute, sql: str, bindings: tuple[Any, ...]) -> Any:
+    """The only value of a query that always gives one row."""
+    return execute(sql, bindings).fetchone()[0]
+
+
 def latest(execute: Execute, name: str) -> Alias | None:
     """Latest version of a name, delete markers included."""
     row = execute(_BY_NAME, (name,)).fetchone()
     return None if row is None else Alias._make(row)
 
 
+def version(execute: Execute, name: str, number: int) -> Alias | None:
+    """A version of a name, which may be a delete marker."""
+    row = execute(_BY_VERSION, (name, number)).fetchone()
+    return None if row is None else Alias._make(row)
+
+
 def find(execute: Execute, target: ContentTarget) -> Alias | None:
     """The version that a request names: by path (and version), else by content id."""
-    if target.version < 0:
+    if not 0 <= target.version <= INTEGER_MAX:
         raise StatusError(status.BAD_REQUEST, f"Invalid version {target.version}")
     if target.path and target.version:
         row = execute(_BY_VERSION, (target.path, target.version)).fetchone()
@@ -116,7 +154,11 @@ def find(execute: Execute, target: ContentTarget) -> Alias | None:
 
 def require(execute: Execute, target: ContentTarget) -> Alias:
     """The version that a request names. :raises StatusError: 420 when there is none."""
-    alias = find(execute, target)
+    return present(find(execute, target))
+
+
+def present(alias: Alias | None) -> Alias:
+    """A version that was looked up. :raises StatusError: 420 when there is none."""
     if alias is None:
         raise StatusError(status.CONTENT_NOT_FOUND, "Alias not found")
     return alias
@@ -126,6 +168,22 @@ def header(execute: Execute, content: bytes) -> Header | None:
     """Header of a content."""
     row = execute(HEADER, (content,)).fetchone()
     return None if row is None else Header._make(row)
+
+
+def chunks(execute: Execute, content: bytes) -> list[ChunkRow]:
+    """Chunks of a content."""
+    found: list[ChunkRow] = execute(CHUNKS, (content,)).fetchall()
+    return found
+
+
+def readable_header(execute: Execute, alias: Alias) -> Header:
+    """Header of an object that has its chunks. :raises StatusError: 427 when it is drained, 425 without header."""
+    found = header(execute, alias.content)
+    if found is None:
+        raise StatusError(status.CONTENT_CORRUPTED, "Alias without header")
+    if found.chunk_method == schema.DRAINED:
+        raise StatusError(status.CONTENT_DRAINED, "The content is drained")
+    return found
 
 
 def properties(execute: Execute, alias: Alias) -> dict[str, str]:
@@ -145,7 +203,10 @@ def property_beans(alias: Alias, items: Iterable[tuple[str, Any]]) -> list[event
 def add(tx: Transaction, key: str, delta: int) -> None:
     """Add to a counter of the container, which never goes below zero."""
     if delta:
-        tx.set(key, str(max(0, counter(tx, key) + delta)))
+        value = max(0, counter(tx, key) + delta)
+        if value > INTEGER_MAX:
+            raise StatusError(status.CONTAINER_FULL, f"Container full: {key} would be {value}")
+        tx.set(key, str(value))
 
 
 def counter(tx: Transaction, key: str) -> int:
@@ -156,6 +217,56 @@ def counter(tx: Transaction, key: str) -> int:
         return 0
 
 
+def insert_header(tx: Transaction, content: bytes, header_: Header, now: int) -> None:
+    """Add a content. :raises StatusError: 421 when its id is taken."""
+    try:
+        tx.execute(
+            _INSERT_CONTENT,
+            (
+                content, header_.hash, header_.size, now, now, header_.mime_type,
+                header_.chunk_method, header_.policy,
+            ),
+        )
+    except apsw.ConstraintError as exc:
+        raise StatusError(status.CONTENT_EXISTS, "A content exists with this ID") from exc
+
+
+def insert_chunks(
+    tx: Transaction, content: bytes, chunks: Iterable[Chunk], now: int, replace: bool = False
+) -> None:
+    """Add chunks to a content. :raises StatusError: 400 for a duplicate, unless they replace."""
+    values = [(c.url, content, c.pos, bytes.fromhex(c.hash), c.size, now) for c in chunks]
+    try:
+        tx.executemany(_REPLACE_CHUNK if replace else _INSERT_CHUNK, values)
+    except apsw.ConstraintError as exc:
+        raise StatusError(status.BAD_REQUEST, "The same chunk twice at one position") from exc
+
+
+def set_object_properties(tx: Transaction, alias: Alias, items: Iterable[tuple[str, str]]) -> None:
+    """Set properties of an object version."""
+    tx.executemany(_SET_PROPERTY, [(alias.name, alias.version, *item) for item in items])
+
+
+def set_mtime(tx: Transaction, alias: Alias, now: int) -> Alias:
+    """The version changed now; returns it as it is after that."""
+    tx.execute(_SET_MTIME, (now, alias.name, alias.version))
+    return alias._replace(mtime=now)
+
+
+def resize(tx: Transaction, content: bytes, header_: Header, size: int, now: int) -> Header:
+    """The data of a content changed: its size is told, its hash is not known any more.
+
+    The usage follows, once for each version that holds this content.
+    """
+    if size > INTEGER_MAX:
+        raise StatusError(status.BAD_REQUEST, f"Invalid size: the object would hold {size} bytes")
+    tx.execute(_SET_SIZE, (size, now, content))
+    if size != header_.size:
+        references = scalar(tx.execute, _REFERENCES, (content,))
+        add(tx, schema.USAGE, (size - header_.size) * references)
+    return header_._replace(size=size, hash=b"")
+
+
 def remove(tx: Transaction, alias: Alias) -> Removed:
     """Remove a version with all that only it uses, and update the counters."""
     execute = tx.execute
@@ -163,44 +274,51 @@ def remove(tx: Transaction, alias: Alias) -> Removed:
     properties_ = list(execute(_DELETE_PROPERTIES, (alias.name, alias.version)))
     if alias.deleted:
         return Removed(alias, None, [], properties_)
-    header_: Header | None = None
-    chunks: list[tuple[str, str, bytes, int]] = []
-    if execute(_REFERENCED, (alias.content,)).fetchone() is None:
-        rows = list(execute(_DELETE_HEADER, (alias.content,)))
-        header_ = Header._make(rows[0]) if rows else None
-        chunks = list(execute(_DELETE_CHUNKS, (alias.content,)))
-        if header_ is not None:
-            forget_missing(tx, header_, chunks)
-    else:
-        header_ = header(execute, alias.content)
+    header_, lost = remove_content(tx, alias.content)
     add(tx, schema.OBJECTS, -1)
     if header_ is not None:
         add(tx, schema.USAGE, -header_.size)
     tx.emit_state()
-    return Removed(alias, header_, chunks, properties_)
+    return Removed(alias, header_, lost, properties_)
 
 
-def count_missing(header_: Header, chunks: Iterable[tuple[str, str, bytes, int]]) -> int:
-    """How many chunks a stored object lacks."""
+def remove_content(tx: Transaction, content: bytes) -> tuple[Header | None, list[ChunkRow]]:
+    """Remove a content, unless a version refers to it; returns its header and the chunks removed."""
+    execute: Execute = tx.execute
+    if execute(_REFERENCED, (content,)).fetchone() is not None:
+        return header(execute, content), []
+    rows = execute(_DELETE_HEADER, (content,)).fetchall()
+    header_ = Header._make(rows[0]) if rows else None
+    removed: list[ChunkRow] = execute(_DELETE_CHUNKS, (content,)).fetchall()
+    if header_ is not None:
+        forget_missing(tx, header_, removed)
+    return header_, removed
+
+
+def count_missing(header_: Header, chunks: Iterable[ChunkRow]) -> int:
+    """How many chunks a stored object lacks, after its chunk method."""
     if header_.chunk_method == schema.DRAINED:
         return 0
     placed = [(position, size) for _, position, _, size in chunks]
-    try:
-        return len(missing_positions(security_of(header_.chunk_method), placed, None, True))
-    except StatusError:
-        return 0
+    return lacking(security_of(header_.chunk_method), placed)
 
 
-def forget_missing(
-    tx: Transaction, header_: Header, chunks: Iterable[tuple[str, str, bytes, int]]
-) -> None:
+def damage_counted(tx: Transaction) -> bool:
+    """Does the container know of an object that lacks chunks?"""
+    return counter(tx, schema.MISSING) > 0 or counter(tx, schema.DAMAGED) > 0
+
+
+def change_damage(tx: Transaction, before: int, after: int) -> None:
+    """An object lacked ``before`` chunks, it lacks ``after`` of them now."""
+    if before != after:
+        add(tx, schema.MISSING, after - before)
+        add(tx, schema.DAMAGED, (after > 0) - (before > 0))
+
+
+def forget_missing(tx: Transaction, header_: Header, chunks: Iterable[ChunkRow]) -> None:
     """Chunks go away: so do those that they lacked."""
-    if counter(tx, schema.MISSING) <= 0 and counter(tx, schema.DAMAGED) <= 0:
-        return
-    lacking = count_missing(header_, chunks)
-    if lacking:
-        add(tx, schema.MISSING, -lacking)
-        add(tx, schema.DAMAGED, -1)
+    if damage_counted(tx):
+        change_damage(tx, count_missing(header_, chunks), 0)
 
 
 def recount_missing(execute: Execute) -> tuple[int, int]:
@@ -209,9 +327,9 @@ def recount_missing(execute: Execute) -> tuple[int, int]:
     for _, group in groupby(execute(_ALL_CHUNKS), key=lambda row: row[0]):
         chunks = list(group)
         header_ = Header(None, 0, None, chunks[0][1], "")
-        lacking = count_missing(header_, [("", position, b"", size) for _, _, position, size in chunks])
-        damaged += lacking > 0
-        missing += lacking
+        lost = count_missing(header_, [("", position, b"", size) for _, _, position, size in chunks])
+        damaged += lost > 0
+        missing += lost
     return damaged, missing
 
 

@@ -41,6 +41,12 @@ def check_not_worm(settings: Settings, context: Context, what: str) -> None:
         raise StatusError(status.NOT_ALLOWED, f"NS wormed! Cannot {what} (worm).")
 
 
+def check_overwrite(settings: Settings, context: Context) -> None:
+    """A WORM namespace forbids what replaces data. :raises StatusError: 421."""
+    if settings["ns.worm"] and not context.admin:
+        raise StatusError(status.CONTENT_EXISTS, "NS wormed! Cannot overwrite.")
+
+
 def check_initialised(get: Any) -> None:
     """A base that was never initialised is as good as absent. :raises StatusError: 431."""
     if get(schema.INIT) != "1":
@@ -82,7 +88,18 @@ def versioning_mode(
         events.emit_container(tx, context, target, "update", data)
     if simulate:
         return UNLIMITED
-    return _integer(tx.get(schema.MAX_VERSIONS), settings["meta2.max_versions"])
+    return max_versions(tx.get, settings)
+
+
+def max_versions(get: Any, settings: Settings) -> int:
+    """Max versions of a container, else of the namespace."""
+    return _integer(get(schema.MAX_VERSIONS), settings["meta2.max_versions"])
+
+
+def keep_deleted_delay(get: Any, settings: Settings) -> int:
+    """Seconds after which a name hidden by a delete marker may go; negative: never."""
+    default: float = settings["meta2.retention_period"]
+    return _integer(get(schema.KEEP_DELETED), int(default))
 
 
 def delete_exceeding(tx: Transaction, settings: Settings) -> bool:
@@ -91,6 +108,22 @@ def delete_exceeding(tx: Transaction, settings: Settings) -> bool:
     if value is None:
         return bool(settings["meta2.delete_exceeding_versions"])
     return value.strip().lower() in ("1", "true", "yes", "on")
+
+
+def quota(tx: Transaction, settings: Settings, context: Context) -> int:
+    """Bytes that the container may hold, 0 without limit; administrators have none."""
+    value = tx.get(schema.QUOTA)
+    limit: int = settings["meta2.container.max_size"] if value is None else _integer(value, 0)
+    return 0 if limit <= 0 or context.admin else limit
+
+
+def check_quota(limit: int, before: int, after: int) -> None:
+    """Refuse to make a container bigger beyond its quota. :raises StatusError: 445."""
+    if limit < after > before:
+        raise StatusError(
+            status.CONTAINER_FULL,
+            f"Container full: it would hold {after} bytes, its quota is {limit} bytes",
+        )
 
 
 def container_properties(properties: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -9,7 +9,20 @@ from typing import Any
 
 from oio.meta import messages as m
 from oio.meta.context import Context, nothing_to_refresh
-from oio.meta.meta2 import containers, contents, copies, deletes, flush, listing, puts, raw, rules, states
+from oio.meta.meta2 import (
+    containers,
+    contents,
+    copies,
+    deletes,
+    flush,
+    listing,
+    puts,
+    raw,
+    retention,
+    rules,
+    states,
+    updates,
+)
 from oio.meta.meta2.schema import base_name
 from oio.meta.repository import Repository
 from oio.meta.transaction import Reader, Transaction
@@ -47,8 +60,13 @@ class Meta2Service:
             m.ContentShow: self._reading(contents.show),
             m.ContentSetProperties: self._writing(contents.set_properties),
             m.ContentDelProperties: self._writing(contents.del_properties),
-            m.ContentDelete: self._deleting(deletes.delete),
-            m.ContentDeleteMany: self._deleting(deletes.delete_many),
+            m.ContentDelete: self._deleting(deletes.delete, "delete"),
+            m.ContentDeleteMany: self._deleting(deletes.delete_many, "delete"),
+            m.ContentUpdate: self._deleting(updates.update, "update", updates.check_update),
+            m.ContentTruncate: self._deleting(updates.truncate, "truncate"),
+            m.ContentDrain: self._deleting(updates.drain, "drain"),
+            m.ContentPurge: self._writing(retention.purge_content),
+            m.ContainerPurge: self._container_purge,
             m.ContentTouch: self._touching(contents.touch),
             m.Refresh: nothing_to_refresh,
         }
@@ -66,6 +84,9 @@ class Meta2Service:
 
     def _container_flush(self, request: m.ContainerFlush, context: Context) -> m.FlushReply:
         return flush.flush(self._repository, self._settings, context, request)
+
+    def _container_purge(self, request: m.ContainerPurge, context: Context) -> None:
+        retention.purge_container(self._repository, self._settings, context, request)
 
     def _content_put(self, request: m.ContentPut, context: Context) -> None:
         settings = self._settings
@@ -106,12 +127,18 @@ class Meta2Service:
         return handle
 
     def _deleting(
-        self, function: Callable[[Transaction, rules.Settings, Context, Any], Any]
+        self,
+        function: Callable[[Transaction, rules.Settings, Context, Any], Any],
+        what: str,
+        check: Callable[[Any], None] | None = None,
     ) -> Handler:
+        """A write that a WORM namespace forbids; ``check`` looks at the request before its turn comes."""
         handle_write, settings = self._writing(function), self._settings
 
         def handle(request: m.ContainerTarget, context: Context) -> Any:
-            rules.check_not_worm(settings, context, "delete")
+            rules.check_not_worm(settings, context, what)
+            if check is not None:
+                check(request)
             return handle_write(request, context)
 
         return handle
