@@ -9,12 +9,16 @@ import logging
 import logging.handlers
 import os
 import sys
-from collections.abc import Mapping
+import threading
+import weakref
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 DEFAULT_FORMAT = "%(process)d %(thread)X %(name)s %(levelname)s %(message)s"
-_console_used = False
 _OWN = "_oio_handler"
+# Console handlers in use, and whether there ever was one.
+_consoles: weakref.WeakSet[logging.StreamHandler[Any]] = weakref.WeakSet()
+_console_used = False
 
 
 def get_logger(
@@ -41,7 +45,7 @@ def get_logger(
             handler.close()
 
     prefix = conf.get("syslog_prefix") or ""
-    syslog = _syslog_handler(conf)
+    syslog = syslog_handler(conf)
     if syslog is not None:
         syslog.setFormatter(logging.Formatter(f"{prefix}: {fmt}" if prefix else fmt))
         _attach(logger, syslog)
@@ -49,6 +53,7 @@ def get_logger(
         console = logging.StreamHandler(sys.stderr)
         console.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d " + fmt, "%F %T"))
         _attach(logger, console)
+        _consoles.add(console)
         _console_used = True
     if not logger.handlers:
         _attach(logger, logging.NullHandler())
@@ -61,7 +66,8 @@ def _attach(logger: logging.Logger, handler: logging.Handler) -> None:
     logger.addHandler(handler)
 
 
-def _syslog_handler(conf: Mapping[str, Any]) -> logging.handlers.SysLogHandler | None:
+def syslog_handler(conf: Mapping[str, Any]) -> logging.handlers.SysLogHandler | None:
+    """Handler that a configuration asks for (see :func:`get_logger`); None when it cannot be had."""
     names = logging.handlers.SysLogHandler.facility_names
     facility = str(conf.get("log_facility") or "LOG_LOCAL0").lower().removeprefix("log_")
     code = names.get(facility, logging.handlers.SysLogHandler.LOG_LOCAL0)
@@ -80,27 +86,41 @@ def _syslog_handler(conf: Mapping[str, Any]) -> logging.handlers.SysLogHandler |
 
 
 class StreamToLogger:
-    """File-like object that sends what is written to a logger."""
+    """File-like object that sends what is written to a logger.
+
+    What the logger itself writes on failure (of a handler, say) is dropped: it would come back here for ever.
+    """
+
+    _writing = threading.local()
 
     def __init__(self, logger: logging.Logger, log_type: str = "STDOUT") -> None:
         self.logger = logger
         self.log_type = log_type
 
-    def write(self, value: str) -> None:
+    def write(self, value: str) -> int:
         """Log one line, unless blank."""
-        value = value.strip()
-        if value:
-            self.logger.error("%s: %s", self.log_type, value)
+        line = value.strip()
+        if line and not getattr(self._writing, "now", False):
+            self._writing.now = True
+            try:
+                self.logger.error("%s: %s", self.log_type, line)
+            finally:
+                self._writing.now = False
+        return len(value)
 
-    def writelines(self, values: list[str]) -> None:
+    def writelines(self, values: Iterable[str]) -> None:
         """Log several lines as one record."""
-        self.logger.error("%s: %s", self.log_type, "#012".join(values))
+        self.write("#012".join(values))
 
     def close(self) -> None:
         """Nothing is held open."""
 
     def flush(self) -> None:
         """Nothing is buffered."""
+
+    def isatty(self) -> bool:
+        """Never a terminal."""
+        return False
 
 
 def redirect_stdio(logger: logging.Logger) -> None:
@@ -112,3 +132,15 @@ def redirect_stdio(logger: logging.Logger) -> None:
     sys.excepthook = on_exception
     sys.stdout = StreamToLogger(logger)  # type: ignore[assignment]
     sys.stderr = StreamToLogger(logger, "STDERR")  # type: ignore[assignment]
+
+
+def detach_stdio() -> None:
+    """Put ``/dev/null`` in place of the standard files of this process, but for those that loggers write to."""
+    null = os.open(os.devnull, os.O_RDWR)
+    kept = {handler.stream.fileno() for handler in _consoles}
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    for fd in {0, 1, 2} - kept:
+        os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
