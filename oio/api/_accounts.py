@@ -3,16 +3,25 @@
 
 """Methods of ``ObjectStorageApi`` on accounts, and the list of the containers of an account.
 
-Accounts are counters fed by events: what they tell follows the containers after a short while.
+Accounts are counters fed by events: what they tell follows the containers after a short while. The
+``refresh`` methods repair what was lost.
 """
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from oio.api._core import ApiCore
-from oio.common.decorators import api_call, raise_no_such_account
+from oio.common.decorators import (
+    CONTAINER_NOT_FOUND_CODES,
+    api_call,
+    raise_no_such_account,
+    raise_no_such_container,
+)
+from oio.common.exceptions import ClientException, Conflict, NoSuchAccount, NoSuchContainer
 from oio.common.utils import list_of_names
 
 
@@ -55,6 +64,61 @@ class AccountMethods(ApiCore):
     def account_del_properties(self, account: str, properties: Iterable[str], **kwargs: Any) -> None:
         """Delete properties of an account."""
         self.account.account_update(account, None, list_of_names(properties), **kwargs)
+
+    @api_call(raise_no_such_account)
+    def account_refresh(self, account: str | None = None, **kwargs: Any) -> None:
+        """Compute the counters of an account again, then have each of its containers tell its own.
+
+        :param account: all accounts when None; what vanishes meanwhile is ignored.
+        """
+        if account is None:
+            for name in self.account_list(**kwargs):
+                try:
+                    self.account_refresh(name, **kwargs)
+                except NoSuchAccount:
+                    self.logger.info("Account %s was deleted while accounts were refreshed", name)
+            return
+        self.account.account_refresh(account, **kwargs)
+        marker = None
+        while page := self.container_list(account, marker=marker, **kwargs):
+            for container, *_counters in page:
+                try:
+                    self.container_refresh(account, container, **kwargs)
+                except NoSuchContainer:
+                    self.logger.info("Container %s of account %s was deleted meanwhile", container, account)
+            marker = page[-1][0]
+
+    def all_accounts_refresh(self, **kwargs: Any) -> None:
+        """Refresh all accounts (deprecated: ``account_refresh``)."""
+        warnings.warn("all_accounts_refresh: use account_refresh", DeprecationWarning, stacklevel=2)
+        self.account_refresh(**kwargs)
+
+    @api_call(raise_no_such_account)
+    def account_flush(self, account: str, **kwargs: Any) -> None:
+        """Have an account forget all its containers, which themselves are left alone."""
+        self.account.account_flush(account, **kwargs)
+
+    @api_call(raise_no_such_container)
+    def container_refresh(self, account: str, container: str, attempts: int = 3, **kwargs: Any) -> None:
+        """Have the account take the counters of a container again.
+
+        :param attempts: tries while the account takes other news of the container.
+        :raises NoSuchContainer: when the account does not know it. A container that the account knows
+            and that does not exist is removed from the account.
+        """
+        for attempt in range(1, attempts + 1):
+            try:
+                self.account.container_reset(account, container, time.time(), **kwargs)
+                break
+            except Conflict:
+                if attempt >= attempts:
+                    raise
+        try:
+            self.container.container_touch(account, container, **kwargs)
+        except ClientException as exc:
+            if exc.status not in CONTAINER_NOT_FOUND_CODES:
+                raise
+            self.account.container_update(account, container, {"dtime": time.time()}, **kwargs)
 
     @api_call(raise_no_such_account)
     def container_list(

@@ -9,17 +9,24 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from oio.api._core import ApiCore
-from oio.common.decorators import api_call, raise_no_such_container
-from oio.common.exceptions import ClientException, OioException
-from oio.common.storage_method import STORAGE_METHODS
+from oio.api._objects_read import ObjectReadMethods
+from oio.api._objects_write import ObjectWriteMethods
+from oio.common.constants import M2_PROP_VERSIONING_POLICY
+from oio.common.decorators import CONTAINER_NOT_FOUND_CODES, api_call, raise_no_such_container
+from oio.common.exceptions import ClientException, NotFound, OioException
 from oio.common.utils import list_of_names
 
 # Most entries that a service gives in one page.
 LISTING_PAGE = 10000
+# Most names that the proxy takes in one deletion (variable ``proxy.bulk.max.delete_many``, default).
+DELETION_BATCH = 100
+
+_LISTING_KEYWORDS = (
+    "limit", "marker", "end_marker", "prefix", "delimiter", "properties", "versions", "deleted",
+)  # fmt: skip
 
 
-class ContainerMethods(ApiCore):
+class ContainerMethods(ObjectReadMethods, ObjectWriteMethods):
     """Methods on containers."""
 
     @api_call()
@@ -137,41 +144,95 @@ class ContainerMethods(ApiCore):
         :param recompute: count its objects, bytes, damaged objects and missing chunks again.
         :raises Forbidden: when the container does not exist.
         """
-        if not recompute:
-            self.container.container_touch(account, container, **kwargs)
+        if recompute:
+            # Flags: the container counts, in one transaction, what would take one request per object here.
+            kwargs.update(recompute=True, damaged_objects=True, missing_chunks=True)
+        self.container.container_touch(account, container, **kwargs)
+
+    @api_call(raise_no_such_container)
+    def container_flush(self, account: str, container: str, fast: bool = False, **kwargs: Any) -> None:
+        """Delete all the objects of a container.
+
+        :param fast: have the container delete everything, every version included, in a few requests. Else
+            objects are listed (keywords as in ``object_list``) and deleted like ``object_delete_many`` does.
+        :raises OioException: when nothing in a page of objects can be deleted.
+        """
+        if fast:
+            while self.container.container_flush(account, container, **kwargs)["truncated"]:
+                self.logger.debug("Container %s/%s is being flushed", account, container)
             return
-        damaged, missing = self._count_missing_chunks(account, container, kwargs)
-        self.container.container_touch(
-            account,
-            container,
-            recompute=True,
-            damaged_objects=damaged,
-            missing_chunks=missing,
-            **kwargs,
-        )
+        listing = {key: value for key, value in kwargs.items() if key not in ("versions", "deleted")}
+        for key in _LISTING_KEYWORDS:
+            kwargs.pop(key, None)
+        while True:
+            page = self.object_list(account, container, **listing)
+            names = [item["name"] for item in page["objects"]]
+            if not names:
+                return
+            done = False
+            for start in range(0, len(names), DELETION_BATCH):
+                batch = names[start : start + DELETION_BATCH]
+                for name, deleted in self.object_delete_many(account, container, batch, **kwargs):
+                    done = done or deleted
+                    if not deleted:
+                        self.logger.warning("Failed to delete %s from %s/%s", name, account, container)
+            if not done:
+                raise OioException(f"None of the {len(names)} objects of {account}/{container} could be deleted")
 
-    def _count_missing_chunks(self, account: str, container: str, kwargs: dict[str, Any]) -> tuple[int, int]:
-        """Count the objects that lack chunks, and the chunks they lack, from the directory."""
-        kwargs = {**kwargs, "cache": None}
-        damaged = missing = 0
+    @api_call(raise_no_such_container)
+    def container_purge(
+        self, account: str, container: str, maxvers: int | None = None, **kwargs: Any
+    ) -> None:
+        """Delete the exceeding versions of each object. Delete markers are neither counted nor deleted.
+
+        :param maxvers: versions to keep (0: one, negative: all), instead of what the container's property
+            ``sys.m2.policy.version`` says, or else the variable ``meta2.max_versions``.
+        """
+        keep = self._versions_to_keep(account, container, maxvers, kwargs)
+        if keep < 0:
+            return
+        name, kept = None, 0
         for item in self._all_versions(account, container, kwargs):
-            if item["deleted"] or not item.get("chunk_method"):
+            if item["deleted"]:
                 continue
-            lacking = self._lacking_chunks(account, container, item, kwargs)
-            if lacking:
-                damaged += 1
-                missing += lacking
-        return damaged, missing
+            if item["name"] != name:
+                name, kept = item["name"], 0
+            kept += 1
+            if kept <= max(keep, 1):
+                continue
+            try:
+                self.container.content_delete(account, container, name, version=item["version"], **kwargs)
+            except NotFound as exc:
+                if exc.status in CONTAINER_NOT_FOUND_CODES:
+                    raise
+                self.logger.debug("Version %d of %s was deleted meanwhile", item["version"], name)
 
-    def _all_versions(self, account: str, container: str, kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield every version of every object.
+    def _versions_to_keep(
+        self, account: str, container: str, maxvers: int | None, kwargs: Mapping[str, Any]
+    ) -> int:
+        if maxvers is not None:
+            return int(maxvers)
+        system = self.container_get_properties(account, container, **{**kwargs, "cache": None})["system"]
+        told = system.get(M2_PROP_VERSIONING_POLICY)
+        if told is None:
+            passed = {key: kwargs[key] for key in ("headers", "reqid", "deadline") if key in kwargs}
+            _resp, variables = self.proxy_client._request("GET", "v3.0/config", **passed)
+            told = variables["meta2.max_versions"]
+        return int(told)
+
+    def _all_versions(
+        self, account: str, container: str, kwargs: Mapping[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """Yield every version of every object, by name, the latest first.
 
         A page may end amid the versions of a name, and markers are names: the last name of a page is left
-        to the next one, unless it fills the page alone.
+        to the next one.
+
+        :raises OioException: when one name has more versions than a page, after the first ones.
         """
         marker = None
         while True:
-            page = self.object_list(  # type: ignore[attr-defined]
+            page = self.object_list(
                 account, container, limit=LISTING_PAGE, marker=marker, versions=True, **kwargs
             )
             items = page["objects"]
@@ -181,28 +242,6 @@ class ContainerMethods(ApiCore):
             last = items[-1]["name"]
             whole = [item for item in items if item["name"] != last]
             yield from whole or items
-            marker = whole[-1]["name"] if whole else page["next_marker"]
-
-    def _lacking_chunks(
-        self, account: str, container: str, item: Mapping[str, Any], kwargs: dict[str, Any]
-    ) -> int:
-        try:
-            _meta, chunks = self.container.content_locate(
-                account,
-                container,
-                item["name"],
-                version=item["version"],
-                properties=False,
-                **kwargs,
-            )
-        except ClientException as exc:
-            if exc.http_status in (404, 410):
-                # Deleted or drained since the listing.
-                return 0
-            raise
-        expected = STORAGE_METHODS.load(item["chunk_method"]).expected_chunks
-        found: dict[str, int] = {}
-        for chunk in chunks:
-            position = str(chunk["pos"]).split(".", 1)[0]
-            found[position] = found.get(position, 0) + 1
-        return sum(max(expected - count, 0) for count in found.values())
+            if not whole:
+                raise OioException(f"{last} has more than {len(items)} versions in {account}/{container}")
+            marker = whole[-1]["name"]

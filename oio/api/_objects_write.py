@@ -26,6 +26,7 @@ from oio.common.decorators import api_call, raise_no_such_container, raise_no_su
 from oio.common.exceptions import (
     BadRequest,
     ClientException,
+    ClientPreconditionFailed,
     Conflict,
     DeadlineReached,
     EtagMismatch,
@@ -42,6 +43,9 @@ from oio.container.metadata import CHUNK_SYSMETA_PREFIX
 SpareProvider = Callable[[list[dict[str, Any]], list[dict[str, Any]]], list[dict[str, Any]]]
 # What the requests made aside, on behalf of an upload, share with it.
 _REQUEST_KEYWORDS = ("cid", "headers", "reqid", "deadline", "connection_timeout", "read_timeout", "perfdata")
+
+# Internal codes, beyond HTTP 4xx, that are decisions of the container: content check, frozen, full, policy.
+_REFUSALS = frozenset({425, 436, 437, 445, 480, 481})
 
 # What no header value can carry.
 _NOT_IN_HEADERS = re.compile(r"[\0\r\n]")
@@ -107,6 +111,10 @@ class ObjectWriteMethods(ApiCore):
         :param properties: user properties (``metadata`` is a deprecated synonym).
         :keyword content_id: id to give to the object. :keyword version: version to give to it.
         :keyword container_properties: given to the container when it gets created on the way.
+        :keyword if_match: write only over an object that has this hash (one of these, ``*``: any).
+        :keyword if_none_match: write only when there is no object (``*``), or none that has this hash.
+            :raises ClientPreconditionFailed: when the condition does not hold; nothing is written.
+        :keyword change_policy: replace the chunks of the version given by ``version``, by the same data.
         :returns: chunks, number of bytes and MD5 of this upload, metadata of the object.
         """
         if metadata:
@@ -160,6 +168,7 @@ class ObjectWriteMethods(ApiCore):
         append: bool = False,
         change_policy: bool = False,
         container_properties: Mapping[str, Any] | None = None,
+        hash_in_place: str | None = None,
         **kwargs: Any,
     ) -> ObjectCreated:
         if append and not policy:
@@ -185,13 +194,16 @@ class ObjectWriteMethods(ApiCore):
         set_deadline_from_read_timeout(kwargs, force=True)
         kwargs["version"] = meta["version"]
         kwargs["content_id"] = meta["id"]
+        if change_policy:
+            # There is nothing to change in a container that would be made on the way.
+            kwargs["autocreate"] = False
         try:
             self.container.content_create(
                 account,
                 container,
                 obj_name,
                 size=size,
-                checksum=checksum,
+                checksum=checksum if hash_in_place is None else hash_in_place or None,
                 data=data,
                 stgpol=meta["policy"],
                 mime_type=meta["mime_type"],
@@ -201,7 +213,11 @@ class ObjectWriteMethods(ApiCore):
                 **kwargs,
             )
         except (ClientException, DeadlineReached) as exc:
-            if _was_refused(exc):
+            if isinstance(exc, ClientPreconditionFailed) and exc.retried:
+                if self._is_in_place(account, container, obj_name, kwargs):
+                    return chunks, size, checksum, meta
+                exc.retried = False
+            if was_refused(exc):
                 self.logger.warning(
                     "Failed to commit %s/%s/%s to the directory, deleting its chunks: %s (reqid=%s)",
                     account, container, obj_name, exc, kwargs.get("reqid"),
@@ -209,6 +225,19 @@ class ObjectWriteMethods(ApiCore):
                 self._delete_orphan_chunks(chunks, cid, **upload_kwargs)
             raise
         return chunks, size, checksum, meta
+
+    def _is_in_place(self, account: str, container: str, obj_name: str, kwargs: Mapping[str, Any]) -> bool:
+        """Whether the object whose commit was sent several times is there.
+
+        A former attempt, whose answer was lost, makes the condition of the next one fail.
+        """
+        asked = {**kwargs, "cache": None}
+        content_id = asked.pop("content_id")
+        try:
+            meta = self.container.content_get_properties(account, container, obj_name, **asked)
+        except NotFound:
+            return False
+        return bool(meta.get("id", "").upper() == content_id.upper())
 
     def _policy_in_place(
         self, account: str, container: str, obj_name: str, kwargs: Mapping[str, Any]
@@ -316,6 +345,8 @@ class ObjectWriteMethods(ApiCore):
             # Timeouts of green programs are not Exceptions; interruptions of the program must not wait.
             if isinstance(exc, Exception) or hasattr(exc, "seconds"):
                 chunks = preparer.all_chunks_so_far()
+                if kwargs.get("version"):
+                    chunks = [chunk for chunk in chunks if _is_ours(chunk)]
                 self.logger.warning("Upload failed, deleting %d chunks: %s", len(chunks), exc)
                 self._delete_orphan_chunks(chunks, cid, **kwargs)
             raise
@@ -340,6 +371,9 @@ class ObjectWriteMethods(ApiCore):
         """Delete an object, or one version of it.
 
         In a versioned container, deleting without version adds a delete marker.
+
+        :keyword if_match: delete only an object that has this hash (one of these, ``*``: any);
+            ``if_none_match`` likewise. :raises ClientPreconditionFailed: when it does not hold.
         """
         return self.container.content_delete(account, container, obj, version=version, **kwargs)
 
@@ -401,16 +435,37 @@ class ObjectWriteMethods(ApiCore):
             self.object_del_properties(account, container, obj, [], version=version, **kwargs)
 
     @api_call()
+    def object_drain(self, account: str, container: str, obj: str, version: Any = None, **kwargs: Any) -> None:
+        """Delete the data of an object, and keep the rest. :raises NotFound: when it is missing."""
+        self.container.content_drain(account, container, obj, version=version, **kwargs)
+
+    @api_call()
     def object_touch(self, account: str, container: str, obj: str, version: Any = None, **kwargs: Any) -> None:
         """Have the event of the object's creation sent again. :raises NotFound: when it is missing."""
         self.container.content_touch(account, container, obj, version=version, **kwargs)
 
 
-def _was_refused(exc: ClientException | DeadlineReached) -> bool:
-    """Whether it is sure that the object was not made: answers of 500 and above do not tell."""
+def was_refused(exc: ClientException | DeadlineReached) -> bool:
+    """Whether it is sure that the object was not made.
+
+    Other answers of 500 and above do not tell, nor does the last of several attempts.
+    """
+    if exc.retried:
+        return False
     if isinstance(exc, (Conflict, DeadlineReached)):
         return True
-    return isinstance(exc.http_status, int) and 400 <= exc.http_status < 500
+    if isinstance(exc.http_status, int) and 400 <= exc.http_status < 500:
+        return True
+    return exc.status in _REFUSALS
+
+
+def _is_ours(chunk: Mapping[str, Any]) -> bool:
+    """Whether a rawx confirmed that it wrote this chunk for us.
+
+    Chunk ids follow from the version. When the caller chose it, a chunk that could not be written may be one
+    of an object in place, which must not be deleted.
+    """
+    return "error" not in chunk and (chunk.get("hash") or "").strip("0") != ""
 
 
 def _check_properties(properties: Any) -> None:

@@ -442,7 +442,11 @@ class MetachunkLinker(MetachunkWriter):
                 target["error"] = str(err)
                 failed.append({**target, "error": err})
                 continue
-            linked.append({**target, "url": url})
+            link = {**target, "url": url}
+            if target.get("real_url"):
+                # Whoever deletes the link must not meet the chunk it was made from.
+                link["real_url"] = f"{target['real_url'].rpartition('/')[0]}/{url.rpartition('/')[2]}"
+            linked.append(link)
         try:
             self.quorum_or_fail(linked, failed)
         except exc.OioException as err:

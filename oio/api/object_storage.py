@@ -19,15 +19,15 @@ import warnings
 from typing import Any
 
 from oio.api._accounts import AccountMethods
-from oio.api._containers import ContainerMethods
-from oio.api._objects_read import ObjectReadMethods
-from oio.api._objects_write import ObjectWriteMethods
+from oio.api._policy import PolicyMethods
+from oio.api._snapshot import SnapshotMethods
+from oio.api._truncate import TruncateMethods
 from oio.common.storage_functions import _sort_chunks
 
 __all__ = ["ObjectStorageAPI", "ObjectStorageApi", "_sort_chunks"]
 
 
-class ObjectStorageApi(AccountMethods, ContainerMethods, ObjectReadMethods, ObjectWriteMethods):
+class ObjectStorageApi(AccountMethods, SnapshotMethods, PolicyMethods, TruncateMethods):
     """The public API of the object store."""
 
 

@@ -101,14 +101,18 @@ class ProxyClient(HttpApi):
         for attempt in range(1, attempts + 1):
             try:
                 return super()._direct_request(method, url, headers, **kwargs)
-            except ServiceBusy:
+            except ServiceBusy as exc:
                 if attempt >= attempts:
+                    exc.retried = attempt > 1
                     raise
                 _pause(attempt, kwargs.get("deadline"))
             except Conflict:
                 # What only reads has nothing that a first request could have done already.
                 if attempt > 1 and method == "POST" and not only_reads(url):
                     return None, None
+                raise
+            except OioException as exc:
+                exc.retried = attempt > 1
                 raise
         raise AssertionError("unreachable")
 

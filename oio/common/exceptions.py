@@ -29,9 +29,12 @@ class OioException(Exception):
 
     :ivar reqid: id of the request that failed, when it got an answer; else None. (The text of an error
         without answer tells it.)
+    :ivar retried: the request was sent several times, and only the last answer is clear: a former attempt may
+        have done what was asked.
     """
 
     reqid: str | None = None
+    retried: bool = False
 
 
 class ConfigurationException(OioException):

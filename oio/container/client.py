@@ -30,6 +30,7 @@ from oio.container.metadata import (
     CHUNK_SYSMETA_PREFIX,
     CONTENT_HEADER_PREFIX,
     SYSMETA_KEYS,
+    condition_headers,
     extract_chunk_qualities,
     extract_content_headers_meta,
 )
@@ -174,11 +175,16 @@ class ContainerClient(ContainerRoutes):
         append: bool = False,
         change_policy: bool = False,
         force: bool = False,
+        if_match: Any = None,
+        if_none_match: Any = None,
         **kwargs: Any,
     ) -> tuple[Any, Any]:
         """Declare an object whose chunks are written.
 
         :param data: ``{"chunks": […], "properties": {…}, "container_properties": {…}}``.
+        :param if_match: hash that the object in place must have (or several, or ``*`` for any).
+        :param if_none_match: hash that it must not have, ``*`` when there must be none.
+            :raises ClientPreconditionFailed: when a condition does not hold.
         :keyword meta_pos: replace the chunks of these positions, instead of making a new version.
         """
         params = self._make_params(account, reference, path, cid)
@@ -195,6 +201,8 @@ class ContainerClient(ContainerRoutes):
         ):
             if value is not None:
                 sent[name] = str(value)
+        if if_match is not None or if_none_match is not None:
+            sent.update(condition_headers(if_match, if_none_match))
         if isinstance(data, (list, tuple)):
             data = {"chunks": data}
         if kwargs.pop("meta_pos", None) is not None:
@@ -218,9 +226,14 @@ class ContainerClient(ContainerRoutes):
         path: str | None = None,
         cid: str | None = None,
         version: Any = None,
+        if_match: Any = None,
+        if_none_match: Any = None,
         **kwargs: Any,
     ) -> bool:
-        """Delete an object, or one version of it."""
+        """Delete an object, or one version of it; conditions as in ``content_create``."""
+        if if_match is not None or if_none_match is not None:
+            conditions = condition_headers(if_match, if_none_match)
+            kwargs["headers"] = {**(kwargs.get("headers") or {}), **conditions}
         return self._change_content("content/delete", account, reference, path, cid, version, kwargs)
 
     def content_delete_many(

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
 from oio.common.constants import OBJECT_METADATA_PREFIX
+from oio.common.exceptions import BadRequest
 from oio.http.client import HeaderDict
 
 CONTENT_HEADER_PREFIX = OBJECT_METADATA_PREFIX
@@ -30,6 +32,8 @@ SYSMETA_KEYS = (
     "version",
 )
 CHUNK_SYSMETA_PREFIX = "__OIO_CHUNK__"
+# RFC 9110, section 8.8.3, with at least one character.
+_ENTITY_TAG = re.compile(r'(?:W/)?"[!#-~]+"')
 _CHUNK_SIZE_HEADER = "x-oio-ns-chunk-size"
 
 _PREFIX_LENGTH = len(CONTENT_HEADER_PREFIX)
@@ -62,6 +66,38 @@ def extract_content_headers_meta(headers: Mapping[str, Any]) -> dict[str, Any]:
             if lowered.startswith(CONTENT_HEADER_PREFIX) and lowered not in _KEY_OF_HEADER:
                 properties[unquote(name[_PREFIX_LENGTH:])] = unquote(str(value))
     return meta
+
+
+def condition_headers(if_match: Any, if_none_match: Any) -> dict[str, str]:
+    """Headers that make a change conditional (RFC 9110, section 13.1).
+
+    >>> condition_headers(["d41d8cd98f00b204e9800998ecf8427e"], None)
+    {'If-Match': '"d41d8cd98f00b204e9800998ecf8427e"'}
+
+    :raises BadRequest: when a tag cannot be one.
+    """
+    headers = {}
+    for name, header, tags in (
+        ("if_match", "If-Match", if_match),
+        ("if_none_match", "If-None-Match", if_none_match),
+    ):
+        if tags is not None:
+            headers[header] = _entity_tags(name, [tags] if isinstance(tags, str) else tags)
+    return headers
+
+
+def _entity_tags(name: str, tags: Any) -> str:
+    if not isinstance(tags, (list, tuple, set, frozenset)) or not tags:
+        raise BadRequest(message=f"Invalid {name}: a hash, '*' or a list of hashes is expected, not {tags!r}")
+    texts = []
+    for tag in tags:
+        text = tag if isinstance(tag, str) and tag.endswith('"') else f'"{tag}"'
+        if tag != "*" and (not isinstance(tag, str) or _ENTITY_TAG.fullmatch(text) is None):
+            raise BadRequest(message=f"Invalid {name}: {tag!r} is not the hash of an object")
+        texts.append("*" if tag == "*" else text)
+    if "*" in texts and len(texts) > 1:
+        raise BadRequest(message=f"Invalid {name}: '*' stands alone")
+    return ", ".join(texts)
 
 
 def extract_chunk_qualities(

@@ -180,10 +180,16 @@ class ContainerRoutes(ProxyClient):
         account: str | None = None,
         reference: str | None = None,
         cid: str | None = None,
+        force: bool = False,
         **kw: Any,
     ) -> None:
-        """Delete an empty container. :raises ContainerNotEmpty: when it is not."""
+        """Delete an empty container. :raises ContainerNotEmpty: when it is not.
+
+        :param force: even when it holds objects; their chunks are then left to nobody.
+        """
         params = self._make_params(account, reference, cid=cid)
+        if force:
+            params["force"] = 1
         try:
             self._change("container/destroy", params, forget=(account, reference, None, cid), **kw)
         except Conflict as exc:

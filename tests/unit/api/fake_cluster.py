@@ -215,6 +215,13 @@ class FakeProxy:
             key: text for key, text in value["properties"].items() if not key.startswith("__OIO_CHUNK__")
         }
         objects = self.containers[cid]["objects"]
+        old = objects.get(query["path"])
+        tag = None if old is None else f'"{old["hash"]}"'
+        wanted, unwanted = headers.get("if-match"), headers.get("if-none-match")
+        if (wanted and (old is None or wanted not in ("*", tag))) or (unwanted == "*" and old):
+            return failure(412, 412, "Condition not met")
+        if "change_policy" in query and (old is None or old["version"] != obj["version"]):
+            return failure(404, 420, "Content not found")
         if "append" in query and query["path"] in objects:
             old = objects[query["path"]]
             shift = 1 + max(int(chunk["pos"]) for chunk in old["chunks"])
@@ -235,6 +242,10 @@ class FakeProxy:
             return None, failure(404, 420, "Content not found")
         return obj, None
 
+    def stored(self, account: str, container: str, name: str) -> Any:
+        """An object as it is kept."""
+        return self.containers[cid_from_name(account, container)]["objects"][name]
+
     def _headers(self, obj: Any, name: str, properties: bool) -> list[tuple[str, str]]:
         meta = {
             key: obj[key] for key in ("hash", "id", "policy", "version", "mime-type", "chunk-method", "length")
@@ -249,6 +260,8 @@ class FakeProxy:
         obj, error = self._find(cid, query)
         if error:
             return error
+        if obj["chunk-method"] == "drained":
+            return failure(410, 427, "Content drained")
         keys = ("url", "real_url", "pos", "size", "hash")
         chunks = [{**{key: chunk[key] for key in keys}, "score": 90} for chunk in obj["chunks"]]
         return answer(chunks, self._headers(obj, query["path"], query.get("properties") != "False"))
@@ -287,6 +300,50 @@ class FakeProxy:
             resp = self.on_content_delete(cid, {"path": item["name"]}, None, headers)
             items.append({"name": item["name"], "status": 204 if resp.status == 204 else 420, "message": ""})
         return answer({"contents": items})
+
+    def on_content_update(self, cid: str, query: Any, value: Any, _headers: Any) -> Response:
+        obj, error = self._find(cid, query)
+        if error:
+            return error
+        if query.get("id") != obj["id"]:
+            return failure(404, 420, "Content not found")
+        positions = {chunk["pos"].partition(".")[0] for chunk in value}
+        obj["chunks"] = [c for c in obj["chunks"] if c["pos"].partition(".")[0] not in positions] + value
+        self._measure(obj)
+        return Response(204)
+
+    def on_content_truncate(self, cid: str, query: Any, *_: Any) -> Response:
+        obj, error = self._find(cid, query)
+        if error:
+            return error
+        sizes = {int(chunk["pos"]): int(chunk["size"]) for chunk in obj["chunks"]}
+        ends = {sum(sizes[pos] for pos in range(last + 1)): last for last in sorted(sizes)}
+        size = int(query["size"])
+        if size not in ends:
+            return failure(400, 400, "Cannot truncate amid a metachunk")
+        obj["chunks"] = [chunk for chunk in obj["chunks"] if int(chunk["pos"]) <= ends[size]]
+        self._measure(obj)
+        return Response(204)
+
+    def _measure(self, obj: Any) -> None:
+        sizes = {chunk["pos"].partition(".")[0]: int(chunk["size"]) for chunk in obj["chunks"]}
+        obj["length"] = str(sum(sizes.values()))
+        obj["hash"] = ""
+
+    def on_content_drain(self, cid: str, query: Any, *_: Any) -> Response:
+        obj, error = self._find(cid, query)
+        if error:
+            return error
+        obj["chunks"], obj["chunk-method"] = [], "drained"
+        return Response(204)
+
+    def on_content_purge(self, cid: str, *_: Any) -> Response:
+        return Response(204) if cid in self.containers else failure(404, 431, "Container not found")
+
+    def on_admin_freeze(self, cid: str, *_: Any) -> Response:
+        return Response(204) if cid in self.containers else failure(404, 406, "No such user")
+
+    on_admin_enable = on_admin_freeze
 
     def on_content_touch(self, cid: str, query: Any, *_: Any) -> Response:
         _obj, error = self._find(cid, query)

@@ -507,37 +507,7 @@ def test_fake_answers_are_json() -> None:
     assert answer([]).status == 200
 
 
-# --- recount ---
-
-
-def test_recount_sees_every_version_of_a_page_cut_amid_a_name() -> None:
-    api = ObjectStorageApi(NS, endpoint="127.0.0.1:1")
-    versions = [("a", 2), ("a", 1), ("b", 5), ("b", 4), ("b", 3)]
-
-    def list_contents(
-        *_args: object, marker: str | None = None, **_kwargs: object
-    ) -> tuple[dict[str, str], object]:
-        left = [
-            {"name": name, "version": version, "deleted": False, "chunk-method": "plain/nb_copy=3"}
-            for name, version in versions
-            if not marker or name > marker
-        ]
-        headers = {"x-oio-list-truncated": str(len(left) > 3), "x-oio-list-marker": left[:3][-1]["name"]}
-        return headers, {"objects": left[:3]}
-
-    located: list[object] = []
-
-    def locate(_account: str, _container: str, name: str, version: object = None, **_kw: object) -> object:
-        located.append((name, version))
-        return {}, [{"pos": "0"}, {"pos": "0"}, {"pos": "1"}]
-
-    api.container.content_list = list_contents  # type: ignore[method-assign, assignment]
-    api.container.content_locate = locate  # type: ignore[method-assign, assignment]
-    api.container.container_touch = Mock()  # type: ignore[method-assign]
-    api.container_touch("acct", "cont", recompute=True)
-    assert located == versions
-    kwargs = api.container.container_touch.call_args[1]
-    assert (kwargs["recompute"], kwargs["damaged_objects"], kwargs["missing_chunks"]) == (True, 5, 15)
+# --- by id ---
 
 
 def test_upload_by_container_id(api: ObjectStorageApi) -> None:

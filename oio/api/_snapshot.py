@@ -1,0 +1,225 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Snapshot of a container: a frozen copy, under another name, with chunks of its own.
+
+The base is duplicated by the services, then each chunk of the copy is replaced by a hard link. The source is
+frozen meanwhile, and enabled again whatever happens. Until the last chunk is replaced the copy refers to
+chunks of the source: a copy that cannot be completed is removed, so that nobody deletes the chunks of the
+source through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from oio.api._containers import ContainerMethods
+from oio.api._links import LinkMethods
+from oio.common.decorators import api_call, raise_no_such_container
+from oio.common.exceptions import (
+    BadRequest,
+    NotFound,
+    OioException,
+    ServiceBusy,
+    StatusMessageException,
+    UnfinishedUploadException,
+)
+from oio.common.fullpath import encode_fullpath
+from oio.common.utils import cid_from_name, compute_chunk_id
+
+Chunk = dict[str, Any]
+Bean = dict[str, Any]
+
+_CODE_FROZEN = 436
+_CODE_ENABLED = 439
+# Tries to enable the source again: leaving it frozen is worse than insisting.
+_THAW_ATTEMPTS = 3
+_DRAINED = "drained"
+
+
+class SnapshotMethods(ContainerMethods, LinkMethods):
+    """Snapshot of containers."""
+
+    @api_call(raise_no_such_container)
+    def container_snapshot(
+        self,
+        account: str,
+        container: str,
+        dst_account: str,
+        dst_container: str,
+        batch_size: int = 100,
+        **kwargs: Any,
+    ) -> None:
+        """Copy a container as it is now, without moving data. The copy stays frozen.
+
+        Names, ids and versions of objects are the same in the copy.
+
+        :param batch_size: chunks to replace in one request.
+        :raises NoSuchContainer: when the source is missing.
+        :raises ClientException: when the copy cannot have this name; ``ServiceBusy`` when the source is
+            frozen already.
+        """
+        for name, value in (("dst_account", dst_account), ("dst_container", dst_container)):
+            if not value or not isinstance(value, str):
+                raise BadRequest(message=f"Invalid {name} {value!r}: a name is expected")
+        if (account, container) == (dst_account, dst_container):
+            raise BadRequest(message="Invalid dst_container: a container cannot be a snapshot of itself")
+        kwargs = {**kwargs, "cache": None}
+        kwargs.pop("cid", None)
+        with self._frozen(account, container, kwargs):
+            self.container.container_snapshot(account, container, dst_account, dst_container, **kwargs)
+            linked: list[Chunk] = []
+            try:
+                copy = (dst_account, dst_container)
+                self._give_own_chunks((account, container), copy, batch_size, linked, kwargs)
+                self.container.container_touch(dst_account, dst_container, **kwargs)
+            except BaseException as exc:
+                self.logger.error(
+                    "Snapshot of %s/%s to %s/%s failed, removing the copy: %s (reqid=%s)",
+                    account, container, dst_account, dst_container, exc, kwargs.get("reqid"),
+                )  # fmt: skip
+                self._remove_copy(dst_account, dst_container, linked, kwargs)
+                raise
+
+    @contextmanager
+    def _frozen(self, account: str, container: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """Keep a container frozen for a while. It is enabled again unless somebody else froze it before."""
+        try:
+            # One attempt: the second could not tell our own freeze from somebody else's.
+            self.container.container_freeze(account, container, **{**kwargs, "request_attempts": 1})
+        except BaseException as exc:
+            if not _was_not_frozen_by_us(exc):
+                self._thaw(account, container, kwargs, failed=True)
+            raise
+        try:
+            yield
+        except BaseException:
+            self._thaw(account, container, kwargs, failed=True)
+            raise
+        self._thaw(account, container, kwargs, failed=False)
+
+    def _thaw(self, account: str, container: str, kwargs: Mapping[str, Any], failed: bool) -> None:
+        """Enable a container, out of time or not. :param failed: something else is to be raised."""
+        kwargs = {key: value for key, value in kwargs.items() if key != "deadline"}
+        for attempt in range(1, _THAW_ATTEMPTS + 1):
+            try:
+                self.container.container_enable(account, container, **kwargs)
+                return
+            except OioException as exc:
+                if getattr(exc, "status", None) == _CODE_ENABLED:
+                    return
+                self.logger.error(
+                    "Container %s/%s stays frozen, try %d of %d: %s (reqid=%s)",
+                    account, container, attempt, _THAW_ATTEMPTS, exc, kwargs.get("reqid"),
+                )  # fmt: skip
+                if attempt == _THAW_ATTEMPTS and not failed:
+                    raise
+
+    # --- chunks of the copy ---
+
+    def _give_own_chunks(
+        self,
+        source: tuple[str, str],
+        copy: tuple[str, str],
+        batch_size: int,
+        linked: list[Chunk],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Replace all the chunks of the copy by links. :param linked: receives the links that are made."""
+        old: list[Bean] = []
+        new: list[Bean] = []
+        for some_old, some_new in self._replacements(source, copy, linked, kwargs):
+            old, new = old + some_old, new + some_new
+            if len(old) > batch_size:
+                self.container.container_raw_update(old, new, *copy, frozen=True, **kwargs)
+                old, new = [], []
+        if old:
+            self.container.container_raw_update(old, new, *copy, frozen=True, **kwargs)
+
+    def _replacements(
+        self, source: tuple[str, str], copy: tuple[str, str], linked: list[Chunk], kwargs: dict[str, Any]
+    ) -> Iterator[tuple[list[Bean], list[Bean]]]:
+        """Link the chunks of every version. Yields the rows of its chunks, and the rows to put instead."""
+        done: set[str] = set()
+        for item in self._all_versions(*source, kwargs):
+            content = item["content"]
+            if item["deleted"] or item.get("chunk_method") in (None, _DRAINED) or content in done:
+                continue
+            done.add(content)
+            meta, chunks = self.container.content_locate(
+                *source, item["name"], version=item["version"], properties=False, **kwargs
+            )
+            copies = self._link_version(meta, chunks, copy, content, linked, kwargs)
+            yield self._prepare_meta2_raw_update(chunks, copies, content)
+
+    def _link_version(
+        self,
+        meta: Mapping[str, Any],
+        chunks: list[Chunk],
+        copy: tuple[str, str],
+        content: str,
+        linked: list[Chunk],
+        kwargs: dict[str, Any],
+    ) -> list[Chunk]:
+        """Link the chunks of one version. :returns: the chunk of the copy for each chunk, in order.
+
+        A chunk whose link failed, as far as the quorum allows, is given the name that the link would have:
+        the copy is damaged there, to be repaired like any object.
+        """
+        full_path = encode_fullpath(*copy, meta["name"], meta["version"], content)
+        try:
+            links = self._link_chunks(chunks, full_path, meta["chunk_method"], meta["policy"], **kwargs)
+        except UnfinishedUploadException as exc:
+            linked += exc.chunks_already_uploaded
+            exc.reraise()
+        linked += links
+        cid = cid_from_name(*copy)
+        copies = []
+        for chunk in chunks:
+            chunk_id = compute_chunk_id(cid, meta["name"], meta["version"], chunk["pos"], meta["policy"])
+            copies.append({**chunk, "url": f"{chunk['url'].rpartition('/')[0]}/{chunk_id}"})
+        return copies
+
+    def _prepare_meta2_raw_update(
+        self, targets: Iterable[Mapping[str, Any]], copies: Iterable[Mapping[str, Any]], content: str
+    ) -> tuple[list[Bean], list[Bean]]:
+        """Rows to replace, and rows to put in their place."""
+        old = [_chunk_bean(chunk, content) for chunk in targets]
+        return old, [_chunk_bean(chunk, content) for chunk in copies]
+
+    def _remove_copy(
+        self, account: str, container: str, linked: list[Chunk], kwargs: Mapping[str, Any]
+    ) -> None:
+        kwargs = {key: value for key, value in kwargs.items() if key != "deadline"}
+        try:
+            self.container.container_delete(account, container, force=True, **kwargs)
+            self.directory.delete(account, container, **kwargs)
+        except NotFound:
+            self.logger.debug("The copy %s/%s is gone already", account, container)
+        except OioException as exc:
+            self.logger.error(
+                "The unfinished copy %s/%s is still there, and refers to chunks of its source: destroy it by"
+                " force, without flushing it: %s (reqid=%s)", account, container, exc, kwargs.get("reqid"),
+            )  # fmt: skip
+            return
+        self._delete_orphan_chunks(linked, cid_from_name(account, container), **kwargs)
+
+
+def _was_not_frozen_by_us(exc: BaseException) -> bool:
+    """Whether it is sure that a request to freeze changed nothing."""
+    if isinstance(exc, ServiceBusy):
+        return exc.status == _CODE_FROZEN
+    return isinstance(exc, StatusMessageException) and isinstance(exc.http_status, int) and exc.http_status < 500
+
+
+def _chunk_bean(chunk: Mapping[str, Any], content: str) -> Bean:
+    return {
+        "type": "chunk",
+        "id": chunk["url"],
+        "hash": chunk["hash"],
+        "size": int(chunk["size"]),
+        "pos": chunk["pos"],
+        "content": content,
+    }
