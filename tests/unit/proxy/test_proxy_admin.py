@@ -1,0 +1,163 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""``admin/*``: bases below what they hold."""
+
+import pytest
+
+from oio.common.status import StatusError
+from oio.common.utils import cid_from_name
+from oio.meta import messages
+from oio.meta.messages import ServiceLink
+
+REF = "acct=acct&ref=ref"
+CID = cid_from_name("acct", "ref")
+META2 = f"type=meta2&{REF}"
+PEER = "NSTEST-meta2-1"
+ROUTES = [
+    "ping", "status", "has", "info", "freeze", "enable", "disable", "get_properties",
+    "set_properties", "del_properties",
+]  # fmt: skip
+
+
+def two_peers(cluster):
+    """A container whose second copy is on a service that is not there."""
+    link = ServiceLink(type="meta2", host=f"{PEER},127.0.0.1:9")
+    cluster.meta.answers["reference_show"] = messages.ReferenceReply(
+        cid=CID, account="acct", name="ref", services=[link]
+    )
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    ("query", "word"),
+    [(REF, "No service type"), (f"type=&{REF}", "No service type"), (f"type=rawx&{REF}", "'type'"),
+     (f"type=sqlx&{REF}", "'type'"), ("type=meta2", "acct"), ("type=meta2&acct=a", "ref"),
+     ("type=meta2&cid=xyz", "cid")],
+)  # fmt: skip
+def test_the_base_must_be_told(cluster, route, query, word):
+    answer = cluster.post(f"admin/{route}?{query}", [])
+    assert answer.code == (400, 400) and word in answer.json["message"]
+
+
+@pytest.mark.parametrize("route", ["sync", "leave", "debug", "vacuum", "copy", "remove", "nothing"])
+def test_what_needs_several_copies_is_not_there(cluster, route):
+    assert cluster.post(f"admin/{route}?{META2}").code == (404, 404)
+    assert cluster.get(f"admin/freeze?{META2}").code == (404, 404)
+
+
+@pytest.mark.parametrize("route", ["has", "ping", "status"])
+def test_each_peer_answers_for_itself(cluster, route):
+    two_peers(cluster)
+    cluster.meta.answers["base_find"] = messages.BaseFile(path="/vol/ABC/x.meta2")
+    answer = cluster.post(f"admin/{route}?{META2}")
+    assert answer.status == 200
+    body = "/vol/ABC/x.meta2" if route == "has" else ""
+    assert answer.json[PEER] == {"status": {"status": 200, "message": "OK"}, "body": body}
+    lost = answer.json["127.0.0.1:9"]
+    assert lost["status"]["status"] == 503 and lost["body"] == ""
+    assert cluster.meta.last("base_find").base == f"{CID}.1"
+    assert cluster.meta.headers[-1]["x-oio-admin"] == "1"
+    cluster.meta.answers["base_find"] = StatusError(431, "no file")
+    assert cluster.post(f"admin/{route}?{META2}").json[PEER]["status"] == {"status": 431, "message": "no file"}
+
+
+def test_named_peers_only(cluster):
+    cluster.meta.answers["base_find"] = messages.BaseFile(path="/x")
+    answer = cluster.post(f"admin/has?{META2}&service_id={cluster.meta.addr},nowhere")
+    assert list(answer.json) == [cluster.meta.addr, "nowhere"]
+    assert answer.json["nowhere"]["status"]["status"] == 503
+    assert "reference_show" not in cluster.meta.names()
+    # A redirection is an answer like another when the peer is named.
+    cluster.meta.answers["base_find"] = StatusError(303, PEER)
+    assert cluster.post(f"admin/status?{META2}").json[PEER]["status"] == {"status": 303, "message": PEER}
+
+
+@pytest.mark.parametrize(
+    ("query", "base", "kind"),
+    [
+        (f"type=meta2&cid={CID}.1", f"{CID}.1", "meta2"),
+        (f"type=meta2&cid={CID.lower()}", f"{CID}.1", "meta2"),
+        (f"type=meta1&{REF}", CID[:4], "meta1"),
+        ("type=meta1&cid=ab", "AB00", "meta1"),
+        (f"type=meta0&{REF}", "NSTEST", "meta0"),
+        ("type=meta0", "NSTEST", "meta0"),
+    ],
+)
+def test_bases_are_named_after_their_type(cluster, query, base, kind):
+    cluster.meta.answers["base_find"] = messages.BaseFile(path="/x")
+    answer = cluster.post(f"admin/has?{query}")
+    assert cluster.meta.last("base_find").base == base
+    assert list(answer.json) == [PEER if kind == "meta2" else cluster.meta.addr]
+
+
+def test_info_is_what_the_peer_says(cluster):
+    two_peers(cluster)
+    answer = cluster.post(f"admin/info?{META2}").json
+    assert answer[PEER]["body"] == {"version": "1.2", "replication": "NONE"}
+    assert answer["127.0.0.1:9"]["status"]["status"] == 2
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_unknown_containers(cluster, route):
+    cluster.meta.answers["reference_show"] = StatusError(406, "no such reference")
+    body = {"properties": {"a": "b"}} if route == "set_properties" else []
+    assert cluster.post(f"admin/{route}?{META2}", body).code == (404, 406)
+
+
+@pytest.mark.parametrize(
+    ("route", "wanted"), [("freeze", "frozen"), ("enable", "enabled"), ("disable", "disabled")]
+)
+def test_status_of_containers(cluster, route, wanted):
+    answer = cluster.post(f"admin/{route}?{META2}")
+    assert (answer.status, answer.json) == (200, {})
+    sent = cluster.meta.last("container_set_status")
+    assert (sent.cid, sent.status, sent.tolerant) == (CID, wanted, False)
+    for code, http in ((436, 503), (437, 500), (439, 500), (431, 404)):
+        cluster.meta.answers["container_set_status"] = StatusError(code, "not now")
+        answer = cluster.post(f"admin/{route}?{META2}")
+        assert answer.code == (http, code)
+        assert (answer.headers.get("retry-after") == "1") is (http == 503)
+        # A peer that is named gets an entry, whatever it says.
+        answer = cluster.post(f"admin/{route}?{META2}&service_id={PEER}")
+        assert answer.json == {PEER: {"status": {"status": code, "message": "not now"}, "body": ""}}
+
+
+@pytest.mark.parametrize("route", ["freeze", "enable", "disable", "set_properties", "del_properties"])
+@pytest.mark.parametrize("kind", ["meta0", "meta1"])
+def test_only_containers_are_changed(cluster, route, kind):
+    assert cluster.post(f"admin/{route}?type={kind}&{REF}", []).code == (400, 400)
+
+
+def test_properties(cluster):
+    cluster.meta.answers["base_get_properties"] = messages.Properties(
+        properties={"user.color": "blue", "sys.type": "meta2", "stats.page_count": "3"}
+    )
+    answer = cluster.post(f"admin/get_properties?{META2}")
+    assert answer.json == {
+        "properties": {"color": "blue"}, "system": {"sys.type": "meta2", "stats.page_count": "3"}
+    }  # fmt: skip
+    sent = cluster.meta.last("base_get_properties")
+    assert sent.base == f"{CID}.1" and sent.stats
+    assert cluster.post(f"admin/get_properties?type=meta1&{REF}").status == 200
+    body = {"properties": {"a": "b"}, "system": {"sys.m2.quota": "1"}}
+    answer = cluster.post(f"admin/set_properties?{META2}&flush=1", body)
+    assert (answer.status, answer.json) == (200, {})
+    sent = cluster.meta.last("container_set_properties")
+    assert sent.properties == {"user.a": "b", "sys.m2.quota": "1"} and sent.clear
+    answer = cluster.post(f"admin/del_properties?{META2}", ["a"])
+    assert (answer.status, answer.json) == (200, {})
+    assert cluster.meta.last("container_del_properties").names == ["user.a"]
+    for body in (None, {}, "x", 3, [3]):
+        assert cluster.post(f"admin/del_properties?{META2}", body).code == (400, 400)
+    for body in (None, {}, [], {"properties": {"a": 3}}, {"system": {"x": "y"}}):
+        assert cluster.post(f"admin/set_properties?{META2}", body).code == (400, 400)
+
+
+def test_mapping_of_meta0(cluster):
+    mapping = {"0000": ["127.0.0.1:6007"], "FFFF": ["127.0.0.1:6008"]}
+    cluster.meta.answers["meta0_get"] = messages.PrefixMapping(mapping=mapping)
+    assert cluster.get("admin/meta0_list").json == mapping
+    assert cluster.post("admin/meta0_force", mapping).status == 204
+    assert cluster.meta.last("meta0_set").mapping == mapping
+    for body in (None, {}, [], {"0000": "x"}, {"0000": [3]}):
+        assert cluster.post("admin/meta0_force", body).code == (400, 400)
