@@ -106,7 +106,8 @@ def test_a_reference_is_created_by_its_names(full):
 
 
 @pytest.mark.parametrize(
-    "query", ["", "acct=a", "ref=a", "cid=12345", "cid=x", "acct=" + "a" * 64 + "&ref=b", "acct=a&ref=" + "b" * 1024]
+    "query",
+    ["", "acct=a", "ref=a", "cid=12345", "cid=x", "acct=" + "a" * 64 + "&ref=b", "acct=a&ref=" + "b" * 1024],
 )  # fmt: skip
 def test_every_route_wants_a_name(full, query):
     for verb in ("create", "destroy", "get_properties", "set_properties", "del_properties"):
@@ -167,7 +168,8 @@ def test_properties(ref):
     assert ref.post("get_properties", ["a", "unknown"]).json["properties"] == {"a": "1"}
     assert ref.post("set_properties", {"properties": {"a": "", "b": None, "c": "3"}}).status == 204
     assert ref.post("get_properties").json["properties"] == {"é ": "ü", "c": "3"}
-    assert ref.cluster.post(f"reference/set_properties?{ref.query}&flush", {"properties": {"z": "9"}}).status == 204
+    flush = f"reference/set_properties?{ref.query}&flush"
+    assert ref.cluster.post(flush, {"properties": {"z": "9"}}).status == 204
     assert ref.post("get_properties").json["properties"] == {"z": "9"}
     assert ref.post("del_properties", ["z", "unknown"]).status == 204
     assert ref.post("get_properties").json["properties"] == {}
@@ -363,8 +365,8 @@ def test_relink_refuses_what_changed(linked):
 
 
 def test_relink_refuses_bad_bodies(linked):
-    one, two = link(RAWX[0], seq=2), link(RAWX[1], seq=3)
-    for kept, replaced in ((None, None), (one, two), (link("x", kind="rdir"), None), ({"seq": 2}, None), ("x", None)):
+    one, two, other = link(RAWX[0], seq=2), link(RAWX[1], seq=3), link("x", kind="rdir")
+    for kept, replaced in ((None, None), (one, two), (other, None), ({"seq": 2}, None), ("x", None)):
         assert linked.post("relink", {"kept": kept, "replaced": replaced}, type="rawx").code == (400, 400)
     assert linked.post("relink", {"kept": one}).code == (400, 400)
     assert linked.post("relink", None, type="rawx").code == (400, 400)
