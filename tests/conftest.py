@@ -15,7 +15,7 @@ def cluster(tmp_path_factory):
     """The default cluster with small chunks; tests must leave it as they found it."""
     # A name with which a careless command line, configuration file or URL breaks.
     home = tmp_path_factory.mktemp("d'été, 100% [a b]")
-    sandbox = start_cluster(home, f"TEST{os.getpid()}", chunk_size=CHUNK_SIZE)
+    sandbox = start_cluster(home, f"TEST{os.getpid()}", chunk_size=CHUNK_SIZE, ecd=1)
     before = {key: os.environ.get(key) for key in sandbox.environment}
     os.environ.update(sandbox.environment)
     yield sandbox

@@ -41,7 +41,7 @@ from oio.common.http_urllib3 import (
 )
 from oio.common.logger import get_logger
 from oio.common.storage_method import STORAGE_METHODS
-from oio.common.utils import GeneratorIO
+from oio.common.utils import GeneratorIO, request_id
 from oio.conscience.client import ConscienceClient
 from oio.http.client import HttpResponse
 
@@ -56,6 +56,10 @@ _RANDOM_LINK_DIGITS = 60
 
 _HTTP_CREATED = 201
 _HTTP_NO_CONTENT = 204
+
+# Algorithms of chunk hashes by number of digits, for the copies of chunks that have neither MD5 nor BLAKE3.
+_ALGORITHM_OF_DIGITS = {40: "sha1", 56: "sha224"}
+_SHA256_DIGITS = 64
 
 # Keys under which the writers want what the readers call otherwise.
 _WRITER_KEYS = {
@@ -164,6 +168,8 @@ class BlobClient:
 
     def resolve_url(self, url: str) -> str:
         """Replace the service id of a chunk URL by the address of the service."""
+        if "://" not in url:
+            url = f"http://{url}"
         host = url.partition("://")[2].partition("/")[0]
         _, colon, port = host.rpartition(":")
         if colon and port.isdigit():
@@ -183,17 +189,25 @@ class BlobClient:
         """
         from oio.api.replication import FakeChecksum, ReplicatedMetachunkWriter
 
-        if not hasattr(data, "read"):
-            data = GeneratorIO(data)
         sysmeta = dict(meta)
         for wanted, known in _WRITER_KEYS.items():
             if sysmeta.get(wanted) is None and known in sysmeta:
                 sysmeta[wanted] = sysmeta[known]
+        if not hasattr(data, "read"):
+            if not sysmeta.get("chunk_size") and isinstance(data, (bytes, bytearray, memoryview)):
+                # The size of the blocks that get a checksum depends on it.
+                sysmeta["chunk_size"] = len(data)
+            data = GeneratorIO(data)
         chunk = {"url": self.resolve_url(url), "pos": str(meta["chunk_pos"])}
         storage_method = STORAGE_METHODS.load(sysmeta["chunk_method"])
         checksum = meta["metachunk_hash" if storage_method.ec else "chunk_hash"]
         kwargs.setdefault("perfdata", self.perfdata)
         kwargs.setdefault("logger", self.logger)
+        both_s = _single_timeout(kwargs)
+        kwargs["connection_timeout"] = kwargs.get("connection_timeout") or both_s
+        kwargs["write_timeout"] = kwargs.get("write_timeout") or kwargs.get("read_timeout") or both_s
+        kwargs["headers"] = _request_headers(kwargs)
+        kwargs["reqid"] = kwargs["headers"][REQID_HEADER]
         writer = ReplicatedMetachunkWriter(
             sysmeta, [chunk], FakeChecksum(checksum), storage_method, quorum=1, **kwargs
         )
@@ -254,6 +268,10 @@ class BlobClient:
             expected_hash = meta.get("chunk_hash")
             meta.setdefault("chunk_hash", None)
             meta.setdefault("metachunk_hash", None)
+            _check_writable(meta)
+            algorithm = _algorithm_of(meta)
+            if algorithm:
+                kwargs.setdefault("chunk_checksum_algo", algorithm)
             size, chunk_hash = self.chunk_put(to_url, meta, stream, **kwargs)
         finally:
             stream.close()
@@ -395,6 +413,28 @@ class BlobClient:
             rawx["overall"] = rawx.get("overall", 0.0) + time.monotonic() - start_s
 
 
+def _check_writable(meta: Mapping[str, Any]) -> None:
+    """:raises FaultyChunk: what describes a chunk does not suffice to write a copy of it."""
+    needed = (
+        "chunk_pos", "content_chunkmethod", "content_policy", "container_id", "content_path", "full_path",
+        "id", "version",
+    )  # fmt: skip
+    missing = [MissingAttribute(key) for key in needed if not meta.get(key)]
+    if missing:
+        raise FaultyChunk(*missing)
+
+
+def _algorithm_of(meta: Mapping[str, Any]) -> str | None:
+    """Algorithm of the hash of a chunk, None when the writers find it by themselves.
+
+    64 digits are BLAKE3 on fragments; copies never have such a hash, unless the caller chose SHA-256.
+    """
+    digits = len(meta.get("chunk_hash") or "")
+    if digits == _SHA256_DIGITS and not meta["content_chunkmethod"].startswith("ec/"):
+        return "sha256"
+    return _ALGORITHM_OF_DIGITS.get(digits)
+
+
 def _hashes_differ(one: str | None, other: str | None) -> bool:
     """Compare two hashes, when they may be of the same kind."""
     if not one or not other or len(one) != len(other):
@@ -409,9 +449,13 @@ def _single_timeout(kwargs: Mapping[str, Any]) -> float | None:
 
 
 def _request_headers(kwargs: Mapping[str, Any]) -> dict[str, str]:
-    """Headers of a request: a copy of the caller's, with the request id."""
-    headers = {name: str(value) for name, value in (kwargs.get("headers") or {}).items()}
+    """Headers of a request: a copy of the caller's, with a request id."""
+    headers = {}
     reqid = kwargs.get("reqid")
-    if reqid:
-        headers[REQID_HEADER] = reqid
+    for name, value in (kwargs.get("headers") or {}).items():
+        if name.lower() == REQID_HEADER:
+            reqid = reqid or str(value)
+        elif value is not None:
+            headers[name] = str(value)
+    headers[REQID_HEADER] = reqid or request_id()
     return headers

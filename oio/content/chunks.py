@@ -60,6 +60,7 @@ class Chunk:
 
     @url.setter
     def url(self, new_url: str) -> None:
+        """Move the chunk: what connects to it goes to the new place too."""
         self._data["url"] = new_url
         self._data["real_url"] = new_url
 
@@ -80,6 +81,7 @@ class Chunk:
 
     @size.setter
     def size(self, new_size: int) -> None:
+        """Set the size."""
         self._data["size"] = new_size
 
     @property
@@ -90,6 +92,7 @@ class Chunk:
 
     @checksum.setter
     def checksum(self, new_checksum: str) -> None:
+        """Set the hash."""
         self._data["hash"] = new_checksum
 
     @property
@@ -109,6 +112,7 @@ class Chunk:
 
     @quality.setter
     def quality(self, new_quality: dict[str, Any]) -> None:
+        """Set the quality."""
         self._data["quality"] = new_quality
 
     @property

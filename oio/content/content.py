@@ -100,6 +100,7 @@ class Content:
 
     @mime_type.setter
     def mime_type(self, value: str) -> None:
+        """Set the type."""
         self.metadata["mime_type"] = value
 
     @property
@@ -109,6 +110,7 @@ class Content:
 
     @policy.setter
     def policy(self, value: str) -> None:
+        """Set the policy."""
         self.metadata["policy"] = value
 
     @property
@@ -118,6 +120,7 @@ class Content:
 
     @properties.setter
     def properties(self, value: dict[str, Any]) -> None:
+        """Replace the properties."""
         if not isinstance(value, dict):
             raise ValueError(f"properties must be a dictionary, not {type(value).__name__}")
         self.metadata["properties"] = value

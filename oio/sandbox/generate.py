@@ -17,7 +17,7 @@ import yaml
 
 from oio.sandbox import conscience_conf
 from oio.sandbox.errors import SandboxError
-from oio.sandbox.layout import Layout, Service
+from oio.sandbox.layout import UNSCORED_TYPES, Layout, Service
 
 #: First line of the namespace file: proof that it was written here, hence may be replaced or removed.
 SDS_CONF_MARK = "# Written by oio-sandbox"
@@ -60,7 +60,9 @@ def write_all(layout: Layout) -> None:
             files[f"{service.name}.conf"] = rawx_conf(layout, service)
         elif service.type == "account":
             files[f"{service.name}.conf"] = account_conf(layout, service)
-        if service.port and service.type != "conscience":
+        elif service.type == "ecd":
+            files[f"{service.name}.conf"] = ecd_conf(layout, service)
+        if service.port and service.type not in UNSCORED_TYPES:
             files[os.path.join("watch", f"{service.name}.yml")] = watch_conf(service)
     for name, text in files.items():
         _write(os.path.join(layout.conf_dir, name), text)
@@ -100,6 +102,8 @@ def sds_conf(layout: Layout) -> str:
         # The supervisor reads what services print: a line per request would cost as much as the request.
         "server.access_log": "off",
     }
+    if ecds := layout.of_type("ecd"):
+        keys["ecd"] = ecds[0].addr
     if options.durability == "relaxed":
         keys["sqliterepo.sync"] = "normal"
     if options.zookeeper:
@@ -210,6 +214,11 @@ def account_conf(layout: Layout, service: Service) -> str:
         f"db_path={os.path.join(service.volume, 'account.db')}\n"
         f"synchronous={'FULL' if layout.options.durability == 'durable' else 'OFF'}\n"
     )
+
+
+def ecd_conf(layout: Layout, service: Service) -> str:
+    """Configuration of a gateway to erasure-coded chunks."""
+    return f"[ecd]\nendpoint={service.addr}\nnamespace={layout.options.namespace}\n"
 
 
 def event_agent_conf(layout: Layout) -> str:
@@ -360,6 +369,8 @@ def command(layout: Layout, service: Service) -> list[str]:
         return [*program("oio-rawx"), "-f", os.path.join(conf, f"{service.name}.conf")]
     if service.type == "account":
         return [*program("oio-account-server"), os.path.join(conf, f"{service.name}.conf")]
+    if service.type == "ecd":
+        return [*program("oio-ecd"), os.path.join(conf, f"{service.name}.conf")]
     if service.type == "conscience-agent":
         return [*program("oio-conscience-agent"), os.path.join(conf, "conscience-agent.yml")]
     return [*program("oio-event-agent"), os.path.join(conf, "event-agent.conf")]

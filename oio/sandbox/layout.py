@@ -33,6 +33,8 @@ _UNSAFE = re.compile(r"[%*?\[\]{}\"'\\;#\n\r]")
 
 #: Types that own a volume.
 VOLUME_TYPES = frozenset({"conscience", "meta0", "meta1", "meta2", "rawx", "account"})
+#: Types that the conscience does not know: nobody draws one by its score.
+UNSCORED_TYPES = frozenset({"conscience", "ecd"})
 
 
 class Service(msgspec.Struct, kw_only=True):

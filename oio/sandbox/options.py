@@ -13,7 +13,7 @@ import msgspec
 from oio.sandbox.errors import SandboxError
 
 #: Counted types, in the order in which they take ports.
-TYPES = ("conscience", "meta0", "meta1", "meta2", "rawx", "account")
+TYPES = ("ecd", "conscience", "meta0", "meta1", "meta2", "rawx", "account")
 
 #: Keys of option files that concern parts this tool does not run: accepted, with a warning.
 IGNORED_KEYS = frozenset(
@@ -40,7 +40,8 @@ class Options(msgspec.Struct, kw_only=True):
     base_port: int = 6000
     #: Directory of the volumes (empty: ``sds/data`` of the home).
     data_dir: str = ""
-    #: Number of services of each type.
+    #: Number of services of each type. Programs without erasure coding library need an ecd.
+    ecd: int = 0
     conscience: int = 1
     meta0: int = 1
     meta1: int = 1
@@ -83,7 +84,7 @@ class Options(msgspec.Struct, kw_only=True):
             raise SandboxError("No host to listen on")
         for type_ in TYPES:
             count = getattr(self, type_)
-            low = 0 if type_ == "rawx" else 1
+            low = 0 if type_ in ("ecd", "rawx") else 1
             if not low <= count <= 200:
                 raise SandboxError(f"Number of {type_} out of bounds ({low}..200): {count}")
         if not 1 <= self.base_port <= 65000:

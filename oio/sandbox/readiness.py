@@ -25,7 +25,7 @@ from oio.http.client import HttpClientError, HttpPool
 from oio.meta.client import MetaClient
 from oio.meta.messages import Meta0Get, ReferenceShow
 from oio.sandbox.errors import SandboxError
-from oio.sandbox.layout import Layout, Service
+from oio.sandbox.layout import UNSCORED_TYPES, Layout, Service
 from oio.sandbox.supervision import Supervision, tail
 
 _POLL_S = 0.1
@@ -38,6 +38,7 @@ _PROBE_PATHS = {
     "meta2": "/status",
     "rawx": "/info",
     "account": "/status",
+    "ecd": "/status",
 }
 #: Name of a reference that is only asked for: "not found" is the answer that shows a meta1 serves.
 _PROBE = "oio-sandbox probe"
@@ -127,7 +128,7 @@ class Readiness:
         known = {one.addr: one for group in snapshot.services.values() for one in group}
         missing, locked = {}, []
         for service in expected:
-            if service.type == "conscience":
+            if service.type in UNSCORED_TYPES:
                 continue
             one = known.get(service.addr)
             if one is None:

@@ -30,6 +30,7 @@ STATUS = {
     "meta2": "/status",
     "rawx": "/stat",
     "account": "/status",
+    "ecd": "/status",
 }
 PROGRAMS = sorted(path.name for path in (ROOT / "bin").glob("oio-*"))
 ETC = ROOT / "etc"
@@ -131,7 +132,8 @@ def test_a_daemon_that_is_told_to_stop_ends_with_zero(cluster):
     names = [
         services[0].name
         for services in ([one for one in cluster.services() if one.type == type_] for type_ in (
-            "proxy", "meta0", "meta1", "meta2", "rawx", "account", "conscience-agent", "event-agent", "conscience",
+            "proxy", "meta0", "meta1", "meta2", "rawx", "account", "ecd", "conscience-agent", "event-agent",
+            "conscience",
         ))
     ]  # fmt: skip
     log = os.path.join(cluster.layout.log_dir, "supervisord.log")
@@ -181,6 +183,7 @@ BROKEN_FILES = {
     "nonsense": (
         "[account-server]\nbind_port = many\ndb_path = /proc/nothing/here\n[event-agent]\nnamespace = \n"
         "[Server.conscience]\nlisten = nowhere\n[Plugin.conscience]\nparam_namespace = X\n"
+        "[ecd]\nendpoint = nowhere\n"
     ),
     "wrong directories": (
         "[account-server]\nbind_port = 0\ndb_path = /proc/nothing/here\n[event-agent]\nnamespace = X\n"
@@ -191,7 +194,8 @@ BROKEN_FILES = {
 
 @pytest.mark.parametrize("text", BROKEN_FILES.values(), ids=BROKEN_FILES)
 @pytest.mark.parametrize(
-    "program", ["oio-account-server", "oio-conscience", "oio-conscience-agent", "oio-event-agent", "oio-rawx"]
+    "program",
+    ["oio-account-server", "oio-conscience", "oio-conscience-agent", "oio-ecd", "oio-event-agent", "oio-rawx"],
 )
 def test_a_broken_configuration_file_is_one_clear_line(cluster, tmp_path, program, text):
     path = tmp_path / "broken.conf"
@@ -226,10 +230,13 @@ def test_a_taken_port_is_said(cluster, tmp_path):
     conf = tmp_path / "conf"
     conf.write_text(f"listen {taken.addr}\nnamespace NS\ndocroot {volume}\nevents off\n")
     account, _port = account_conf(tmp_path, "[account-server]\n", taken.port)
+    ecd = tmp_path / "ecd.conf"
+    ecd.write_text(f"[ecd]\nendpoint = {taken.addr}\n")
     meta2 = ["-O", f"Endpoint={taken.addr}", "-O", "SysConfig=off", "NS", str(tmp_path / "meta2")]
     for program, words in (
         ("oio-rawx", ["-f", str(conf)]),
         ("oio-account-server", [account]),
+        ("oio-ecd", [str(ecd)]),
         ("oio-meta2-server", meta2),
         ("oio-proxy", [taken.addr, cluster.namespace]),
         ("oio-proxy", ["-O", "Workers=2", taken.addr, cluster.namespace]),
@@ -270,6 +277,20 @@ def test_account_sample(tmp_path, pool):
     process = Process(tmp_path, ["oio-account-server", conf], port)
     try:
         assert pool.request("GET", f"http://{process.addr}/status").status == 200
+    finally:
+        assert process.terminate() == 0
+
+
+def test_ecd_sample(tmp_path, pool):
+    port = free_port()
+    path = tmp_path / "ecd.conf"
+    text = everything_of("ecd.conf-sample", " = ")
+    path.write_text(re.sub(r"(?m)^endpoint *=.*$", f"endpoint = 127.0.0.1:{port}", text))
+    process = Process(tmp_path, ["oio-ecd", str(path)], port)
+    try:
+        assert pool.request("GET", f"http://{process.addr}/status").status == 200
+        assert b"oio_ecd_requests_total" in pool.request("GET", f"http://{process.addr}/metrics").data
+        assert "key_file is ignored" in process.log.read_text()
     finally:
         assert process.terminate() == 0
 

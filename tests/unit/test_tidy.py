@@ -153,6 +153,7 @@ READERS = [
         [r'(?:options\.get|flag|number|integer|_advice)\("(\w+)"', r'^    "(\w+)": "'],
     ),
     ("oio/account/server.py", ["account-server.conf"], [r'section(?:\.get|\.getint)?[([]"(\w+)"']),
+    ("oio/ecd/server.py", ["ecd.conf"], [r'section\.get(?:int|boolean)?\("(\w+)"']),
     ("oio/event/agent.py", ["event-agent.conf"], [r'options(?:\.get\(|\[)"(\w+)"']),
     (
         "oio/conscience/agent_settings.py", ["conscience-agent.yml"],
