@@ -24,7 +24,6 @@ class ClientManager:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
-        self._flat_builder: HashedContainerBuilder | None = None
 
     @property
     def namespace(self) -> str:
@@ -83,24 +82,15 @@ class ClientManager:
         """Client of the directory."""
         return self.storage.directory
 
+    @cached_property
+    def _namespace_options(self) -> dict[str, Any]:
+        return dict(self.conscience.info().get("options") or {})
+
     def flat_builder(self, bits: int | None) -> HashedContainerBuilder:
-        """Name of the container of an object (``--auto``); the first one made serves the session.
+        """Rule that gives the container of an object (``--auto``). The namespace is asked once in a session.
 
         :raises CommandError: when the namespace has no such configuration.
         """
-        from oio.common.autocontainer import HashedContainerBuilder
+        from oio.cli.common.autocontainer import make_flat_builder
 
-        if self._flat_builder is None:
-            options = self.conscience.info().get("options", {})
-            try:
-                offset = int(options.get("flat_hash_offset") or 0)
-                size = options.get("flat_hash_size")
-                count = bits or int(options.get("flat_bitlength") or 0)
-                if not count:
-                    raise CommandError("Namespace not configured for autocontainers")
-                self._flat_builder = HashedContainerBuilder(
-                    offset=offset, size=int(size) if size else None, bits=count
-                )
-            except ValueError as exc:
-                raise CommandError("Invalid autocontainer config: offset/size") from exc
-        return self._flat_builder
+        return make_flat_builder(self._namespace_options, bits)

@@ -12,15 +12,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from oio.cli.common.autocontainer import add_object, add_object_container, check_object_container
 from oio.cli.common.base import (
     ListCommand,
     PlainCommand,
     ShowCommand,
     ValueFormatAction,
-    add_object,
-    add_object_container,
     add_properties,
-    check_object_container,
     format_properties,
     sorted_columns,
 )

@@ -13,7 +13,7 @@ from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
-from oio.common.exceptions import CommandError, OioException
+from oio.common.exceptions import OioException
 
 
 class _WithSuccess:
@@ -105,32 +105,9 @@ def add_container(parser: argparse.ArgumentParser, several: bool = False) -> Non
     parser.add_argument("--cid", dest="is_cid", action="store_true", help="Names are container ids")
 
 
-def add_object_container(parser: argparse.ArgumentParser) -> None:
-    """Add the container of an object command: named, by id, or computed from the object's name."""
-    parser.add_argument("container", metavar="<container>", nargs="?", help="Name of the container")
-    parser.add_argument(
-        "--auto", action="store_true", help="Compute the container name from the object name"
-    )
-    parser.add_argument("--flat-bits", type=int, metavar="BITS", help="Bits of computed names")
-    parser.add_argument("--cid", dest="is_cid", action="store_true", help="The container is an id")
-
-
-def add_object(parser: argparse.ArgumentParser) -> None:
-    """Add the object of an object command, and its version."""
-    add_object_container(parser)
-    parser.add_argument("object", metavar="<object>", help="Name of the object")
-    parser.add_argument("--object-version", type=int, metavar="VERSION", help="Version of the object")
-
-
 def container_kwargs(name: str, is_cid: bool) -> tuple[str | None, dict[str, Any]]:
     """(container name or None, keyword arguments) to address a container."""
     return (None, {"cid": name}) if is_cid else (name, {})
-
-
-def check_object_container(parsed: argparse.Namespace) -> None:
-    """:raises CommandError: when neither a container nor ``--auto`` is given."""
-    if not parsed.container and not parsed.auto:
-        raise CommandError("Missing value for container or --auto")
 
 
 def sorted_columns(data: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Any, ...]]:
