@@ -46,6 +46,9 @@ class FakeMeta:
 
     def __init__(self):
         self.answers = {}
+        #: Answers to what is not an operation: ``orders["POST /path"] = status, body``.
+        self.orders = {}
+        self.ordered = []
         self.calls = []
         self.headers = []
         config = ServerConfig(linger_s=0.001, access_log=None)
@@ -54,6 +57,10 @@ class FakeMeta:
         self.addr = f"127.0.0.1:{self.server.addresses[0][1]}"
 
     def _handle(self, request):
+        order = self.orders.get(f"{request.method} {request.path}")
+        if order is not None:
+            self.ordered.append((request.target, bytes(request.read_all())))
+            return Response(*(order() if callable(order) else order))
         if request.path == "/v1/ping":
             return Response(204)
         if request.path == "/status":
