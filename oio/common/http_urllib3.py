@@ -9,7 +9,10 @@ for them: a ``SafePoolManager`` (or any urllib3 ``PoolManager``) is accepted whe
 
 from __future__ import annotations
 
+import itertools
 import sys
+import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from oio.common.easy_value import float_value, int_value
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 DEFAULT_POOLSIZE = 32
 DEFAULT_RETRIES = 0
 DEFAULT_BACKOFF = 0
+# Longest pause between two retries.
+_PAUSE_MAX_S = 120.0
 
 URLLIB3_REQUESTS_KWARGS = (
     "fields",
@@ -58,7 +63,10 @@ def get_pool_manager(
 
     :param pool_connections: accepted; the number of addresses is not bounded.
     :param pool_maxsize: idle connections kept for each address.
-    :param max_retries: accepted; a request is repeated once, when its connection proves stale.
+    :param max_retries: how often a request is sent again after a transport error, when that is safe: it never
+        left, or its method is idempotent. (One that meets a stale connection is sent again in any case.)
+    :param backoff_factor: seconds before the second retry, doubled before each of the next.
+    :keyword socket_options: triples ``(level, option, value)`` for each connection.
     :keyword source_address: address (or ``(address, port)``) to connect from.
     :keyword cert_reqs: ``CERT_REQUIRED`` to verify the certificates of ``https`` services.
     :keyword ca_certs: file of the authorities that sign them.
@@ -66,17 +74,56 @@ def get_pool_manager(
     """
     int_value(pool_connections, DEFAULT_POOLSIZE)
     max_idle = int_value(pool_maxsize, DEFAULT_POOLSIZE)
-    if int_value(max_retries, DEFAULT_RETRIES):
-        float_value(backoff_factor, DEFAULT_BACKOFF)
+    retries = int_value(max_retries, DEFAULT_RETRIES)
+    backoff_s = float_value(backoff_factor, DEFAULT_BACKOFF) if retries else 0.0
     source_address = kwargs.get("source_address") or None
     if isinstance(source_address, str):
         source_address = (source_address, 0)
-    return http_client.HttpPool(
-        max_idle_per_address=max_idle,
-        source_address=source_address,
-        tls_verify=_wants_verification(kwargs.get("cert_reqs")),
-        tls_ca_file=kwargs.get("ca_certs") or None,
-    )
+    options: dict[str, Any] = {
+        "max_idle_per_address": max_idle,
+        "source_address": source_address,
+        "tls_verify": _wants_verification(kwargs.get("cert_reqs")),
+        "tls_ca_file": kwargs.get("ca_certs") or None,
+    }
+    socket_options = kwargs.get("socket_options")
+    if retries or socket_options:
+        return _TunedPool(retries, backoff_s, socket_options or (), **options)
+    return http_client.HttpPool(**options)
+
+
+class _TunedPool(http_client.HttpPool):
+    """What only the programs that ask for it pay for: retries, and options of sockets."""
+
+    def __init__(
+        self, retries: int, backoff_s: float, socket_options: Iterable[tuple[int, int, Any]], **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.retries = retries
+        self.backoff_s = backoff_s
+        self.socket_options = tuple(socket_options)
+
+    def request(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Send a request, and send it again after errors that allow it."""
+        for retry in itertools.count():
+            try:
+                return super().request(method, *args, **kwargs)
+            except http_client.HttpClientError as exc:
+                safe = not exc.sent or method in http_client.IDEMPOTENT
+                # The first retry follows at once: most often a connection was lost, or a service restarted.
+                pause_s = min(self.backoff_s * 2 ** (retry - 1), _PAUSE_MAX_S) if retry else 0.0
+                deadline = kwargs.get("deadline")
+                late = deadline is not None and time.monotonic() + pause_s >= deadline
+                if retry >= self.retries or late or not safe:
+                    raise
+            if pause_s:
+                time.sleep(pause_s)
+        raise AssertionError("unreachable")
+
+    def _connect(self, *args: Any) -> Any:
+        connection = super()._connect(*args)
+        for level, option, value in self.socket_options:
+            connection.sock.setsockopt(level, option, value)
+        return connection
 
 
 def _wants_verification(cert_reqs: Any) -> bool:
