@@ -20,12 +20,14 @@ from oio.meta.messages import (
     Created,
     Properties,
 )
-from oio.meta.meta2 import events, rows, rules, schema
+from oio.meta.meta2 import events, rows, rules, scans, schema
 from oio.meta.repository import Repository
 from oio.meta.transaction import Reader, Transaction
 
 #: Keys whose change matters to the account service.
 _STATE_KEYS = frozenset({schema.BUCKET, schema.POLICY, schema.USAGE, schema.OBJECTS})
+#: Keys that change with the rows that are counted.
+_ROW_VERSIONS = tuple(f"version:main.{table}" for table in ("aliases", "contents", "chunks"))
 _STATISTICS = ("page_count", "freelist_count", "page_size")
 
 
@@ -135,26 +137,71 @@ def del_properties(
         _emit_update(tx, context, request, changed)
 
 
-def touch(tx: Transaction, context: Context, request: ContainerTouch) -> None:
-    """Emit the state again, after counting again when asked."""
+def touch(repository: Repository, context: Context, request: ContainerTouch) -> None:
+    """Emit the state again, after counting again when asked.
+
+    The rows are counted by a reader, so that writers do not wait; what they change meanwhile is in the
+    difference between the counters that the reader saw and those in place.
+    """
+    base_name = schema.base_name(request.cid)
+    if not (request.recompute or request.damaged_objects or request.missing_chunks):
+        repository.write(base_name, _tell_state, deadline=context.deadline)
+        return
+
+    def count(reader: Reader) -> tuple[dict[str, str], dict[str, int]]:
+        rules.check_initialised(reader.get)
+        with scans.bounded(reader, context.deadline):
+            admin = {key: rows.text(value) for key, value in reader.execute("SELECT k, v FROM admin")}
+            return admin, _count(reader.execute, request)
+
+    seen, counted = repository.read(base_name, count, deadline=context.deadline)
+    repository.write(
+        base_name, lambda tx: _correct(tx, request, seen, counted), deadline=context.deadline
+    )
+
+
+def _tell_state(tx: Transaction) -> None:
     rules.check_initialised(tx.get)
-    if request.recompute:
-        size, count = rows.recompute(tx.execute)
-        tx.set(schema.USAGE, str(size))
-        tx.set(schema.OBJECTS, str(count))
-    if request.damaged_objects or request.missing_chunks:
-        damaged, missing = rows.recount_missing(tx.execute)
-        if request.damaged_objects:
-            _set_counter(tx, schema.DAMAGED, damaged)
-        if request.missing_chunks:
-            _set_counter(tx, schema.MISSING, missing)
     tx.emit_state()
 
 
-def _set_counter(tx: Transaction, key: str, value: int) -> None:
-    """Set a counter that is absent until it is needed."""
-    if value or tx.get(key) is not None:
-        tx.set(key, str(value))
+def _count(execute: rows.Execute, request: ContainerTouch) -> dict[str, int]:
+    """Counters that a request wants, as the rows say."""
+    counted: dict[str, int] = {}
+    if request.recompute:
+        counted[schema.USAGE], counted[schema.OBJECTS] = rows.recompute(execute)
+    if request.damaged_objects or request.missing_chunks:
+        damaged, missing = rows.recount_missing(execute)
+        if request.damaged_objects:
+            counted[schema.DAMAGED] = damaged
+        if request.missing_chunks:
+            counted[schema.MISSING] = missing
+    return counted
+
+
+def _correct(
+    tx: Transaction, request: ContainerTouch, seen: dict[str, str], counted: dict[str, int]
+) -> None:
+    """Correct the counters by what a count found wrong in those that it saw."""
+    rules.check_initialised(tx.get)
+    wrong = {key: value - _number(seen.get(key)) for key, value in counted.items()}
+    if max(wrong.values()) > 0 and any(tx.get(key) != seen.get(key) for key in _ROW_VERSIONS):
+        # A counter that is too low stops at zero, so that its changes since then are not known.
+        counted = _count(tx.execute, request)
+    else:
+        counted = {key: max(0, rows.counter(tx, key) + wrong[key]) for key in counted}
+    for key, value in counted.items():
+        # Some are absent until they are needed.
+        if value or tx.get(key) is not None:
+            tx.set(key, str(value))
+    tx.emit_state()
+
+
+def _number(text: str | None) -> int:
+    try:
+        return int(text or "0")
+    except ValueError:
+        return 0
 
 
 def _user_keys(tx: Transaction) -> list[str]:

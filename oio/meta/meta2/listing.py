@@ -3,12 +3,17 @@
 """Listing of a container: one index-driven query, read no further than the page.
 
 With a delimiter, everything below a common prefix is jumped over by a new seek, so that the price of a page
-does not depend on how many names it folds. A name with many versions is jumped over in the same way.
+does not depend on how many names it folds. A name with many versions is jumped over in the same way. Names
+that delete markers hide must be read one by one: a page that meets too many of them ends before its
+deadline, truncated, with the marker of the last name that it read.
+
+The look-ups by chunk and by hash read a whole table, which takes about 0.1 µs per chunk: an index would cost
+each put a page more, for the sake of tools that seldom ask. They end at the deadline with 504.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
 from typing import Any
 
 import msgspec
@@ -16,7 +21,7 @@ import msgspec
 from oio.common import status
 from oio.common.status import StatusError
 from oio.meta.messages import ContentList, ListReply
-from oio.meta.meta2 import rows, rules
+from oio.meta.meta2 import rows, rules, scans
 from oio.meta.transaction import Reader
 
 DEFAULT_MAX, ABSOLUTE_MAX = 1000, 10000
@@ -25,6 +30,10 @@ LAST_CHARACTER = "\U0010fffd"
 MARKER_MIME_TYPE = "application/x-deleted;swift_versions_deleted=1"
 #: Versions of one name that are read before jumping to the next name.
 SKIP_AFTER = 8
+#: Hidden names between two looks at the clock.
+CHECK_NAMES = 256
+#: Part of the time that the caller allows after which a page ends: the answer must still travel.
+TIME_SHARE = 0.75
 
 _COLUMNS = (
     "SELECT a.alias, a.version, a.ctime, a.mtime, a.deleted, hex(a.content), c.policy,"
@@ -35,11 +44,12 @@ _ORDER = " ORDER BY a.alias, a.version DESC"
 _PAGE_PROPERTIES = (
     "SELECT alias, version, key, value FROM properties WHERE alias >= ? AND alias <= ?"
 )
-_BY_CHUNK = (
-    _COLUMNS + "WHERE a.content IN (SELECT content FROM chunks WHERE id = ? OR id LIKE ? ESCAPE '\\')"
-    + _ORDER
+_AFTER = " AND a.alias > ?" + _ORDER + " LIMIT ?"
+_BY_CHUNK = _COLUMNS + "WHERE a.content IN (SELECT content FROM chunks WHERE id = ?)" + _AFTER
+_BY_BARE_CHUNK = (
+    _COLUMNS + "WHERE a.content IN (SELECT content FROM chunks WHERE substr(id, -?) = ?)" + _AFTER
 )
-_BY_HASH = _COLUMNS + "WHERE a.content IN (SELECT id FROM contents WHERE hash = ?)" + _ORDER
+_BY_HASH = _COLUMNS + "WHERE a.content IN (SELECT id FROM contents WHERE hash = ?)" + _AFTER
 
 
 class Item(
@@ -67,22 +77,58 @@ class Item(
 _encode = msgspec.json.Encoder().encode
 
 
-def list_contents(reader: Reader, request: ContentList) -> ListReply:
+class Page:
+    """What a page holds so far; ``last`` is the marker that continues after it."""
+
+    __slots__ = (
+        "_begin", "_deadline", "_hidden", "last", "prefixes", "rows", "scattered", "truncated",
+    )  # fmt: skip
+
+    def __init__(self, deadline: float | None = None) -> None:
+        self.rows: list[Any] = []
+        self.prefixes: list[str] = []
+        self.last = ""
+        self.truncated = False
+        #: Are there names between the rows that are not in the page?
+        self.scattered = False
+        self._hidden = 0
+        self._begin = time.monotonic() if deadline is not None else 0.0
+        self._deadline = deadline
+
+    def hide(self, name: str) -> bool:
+        """A name was read that is not shown; True when the page must end here."""
+        self._hidden += 1
+        if self._hidden % CHECK_NAMES or self._deadline is None:
+            return False
+        if time.monotonic() < self._begin + TIME_SHARE * (self._deadline - self._begin):
+            return False
+        self.last, self.truncated = name, True
+        return True
+
+    def is_sparse(self) -> bool:
+        """Are there many names between the first row and the last that are not in the page?"""
+        return self.scattered or bool(self.prefixes) or self._hidden > len(self.rows)
+
+
+def list_contents(reader: Reader, request: ContentList, deadline: float | None = None) -> ListReply:
     """One page of objects and prefixes."""
     rules.check_readable(reader.get)
-    if request.chunk_id or request.content_hash:
-        return _look_up(reader, request)
     limit = min(request.max, ABSOLUTE_MAX) if request.max > 0 else DEFAULT_MAX
-    if request.delimiter:
-        found, prefixes, last, truncated = _walk_folded(reader, request, limit)
+    page = Page(deadline)
+    if request.chunk_id or request.content_hash:
+        with scans.bounded(reader, deadline):
+            _look_up(reader, request, limit, page)
+    elif request.delimiter:
+        _walk_folded(reader, request, limit, page)
+    elif request.all_versions:
+        _walk_versions(reader, request, limit, page)
     else:
-        found, last, truncated = _walk(reader, request, limit)
-        prefixes = []
+        _walk(reader, request, limit, page)
     return ListReply(
-        objects=_objects(reader, request, found),
-        prefixes=prefixes,
-        truncated=truncated,
-        next_marker=last if truncated else "",
+        objects=_objects(reader, request, page),
+        prefixes=page.prefixes,
+        truncated=page.truncated,
+        next_marker=page.last if page.truncated else "",
         properties=reader.all_admin(),
     )
 
@@ -123,18 +169,24 @@ def after_prefix(prefix: str) -> str:
     return ""
 
 
-def _walk(
-    reader: Reader, request: ContentList, limit: int
-) -> tuple[list[Any], str, bool]:
-    """Rows of a page without delimiter: (rows, last name, is there more?)."""
-    if request.all_versions:
-        sql, values = _range(request, request.marker, "")
-        found: list[Any] = reader.execute(f"{sql} LIMIT {limit + 1}", values).fetchall()
-        truncated = len(found) > limit
-        if truncated:
-            found.pop()
-        return found, found[-1][0] if found else "", truncated
-    found = []
+def _walk_versions(reader: Reader, request: ContentList, limit: int, page: Page) -> None:
+    """Every version, markers included, without delimiter."""
+    sql, values = _range(request, request.marker, "")
+    _fill(page, reader.execute(f"{sql} LIMIT {limit + 1}", values).fetchall(), limit)
+
+
+def _fill(page: Page, found: list[Any], limit: int) -> None:
+    """Make a page of rows of which one more than the limit was asked."""
+    page.truncated = len(found) > limit
+    if page.truncated:
+        found.pop()
+        page.last = found[-1][0]
+    page.rows = found
+
+
+def _walk(reader: Reader, request: ContentList, limit: int, page: Page) -> None:
+    """The latest version of each name, without delimiter."""
+    found = page.rows
     append = found.append
     with_deleted = request.deleted
     after, previous, repeats = request.marker, None, 0
@@ -151,22 +203,23 @@ def _walk(
                 continue
             previous, repeats = name, 0
             if row[4] and not with_deleted:
+                if page.hide(name):
+                    return
                 continue
             if len(found) == limit:
-                return found, found[-1][0], True
+                page.last, page.truncated = found[-1][0], True
+                return
             append(row)
         if not jump or previous is None:
-            return found, found[-1][0] if found else "", False
+            return
         after = previous
 
 
-def _walk_folded(
-    reader: Reader, request: ContentList, limit: int
-) -> tuple[list[Any], list[str], str, bool]:
-    """Rows and prefixes of a page with a delimiter: (rows, prefixes, next marker, is there more?)."""
+def _walk_folded(reader: Reader, request: ContentList, limit: int, page: Page) -> None:
+    """Names up to the delimiter: objects, and one prefix for all the names that it begins."""
     delimiter, start = request.delimiter[0], len(request.prefix)
-    found: list[Any] = []
-    prefixes: list[str] = []
+    skipped = _prefix_of_marker(request.marker)
+    found, prefixes = page.rows, page.prefixes
     after, at, last = request.marker, "", ""
     previous, repeats = None, 0
     while True:
@@ -184,28 +237,36 @@ def _walk_folded(
             else:
                 previous, repeats = name, 0
             if row[4] and not (request.deleted or request.all_versions):
+                if page.hide(name):
+                    return
                 continue
             cut = name.find(delimiter, start)
-            if cut >= 0:
-                folded = name[: cut + 1]
-                # A marker that is this very prefix skips it: the former page ended with it.
-                if folded != request.marker:
-                    if len(found) + len(prefixes) == limit:
-                        return found, prefixes, last, True
-                    prefixes.append(folded)
-                    last = folded + LAST_CHARACTER
+            folded = name[: cut + 1] if cut >= 0 else ""
+            if folded == skipped and folded:
                 at = after_prefix(folded)
                 jump = at != ""
                 break
             if len(found) + len(prefixes) == limit:
-                return found, prefixes, last, True
+                page.last, page.truncated = last, True
+                return
+            if folded:
+                prefixes.append(folded)
+                last = folded + LAST_CHARACTER
+                at = after_prefix(folded)
+                jump = at != ""
+                break
             found.append(row)
             last = name
         if not jump:
-            return found, prefixes, last, False
+            return
 
 
-def _objects(reader: Reader, request: ContentList, found: list[Any]) -> bytes:
+def _prefix_of_marker(marker: str) -> str:
+    """The prefix that a marker skips whole: the former page ended with it."""
+    return marker.removesuffix(LAST_CHARACTER)
+
+
+def _objects(reader: Reader, request: ContentList, page: Page) -> bytes:
     """JSON array of the rows of a page."""
     items = [
         Item(
@@ -217,10 +278,10 @@ def _objects(reader: Reader, request: ContentList, found: list[Any]) -> bytes:
         for (
             name, version, ctime, mtime, deleted, content, policy, method, hash_, size, mime_type,
             no_hash,
-        ) in found
+        ) in page.rows
     ]
     if request.properties and items:
-        _add_properties(reader, items, bool(request.delimiter))
+        _add_properties(reader, items, page.is_sparse())
     return _encode(items)
 
 
@@ -248,19 +309,24 @@ def _add_properties(reader: Reader, items: list[Item], scattered: bool) -> None:
             item.properties = by_version.get((item.name, item.version), msgspec.UNSET)
 
 
-def _look_up(reader: Reader, request: ContentList) -> ListReply:
-    """Objects that hold a chunk, or that have a hash."""
-    matches: Iterable[Any]
-    if request.chunk_id:
-        escaped = request.chunk_id.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
-        matches = reader.execute(_BY_CHUNK, (request.chunk_id, "%/" + escaped))
+def _look_up(reader: Reader, request: ContentList, limit: int, page: Page) -> None:
+    """Objects that hold a chunk, or that have a hash. :raises StatusError: 420 when there is none."""
+    page.scattered = True
+    wanted: tuple[Any, ...]
+    if not request.chunk_id:
+        sql, wanted = _BY_HASH, (_hash(request.content_hash),)
+    elif "/" in request.chunk_id:
+        sql, wanted = _BY_CHUNK, (request.chunk_id,)
     else:
-        try:
-            hash_ = bytes.fromhex(request.content_hash)
-        except ValueError as exc:
-            raise StatusError(status.BAD_REQUEST, f"Invalid hash: {exc}") from exc
-        matches = reader.execute(_BY_HASH, (hash_,))
-    found = list(matches)
-    if not found:
+        suffix = "/" + request.chunk_id.upper()
+        sql, wanted = _BY_BARE_CHUNK, (len(suffix), suffix)
+    _fill(page, reader.execute(sql, (*wanted, request.marker, limit + 1)).fetchall(), limit)
+    if not page.rows and not request.marker:
         raise StatusError(status.CONTENT_NOT_FOUND, "No object has this chunk or hash")
-    return ListReply(objects=_objects(reader, request, found), properties=reader.all_admin())
+
+
+def _hash(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError as exc:
+        raise StatusError(status.BAD_REQUEST, f"Invalid hash: {exc}") from exc

@@ -48,14 +48,14 @@ class Meta2Service:
             m.ContainerGetProperties: self._reading(containers.get_properties),
             m.ContainerSetProperties: self._writing(containers.set_properties),
             m.ContainerDelProperties: self._writing(containers.del_properties),
-            m.ContainerTouch: self._touching(containers.touch),
+            m.ContainerTouch: self._container_touch,
             m.ContainerCopy: self._container_copy,
             m.ContainerFlush: self._container_flush,
             m.ContainerSetStatus: self._touching(states.set_status),
             m.RawInsert: self._writing(raw.insert),
             m.RawUpdate: self._writing(raw.update),
             m.RawDelete: self._writing(raw.delete),
-            m.ContentList: self._reading(listing.list_contents, short=False),
+            m.ContentList: self._content_list,
             m.ContentPut: self._content_put,
             m.ContentShow: self._reading(contents.show),
             m.ContentSetProperties: self._writing(contents.set_properties),
@@ -77,6 +77,16 @@ class Meta2Service:
     def _container_destroy(self, request: m.ContainerDestroy, context: Context) -> None:
         containers.destroy(
             self._repository, self._settings, context, request, self._service_id
+        )
+
+    def _container_touch(self, request: m.ContainerTouch, context: Context) -> None:
+        containers.touch(self._repository, context, request)
+
+    def _content_list(self, request: m.ContentList, context: Context) -> m.ListReply:
+        return self._repository.read(
+            base_name(request.cid),
+            lambda reader: listing.list_contents(reader, request, context.deadline),
+            deadline=context.deadline,
         )
 
     def _container_copy(self, request: m.ContainerCopy, context: Context) -> None:

@@ -74,6 +74,20 @@ def test_absent_containers_have_no_status(bench: Meta2Bench) -> None:
         set_status(bench, "frozen")
 
 
+def test_a_container_that_must_be_empty(bench: Meta2Bench) -> None:
+    request = m.ContainerSetStatus(cid=CID, status="frozen", tolerant=True, only_empty=True)
+    bench.put("a")
+    for status in STATUSES.values():
+        bench.set(sys__status=status)
+        with expect(438):
+            bench.call(request)
+        assert bench.properties()["sys.status"] == status
+    bench.set(sys__status="0")
+    bench.delete("a")
+    bench.call(request)
+    assert bench.properties()["sys.status"] == STATUSES["frozen"]
+
+
 def chunk_bean(bench: Meta2Bench) -> m.RawChunk:
     chunk = bench.show("a", content_id=CONTENT, deleted=True).chunks[0]
     return m.RawChunk(id=chunk.url, hash=chunk.hash, size=chunk.size, content=CONTENT, pos=chunk.pos)
