@@ -12,6 +12,7 @@ from typing import Any
 from oio.api._ec_sources import BadFragment, Chunk, Fragment, FragmentSource, SourceOpener, fragment_index
 from oio.api._reader import read_failures, timed_out
 from oio.common import exceptions as exc
+from oio.common import storage_method
 from oio.common.constants import CHUNK_HEADERS
 
 
@@ -107,10 +108,8 @@ class ECRebuildHandler:
             try:
                 source.skip(skipped)
                 fragment = source.read(size)
-                if source.native and fragment:
-                    number = fragment_index(fragment, None)
-                    if number != source.chunk.get("num", number):
-                        raise BadFragment(f"fragment {number} where {source.chunk['num']} is expected")
+                if source.native and fragment and not self.read_all:
+                    self._check(source, fragment, offset)
             except read_failures() as err:
                 failure = timed_out(err, self.opener.read_timeout)
                 self.opener.failed(source.chunk, 0, f"byte {offset}: {failure}")
@@ -126,12 +125,30 @@ class ECRebuildHandler:
                 result.append((source, fragment))
         return result
 
+    def _check(self, source: FragmentSource, fragment: Fragment, offset: int) -> None:
+        """Refuse a fragment that was written wrong: the bytes are those that the rawx was given, hence nobody
+        can tell which of the k sources are right.
+
+        :raises ECDriverError: as the library does when a header is not valid.
+        """
+        try:
+            number = fragment_index(fragment, None)
+            if number != source.chunk.get("num", number):
+                raise BadFragment(f"fragment {number} where {source.chunk['num']} is expected")
+        except BadFragment as err:
+            raise storage_method.ECDriverError(
+                f"chunk {source.chunk.get('url')}, byte {offset}: {err}; reading all available sources may help "
+                f"(reqid={self.reqid})"
+            ) from err
+
     def _valid(self, read: list[tuple[FragmentSource, Fragment]]) -> list[bytes]:
         """Fragments with a valid header, k at least, one per index."""
         valid: dict[int, bytes] = {}
         for source, fragment in read:
             try:
                 number = fragment_index(fragment, None)
+                if source.native and number != source.chunk.get("num", number):
+                    raise BadFragment(f"fragment {number} where {source.chunk['num']} is expected")
             except BadFragment as err:
                 self.opener.failed(source.chunk, 0, str(err))
                 continue

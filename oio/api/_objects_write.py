@@ -38,7 +38,7 @@ from oio.common.exceptions import (
 )
 from oio.common.fullpath import encode_fullpath
 from oio.common.utils import GeneratorIO, cid_from_name, list_of_names, set_deadline_from_read_timeout
-from oio.container.metadata import CHUNK_SYSMETA_PREFIX
+from oio.container.metadata import CHUNK_SYSMETA_PREFIX, condition_headers
 
 SpareProvider = Callable[[list[dict[str, Any]], list[dict[str, Any]]], list[dict[str, Any]]]
 # What the requests made aside, on behalf of an upload, share with it.
@@ -120,6 +120,9 @@ class ObjectWriteMethods(ApiCore):
         if metadata:
             properties = {**metadata, **(properties or {})}
         _check_properties(properties)
+        if "if_match" in kwargs or "if_none_match" in kwargs:
+            # Refused before the upload rather than after it.
+            condition_headers(kwargs.get("if_match"), kwargs.get("if_none_match"))
         if mime_type and _NOT_IN_HEADERS.search(mime_type):
             raise BadRequest(message=f"Invalid mime type {mime_type!r}: control character")
         sysmeta = {"mime_type": mime_type, "etag": etag}
