@@ -119,7 +119,7 @@ def _rule(get: Any, settings: rules.Settings, max_versions: int | None) -> _Rule
     else:
         # A marker of this very second may be younger than it says.
         hidden_before = int(now) - delay
-    return _Rule(None if kept < 0 else max(1, kept), hidden_before)
+    return _Rule(None if kept < 0 else min(max(1, kept), rows.INTEGER_MAX), hidden_before)
 
 
 def _candidates(reader: Reader, after: str, rule: _Rule) -> tuple[list[str], str | None]:

@@ -79,6 +79,7 @@ def versioning_mode(
 ) -> int:
     """Max versions of this request; a forced value is stored in the container first."""
     if forced is not None and tx.get(schema.MAX_VERSIONS) != str(forced):
+        check_system_keys({schema.MAX_VERSIONS: str(forced)}, tx.get)
         tx.set(schema.MAX_VERSIONS, str(forced))
         data = {
             "system": {schema.MAX_VERSIONS: str(forced)},
