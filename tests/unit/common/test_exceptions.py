@@ -9,13 +9,11 @@ import pytest
 
 from oio.common import exceptions
 from oio.common.exceptions import (
-    BadRequest,
     ClientException,
     Conflict,
     DeadlineReached,
     MissingAttribute,
     NotFound,
-    ServiceBusy,
     UnfinishedUploadException,
     from_response,
     from_status,
@@ -30,13 +28,87 @@ class Answer:
         self.reason = reason
 
 
+# Each class and its base.
+TREE = """
+Exception: CommandError ECError EmptyByteRange OioException
+OioException: ConfigurationException MissingAttribute ChunkException ServerException Meta2Exception
+OioException: ContentException ServiceUnavailable ExplicitBury RetryLater InvalidStorageMethod
+OioException: PreconditionFailed EtagMismatch MissingContentLength MissingData MissingName FileNotFound
+OioException: LifecycleNotFound ContainerNotEmpty NoSuchAccount NoSuchContainer NoSuchObject
+OioException: NoSuchReference SourceReadError OioNetworkException DeadlineReached VolumeException
+OioException: StatusMessageException UnfinishedUploadException
+ChunkException: CorruptedChunk FaultyChunk OrphanChunk
+Meta2Exception: SpareChunkException
+ContentException: ContentNotFound UnrecoverableContent
+OioNetworkException: OioTimeout
+OioTimeout: SourceReadTimeout
+StatusMessageException: ClientException
+ClientException: BadRequest Forbidden NotFound MethodNotAllowed Conflict ClientPreconditionFailed TooLarge
+ClientException: UnsatisfiableRange ServiceBusy
+"""
+STATUS_OF = {
+    "BadRequest": 400, "Forbidden": 403, "NotFound": 404, "MethodNotAllowed": 405, "Conflict": 409,
+    "ClientPreconditionFailed": 412, "TooLarge": 413, "UnsatisfiableRange": 416, "ServiceBusy": 503,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("status", "kind"),
-    [(400, BadRequest), (404, NotFound), (409, Conflict), (503, ServiceBusy), (410, ClientException),
-     (401, ClientException), (500, ClientException), (502, ClientException)],
+    ("base", "name"),
+    [(line.split(":")[0], name) for line in TREE.strip().splitlines() for name in line.split(":")[1].split()],
 )
-def test_each_http_status_has_its_class(status, kind):
-    assert type(from_status(status)) is kind
+def test_the_tree_of_exceptions(base, name):
+    parent = getattr(exceptions, base, Exception)
+    assert getattr(exceptions, name).__bases__ == (parent,)
+
+
+@pytest.mark.parametrize("name", STATUS_OF)
+def test_each_class_of_answers_has_its_status(name):
+    kind, status = getattr(exceptions, name), STATUS_OF[name]
+    error = kind()
+    assert (error.http_status, error.status, error.message) == (status, None, "n/a")
+    error = kind(499, 421, "text")
+    assert (error.http_status, error.status, error.args) == (499, 421, ("text",))
+    assert str(error) == "text (HTTP 499) (STATUS 421)"
+    assert kind(message="only").message == "only"
+    assert type(from_status(status, "why")) is kind
+    assert str(from_status(status, "why")) == f"why (HTTP {status})"
+    assert type(from_response(Answer(status))) is kind
+
+
+@pytest.mark.parametrize("status", [401, 402, 406, 410, 418, 429, 500, 502, 504])
+def test_other_statuses_have_no_class_of_their_own(status):
+    error = from_status(status)
+    assert type(error) is ClientException and (error.http_status, error.status) == (status, None)
+    assert type(from_response(Answer(status), {"status": 427, "message": "m"})) is ClientException
+
+
+def test_the_status_may_be_called_status_code():
+    class Other:
+        """As the answers of some libraries."""
+
+        status_code = 409
+        reason = "Conflict"
+
+    error = from_response(Other())
+    assert type(error) is Conflict and (error.http_status, error.status) == (409, "Conflict")
+    assert from_response(Answer(400), "plain text").message == "plain text"
+    assert from_response(Answer(400), b"\xff").message == "\ufffd"
+
+
+def test_a_faulty_chunk_tells_all_that_is_missing():
+    error = exceptions.FaultyChunk(MissingAttribute("chunk_id"), "other")
+    assert [str(one) for one in error.args] == ["chunk_id", "other"]
+
+
+def test_reraising_keeps_arguments_and_traceback():
+    try:
+        raise KeyError("a", 1)
+    except KeyError as exc:
+        source = exc
+    with pytest.raises(exceptions.ServerException) as raised:
+        reraise(exceptions.ServerException, source)
+    assert raised.value.args == ("a", 1)
+    assert [entry.name for entry in raised.traceback][-1] == "test_reraising_keeps_arguments_and_traceback"
 
 
 def test_a_json_body_gives_message_and_status():

@@ -11,24 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oio.common import utils
-from oio.common.autocontainer import (
-    AutocontainerBuilder,
-    ContainerBuilder,
-    HashedContainerBuilder,
-    NoMatchFound,
-    RegexContainerBuilder,
-)
-from oio.common.easy_value import boolean_value, convert_size, debinarize, int_value, is_hexa, true_value
 from oio.common.exceptions import DeadlineReached, OioException, ServiceBusy
 from oio.common.fullpath import decode_fullpath, decode_old_fullpath, encode_fullpath, encode_old_fullpath
-from oio.common.http import (
-    HeadersDict,
-    headers_from_object_metadata,
-    http_header_from_ranges,
-    parse_content_range,
-    parse_content_type,
-    ranges_from_http_header,
-)
 from oio.common.timestamp import Timestamp
 from oio.common.utils import GeneratorIO, RingBuffer, depaginate, fix_ranges, request_id
 from oio.common.variables import Variables, parse_boolean
@@ -170,56 +154,6 @@ def test_an_unknown_user_is_refused():
         utils.drop_privileges("nobody-has-this-name")
 
 
-def test_sizes_for_people():
-    assert [convert_size(n) for n in (0, -42, 1000, -1000)] == ["0", "-42", "1.000K", "-1.000K"]
-    assert convert_size(0, unit="B") == "0B"
-
-
-def test_values_from_texts():
-    assert int_value("", 3) == 3 and int_value("5", 3) == 5
-    assert true_value("YES") and not true_value(1)
-    assert boolean_value("off") is False
-    with pytest.raises(ValueError):
-        boolean_value("maybe")
-    assert is_hexa("0aF") and not is_hexa("0x1") and not is_hexa("ABC", 4)
-    assert debinarize({b"k": [b"v"]}) == {"k": ["v"]}
-
-
-def test_headers_of_ranges():
-    assert http_header_from_ranges([(0, 4), (10, None), (None, 5)]) == "bytes=0-4,10-,-5"
-    assert ranges_from_http_header("bytes=0-4,10-,-5") == [(0, 4), (10, None), (None, 5)]
-    for bad in ([(None, None)], [(5, 4)], [(None, -1)]):
-        with pytest.raises(ValueError):
-            http_header_from_ranges(bad)
-    for bad in ("0-4", "bytes=", "bytes=4-1", "bytes=a-b"):
-        with pytest.raises(ValueError):
-            ranges_from_http_header(bad)
-
-
-def test_content_headers_are_parsed():
-    assert parse_content_range("bytes 0-9/100") == (0, 9, 100)
-    with pytest.raises(ValueError):
-        parse_content_range("bytes */100")
-    assert parse_content_type('text/plain; charset="utf-8"')[1] == [("charset", "utf-8")]
-
-
-def test_headers_ignore_case():
-    headers = HeadersDict({"x-oio-req-id": 5})
-    assert headers["X-OIO-REQ-ID"] == "5" and headers.pop("x-oio-Req-id") == "5"
-
-
-def test_headers_of_a_chunk_upload():
-    meta = {
-        "id": "AB", "version": "1", "content_path": "a/b", "chunk_method": "plain", "policy": "SINGLE",
-        "container_id": "C" * 64, "full_path": "a/b/c/1/AB", "chunk_hash": "00",
-    }
-    headers = headers_from_object_metadata(meta)
-    assert headers["transfer-encoding"] == "chunked"
-    assert headers["x-oio-chunk-meta-content-path"] == "a%2Fb"
-    assert headers["x-oio-chunk-meta-chunk-hash"] == "00"
-    assert headers["x-oio-chunk-meta-oio-version"] == "4.2"
-
-
 def test_timestamps_in_microseconds_are_recognised():
     assert Timestamp(1600000000000000) == 1600000000
     assert repr(Timestamp(1600000000)) == "1600000000.00000"
@@ -231,36 +165,6 @@ def test_timestamps_have_an_order():
     assert early < late and late >= early and early < 1600000001 and sorted([late, early]) == [early, late]
     assert bool(early) and not Timestamp(0)
     assert early != "not a number" and early != object()
-
-
-def test_computed_container_names():
-    assert HashedContainerBuilder(bits=17)("fstab") == "06EE0"
-    assert len(HashedContainerBuilder(bits=8)("x")) == 2
-    assert str(HashedContainerBuilder()) == "HashedContainerBuilder(bits=15,offset=0,size=None)"
-
-
-@pytest.mark.parametrize(
-    ("bits", "good", "bad"),
-    [(8, ["F0", "0F"], ["1F0", "FF0", "zz"]), (9, ["FF0", "FF8"], ["FF4"]), (12, ["000", "FFF"], ["1000"])],
-)
-def test_computed_names_are_verified(bits, good, bad):
-    builder = HashedContainerBuilder(bits=bits)
-    assert all(builder.verify(name) for name in good)
-    assert not any(builder.verify(name) for name in bad)
-
-
-def test_containers_from_digits_and_patterns():
-    assert AutocontainerBuilder()("12/34rest") == f"{1234 & 0xFFFFFFFFFF0000FF:016X}"
-    with pytest.raises(ValueError):
-        AutocontainerBuilder()("rest")
-    builder = RegexContainerBuilder([r"^user/(\w+)/", r"(\d+)"])
-    assert builder("user/bob/1") == "bob"
-    assert list(builder.alternatives("user/bob/1")) == ["bob", "1"]
-    with pytest.raises(NoMatchFound):
-        builder("-")
-    with pytest.raises(ValueError):
-        RegexContainerBuilder("nogroup")
-    assert ContainerBuilder().verify("x")
 
 
 def test_variables_are_typed_bounded_and_changeable():
