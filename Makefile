@@ -5,6 +5,7 @@
 #   make stop   end that cluster
 #   make test   lint, then unit, functional and fault tests
 #   make bench  measure throughput and latency on a cluster of its own
+#   make bench-large  measure a container of a million objects against an empty one
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 CLUSTER := run
 export OIO_SDS_CONF := $(CURDIR)/$(CLUSTER)/sds.conf
 
-.PHONY: run stop status test lint unit functional fault bench clean
+.PHONY: run stop status test lint unit functional fault bench bench-large clean
 
 $(VENV)/.installed: setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, not " + sys.version) if sys.version_info < (3, 11) else 0'
@@ -51,6 +52,9 @@ fault: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(PYTHON_HERE) -m tools.benchmark $(BENCH)
+
+bench-large: $(VENV)/.installed-test
+	$(PYTHON_HERE) -m tools.benchmark.large $(BENCH)
 
 clean: stop
 	rm -rf build $(VENV) run
