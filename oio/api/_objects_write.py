@@ -21,6 +21,7 @@ from typing import Any
 from oio.api._core import ApiCore
 from oio.api.io import MetachunkPreparer
 from oio.api.replication import ReplicatedWriteHandler
+from oio.common.client import ACTION_MODE_HEADER
 from oio.common.constants import OIO_VERSION
 from oio.common.decorators import api_call, raise_no_such_container, raise_no_such_object
 from oio.common.exceptions import (
@@ -107,7 +108,7 @@ class ObjectWriteMethods(ApiCore):
         :param etag: expected MD5 of the data. :raises EtagMismatch: when it differs.
         :param obj_name: name of the object; default: base name of the file.
         :param policy: storage policy; default: the container's, or the namespace's.
-        :param append: add the data at the end of the object.
+        :param append: add the data at the end of the object, whose policy then wins over ``policy``.
         :param properties: user properties (``metadata`` is a deprecated synonym).
         :keyword content_id: id to give to the object. :keyword version: version to give to it.
         :keyword container_properties: given to the container when it gets created on the way.
@@ -174,8 +175,8 @@ class ObjectWriteMethods(ApiCore):
         hash_in_place: str | None = None,
         **kwargs: Any,
     ) -> ObjectCreated:
-        if append and not policy:
-            policy = self._policy_in_place(account, container, obj_name, kwargs)
+        if append:
+            policy = self._policy_in_place(account, container, obj_name, kwargs) or policy
         meta, handler, preparer = self._object_prepare(
             account, container, obj_name, source, sysmeta, policy=policy, **kwargs
         )
@@ -198,8 +199,11 @@ class ObjectWriteMethods(ApiCore):
         kwargs["version"] = meta["version"]
         kwargs["content_id"] = meta["id"]
         if change_policy:
-            # There is nothing to change in a container that would be made on the way.
+            # There is nothing to change in a container that would be made on the way. (The requests before
+            # this one may have left their mark in the headers.)
             kwargs["autocreate"] = False
+            given = kwargs.get("headers") or {}
+            kwargs["headers"] = {key: given[key] for key in given if key.lower() != ACTION_MODE_HEADER}
         try:
             self.container.content_create(
                 account,

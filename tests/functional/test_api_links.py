@@ -295,7 +295,8 @@ def test_changes_of_policy_that_are_refused(api, container):
             api.object_create(ACCOUNT, container, **{**low, **kwargs})
     with pytest.raises(exc.NoSuchContainer):
         api.object_create(ACCOUNT, container + "-missing", data=b"data", version=version, **low)
-    assert api.container_list(ACCOUNT, prefix=container + "-missing") == []
+    with pytest.raises(exc.NoSuchContainer):
+        api.container_get_properties(ACCOUNT, container + "-missing")
     with pytest.raises(exc.ClientException) as caught:
         api.object_create(ACCOUNT, container, data=b"DATA", version=version, **low)
     assert caught.value.http_status == 400
