@@ -386,3 +386,102 @@ def test_memory_of_open_bases_is_bounded(tmp_path: Path, monkeypatch: pytest.Mon
         assert [repository.read(name, count) for name in names] == [(1, 1)] * 40
     finally:
         repository.close()
+
+
+# --- images -----------------------------------------------------------------------------------------
+
+
+def test_installing_an_image(repository: Repository, tmp_path: Path) -> None:
+    repository.create("b1", lambda tx: tx.set("a", "1"))
+    repository.write("b1", lambda tx: insert(tx, "x"))
+    with repository.workshop_file() as path:
+        repository.copy_out("b1", path)
+        assert not repository.install("b1", path, lambda tx: None)
+        assert repository.install("c1", path, lambda tx: tx.set("a", "2"))
+    assert os.listdir(os.path.join(repository.volume, ".new")) == []
+    assert repository.read("c1", count) == (1, 1)
+    assert repository.read("c1", lambda reader: reader.get("a")) == "2"
+    repository.write("c1", lambda tx: insert(tx, "y"))
+    assert repository.read("b1", count) == (1, 1)
+    repository.destroy("b1")
+    assert repository.read("c1", count) == (2, 2)
+
+
+def test_an_image_that_is_refused_leaves_nothing(repository: Repository) -> None:
+    repository.create("b1", lambda tx: None)
+
+    def refuse(tx: Any) -> None:
+        tx.set("a", "1")
+        raise StatusError(431, "no")
+
+    with pytest.raises(StatusError), repository.workshop_file() as path:
+        repository.copy_out("b1", path)
+        repository.install("c1", path, refuse)
+    assert not repository.exists("c1")
+    with pytest.raises(StatusError) as caught, repository.workshop_file() as path:
+        repository.copy_out("absent", path)
+    assert caught.value.code == 431
+    with pytest.raises(StatusError) as caught, repository.workshop_file() as path:
+        Path(path).write_bytes(b"x" * 5000)
+        repository.install("c1", path, lambda tx: None)
+    assert caught.value.code == 511
+    assert os.listdir(os.path.join(repository.volume, ".new")) == []
+
+
+def test_an_installed_base_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = Repository(str(tmp_path), TOY, options=BaseOptions(sync="full"))
+    repository.create("b1", lambda tx: None)
+    order: list[str] = []
+    fsync, link = os.fsync, os.link
+
+    def watch_fsync(fd: int) -> None:
+        target = os.readlink(f"/proc/self/fd/{fd}")
+        order.append("file" if target.endswith(".new") else os.path.basename(target))
+        fsync(fd)
+
+    def watch_link(source: str, target: str) -> None:
+        order.append("link")
+        link(source, target)
+
+    with repository.workshop_file() as path:
+        repository.copy_out("b1", path)
+        monkeypatch.setattr(os, "fsync", watch_fsync)
+        monkeypatch.setattr(os, "link", watch_link)
+        assert repository.install("c1", path, lambda tx: None)
+    monkeypatch.undo()
+    assert order == [tmp_path.name, "file", "link", "c"]
+    repository.close()
+
+
+def test_vacuum_waits_for_its_turn_and_shrinks(repository: Repository) -> None:
+    repository.create("b1", lambda tx: None)
+    for _ in range(50):
+        repository.write("b1", lambda tx: insert(tx, "x" * 4000))
+    repository.write("b1", lambda tx: tx.execute("DELETE FROM notes WHERE id > 1"))
+
+    def pages(reader: Any) -> int:
+        return int(reader.execute("PRAGMA page_count").fetchone()[0])
+
+    before = repository.read("b1", pages)
+    repository.vacuum("b1")
+    assert repository.read("b1", pages) < before / 4
+    assert repository.read("b1", lambda r: r.execute("SELECT count(*) FROM notes").fetchone()) == (1,)
+    repository.write("b1", lambda tx: insert(tx, "more"))
+    with pytest.raises(StatusError) as caught:
+        repository.vacuum("absent")
+    assert caught.value.code == 431
+
+
+def test_a_vacuum_that_fails_harms_nothing(repository: Repository) -> None:
+    repository.create("b1", lambda tx: None)
+    repository.write("b1", lambda tx: insert(tx, "x" * 20000))
+    repository.write("b1", lambda tx: tx.execute("DELETE FROM notes"))
+    with repository.opened("b1") as opened:
+        writer = opened._writer
+        assert writer is not None
+        # A statement in progress forbids it.
+        pending = writer.execute("SELECT 1 UNION SELECT 2")
+        repository.vacuum("b1")
+        del pending
+    repository.write("b1", lambda tx: insert(tx, "y"))
+    assert repository.read("b1", lambda r: r.execute("SELECT count(*) FROM notes").fetchone()) == (1,)
