@@ -12,7 +12,7 @@ from typing import Any
 from oio.api._ec_sources import BadFragment, Chunk, Fragment, FragmentSource, SourceOpener, fragment_index
 from oio.api._reader import read_failures, timed_out
 from oio.common import exceptions as exc
-from oio.common import storage_method
+from oio.common import storage_method as methods
 from oio.common.constants import CHUNK_HEADERS
 
 
@@ -136,7 +136,7 @@ class ECRebuildHandler:
             if number != source.chunk.get("num", number):
                 raise BadFragment(f"fragment {number} where {source.chunk['num']} is expected")
         except BadFragment as err:
-            raise storage_method.ECDriverError(
+            raise methods.ECDriverError(
                 f"chunk {source.chunk.get('url')}, byte {offset}: {err}; reading all available sources may help "
                 f"(reqid={self.reqid})"
             ) from err

@@ -323,7 +323,7 @@ class Content:
         _resp, link_url = self.blob_client.chunk_link(from_url, None, self.full_path, **kwargs)
         self._register(current, link_url, keep_if_unsure=True, **kwargs)
         old_url = current.url
-        current.url = link_url
+        self._place(current, link_url)
         self._delete_quietly(old_url, **kwargs)
         return current.raw()
 
@@ -350,7 +350,7 @@ class Content:
         return [chunk for chunk in self.chunks.filter(metapos=current.metapos) if chunk is not current]
 
     def _relocated(self, chunk: Chunk, url: str, qualities: Mapping[str, Quality]) -> RawChunk:
-        chunk.url = url
+        self._place(chunk, url)
         if url in qualities:
             chunk.quality = dict(qualities[url])
         return chunk.raw()
@@ -410,9 +410,17 @@ class Content:
                 last_error = err
         raise exc.SpareChunkException(f"No spare chunk: {last_error}") from last_error
 
+    def _place(self, chunk: Chunk, url: str) -> None:
+        """Tell where a chunk is now: its name, and the address to connect to."""
+        chunk.url = url
+        try:
+            chunk.data["real_url"] = self.blob_client.resolve_url(url)
+        except failures() as err:
+            self.logger.warning("cannot resolve %s: %s", url, err)
+
     def _take_in(self, chunk: Chunk, url: str, is_new: bool) -> None:
         """Have the list of chunks tell what the container knows by now."""
-        chunk.url = url
+        self._place(chunk, url)
         chunk.data.pop("quality", None)
         if is_new:
             self.chunks = ChunksHelper([*self.chunks.all(), chunk], False)
