@@ -168,7 +168,7 @@ class Call:
 
     def flag(self, name: str) -> bool:
         """An option given in the query string, else in ``X-oio-action-mode``."""
-        text = self.args.get(name)
+        text = (self._args or self.args).get(name)
         if text is not None:
             return _boolean(text)
         mode = self.headers.get("x-oio-action-mode")
@@ -207,7 +207,7 @@ class Call:
 
     def version(self) -> int:
         """Version of the object in the query string, 0 when there is none."""
-        return self.optional_number("version") or 0
+        return (self.optional_number("version") or 0) if "version" in (self._args or self.args) else 0
 
     def content_id(self) -> str:
         """Content id of the query string in upper case, '' when there is none."""

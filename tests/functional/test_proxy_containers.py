@@ -4,6 +4,7 @@
 """``container/*`` and ``admin/*`` of the proxy in plain HTTP, on a real cluster."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from proxy_http import ZERO
@@ -503,6 +504,19 @@ def test_a_snapshot_that_fails_leaves_nothing(make_box, raw_proxy):
         assert source.post("container/snapshot", wrong).code == (400, 400)
 
 
+def test_of_several_snapshots_onto_one_name_one_is_made(box, make_box):
+    for number in range(20):
+        box.put(f"o{number}")
+    copy = make_box("-copy")
+    body = {"account": ACCOUNT, "container": copy.name}
+    with ThreadPoolExecutor(6) as executor:
+        answers = list(executor.map(lambda _: box.post("container/snapshot", body), range(6)))
+    assert sorted(answer.status for answer in answers) == [204] + [400] * 5, answers
+    assert copy.rows() == box.rows()
+    assert copy.post("container/destroy", force=1).status == 204
+    assert box.post("container/snapshot", body).status == 204
+
+
 # --- single bases
 
 
@@ -513,7 +527,7 @@ def test_each_peer_tells_where_its_base_is(box):
     path = answer.json[peer]["body"]
     assert answer.json[peer]["status"] == {"status": 200, "message": "OK"}
     assert os.path.basename(path) == cid_from_name(ACCOUNT, box.name) + ".1.meta2" and os.path.exists(path)
-    for route in ("ping", "status"):
+    for route in ("ping", "status", "drop_cache"):
         assert admin(box, route).json == {peer: {"status": {"status": 200, "message": "OK"}, "body": ""}}
     info = admin(box, "info").json[peer]["body"]
     assert info["replication"] == "NONE" and "sqlite" in info
@@ -549,8 +563,6 @@ def test_properties_of_single_bases(box):
 
 
 def test_a_container_destroyed_by_two_at_once_is_destroyed_once(box):
-    from concurrent.futures import ThreadPoolExecutor
-
     box.put("a")
     with ThreadPoolExecutor(4) as executor:
         answers = list(executor.map(lambda _: box.post("container/destroy", force=1), range(4)))

@@ -57,6 +57,33 @@ def test_prepare_looks_at_nothing_but_the_policy(make_box, raw_proxy):
     assert box.get("reference/show").code == (404, 406)
 
 
+# --- what is not there
+
+
+ROUTES = [
+    ("show", None, {}), ("locate", None, {}), ("get_properties", None, {}), ("touch", None, {}),
+    ("set_properties", {"properties": {"a": "b"}}, {}), ("del_properties", ["a"], {}),
+    ("truncate", None, {"size": 0}), ("drain", None, {}), ("delete", None, {}), ("purge", None, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("route", "body", "query"), ROUTES, ids=[one[0] for one in ROUTES])
+def test_objects_and_containers_that_are_not_there(make_box, route, body, query):
+    box, method = make_box(), "GET" if route in ("show", "locate") else "POST"
+
+    def call(**more):
+        where = {**box.where, "path": "a", **query, **more}
+        return box.proxy.request(method, f"content/{route}", where, body)
+
+    assert call().code == (404, 406)
+    assert call(ref="").code == call(path="").code == (400, 400)
+    assert box.post("container/create").status == 201
+    assert call().code == ((204, None) if route == "purge" else (404, 420))
+    assert box.post("container/destroy").status == 204
+    assert call().code == (404, 431)
+    assert box.proxy.request("PUT", f"content/{route}", box.where).code == (404, 404)
+
+
 # --- create
 
 

@@ -134,21 +134,36 @@ def info(call: Call) -> Response:
     """``admin/info``: what each peer says of itself."""
 
     def ask(base: Base, peer: str, errand: Errand) -> msgspec.Raw:
-        address = call.proxy.resolver.address(base.service_type, peer)
-        try:
-            answer = call.proxy.http.request(
-                "GET",
-                f"http://{address}/status",
-                headers={"x-oio-req-id": call.reqid},
-                timeout=errand.timeout_s(call.proxy.variables["proxy.outgoing.timeout.info"]),
-            )
-        except HttpClientError as exc:
-            raise StatusError(network_code(exc), str(exc)) from exc
-        if answer.status != 200:
-            raise StatusError(status.PROXY_ERROR, f"{address} answered HTTP {answer.status}")
-        return msgspec.Raw(answer.data)
+        return msgspec.Raw(_exchange(call, base, peer, errand, "GET", "/status"))
 
     return _per_peer(call, _base(call), ask)
+
+
+def drop_cache(call: Call) -> Response:
+    """``admin/drop_cache``: each peer gives back what memory it can."""
+
+    def ask(base: Base, peer: str, errand: Errand) -> str:
+        _exchange(call, base, peer, errand, "POST", "/v1/lean_sqlx")
+        return ""
+
+    return _per_peer(call, _base(call), ask)
+
+
+def _exchange(call: Call, base: Base, peer: str, errand: Errand, method: str, path: str) -> bytes:
+    """Ask a service about itself. :raises StatusError: when it does not answer, or not well."""
+    address = call.proxy.resolver.address(base.service_type, peer)
+    try:
+        answer = call.proxy.http.request(
+            method,
+            f"http://{address}{path}",
+            headers={"x-oio-req-id": call.reqid},
+            timeout=errand.timeout_s(call.proxy.variables["proxy.outgoing.timeout.info"]),
+        )
+    except HttpClientError as exc:
+        raise StatusError(network_code(exc), str(exc)) from exc
+    if answer.status not in (200, 204):
+        raise StatusError(status.PROXY_ERROR, f"{address} answered HTTP {answer.status}")
+    return bytes(answer.data)
 
 
 # --- routes of the kind "master" ----------------------------------------------------------------------
@@ -241,6 +256,7 @@ ROUTES = [
     _post("status", present),
     _post("has", has),
     _post("info", info),
+    _post("drop_cache", drop_cache),
     _post("freeze", freeze),
     _post("enable", enable),
     _post("disable", disable),

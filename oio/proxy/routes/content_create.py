@@ -156,7 +156,9 @@ def _body(call: Call) -> _CreateBody:
 
 
 def _kept_properties(body: _CreateBody) -> dict[str, str]:
-    properties = body.properties or {}
+    properties = body.properties
+    if not properties:
+        return {}
     if "" in properties or "" in properties.values():
         properties = {key: value for key, value in properties.items() if key and value}
     return properties

@@ -18,7 +18,9 @@ from oio.http.messages import Response
 from oio.meta.messages import (
     ContainerCopy,
     ContainerDestroy,
+    ContainerGetProperties,
     Created,
+    Properties,
     ReferenceCreate,
     ReferenceDestroy,
     ReferenceForce,
@@ -37,13 +39,13 @@ from oio.proxy.call import (
     bad_request,
 )
 from oio.proxy.linking import propose
-from oio.proxy.routes.container import CONTAINER_MISSING, ROLLBACK_S, refuse_slave
+from oio.proxy.routes.container import ROLLBACK_S, refuse_slave
 
 logger = logging.getLogger(__name__)
 
 _EXISTS = "Container already exists"
-#: After any other code the copy was refused; after these it may have been made, or be made later.
-_REFUSED = frozenset({*CONTAINER_MISSING, status.CONTAINER_EXISTS, status.BAD_REQUEST, status.NO_HANDLER})
+_STATUS = "sys.status"
+_FROZEN = "4294967295"
 
 
 def snapshot(call: Call) -> Response:
@@ -70,7 +72,9 @@ def snapshot(call: Call) -> Response:
     try:
         resolver.call_services("meta2", peers, request, call, write=True)
     except StatusError as exc:
-        _undo(call, names, created, peers if exc.code not in _REFUSED else [])
+        # A container was created under this name meanwhile: it owns the link now.
+        if exc.code != status.CONTAINER_EXISTS:
+            _undo(call, names, created, peers)
         raise
     resolver.learn(destination.cid, "meta2", peers)
     return Response(204)
@@ -120,16 +124,24 @@ def _claim(call: Call, destination: Target, peers: list[str]) -> bool:
     return reply.created
 
 
-def _undo(call: Call, names: dict[str, Any], created: bool, perhaps_copied: list[str]) -> None:
-    """Remove what a failed copy left: perhaps its base, its link, its reference."""
+def _undo(call: Call, names: dict[str, Any], created: bool, peers: list[str]) -> None:
+    """Remove what a failed copy left: perhaps its base, its link, its reference.
+
+    The copy may have been made although its answer was lost. It is frozen: a base that is not was created by
+    somebody else through the link, and stays with it.
+    """
     resolver, errand = call.proxy.resolver, Errand(call, admin=True, grace_s=ROLLBACK_S)
     try:
-        if perhaps_copied:
-            try:
-                request = ContainerDestroy(**names, force=True)
-                resolver.call_services("meta2", perhaps_copied, request, errand, write=True)
-            except StatusError as exc:
-                logger.warning("the failed copy %s may remain: %s, request %s", names["cid"], exc, call.reqid)
+        found: Properties = resolver.call_services(
+            "meta2", peers, ContainerGetProperties(**names), errand, write=False
+        )
+        if found.properties.get(_STATUS) != _FROZEN:
+            return
+        resolver.call_services("meta2", peers, ContainerDestroy(**names, force=True), errand, write=True)
+    except StatusError as exc:
+        if exc.code != status.CONTAINER_NOT_FOUND:
+            logger.warning("the failed copy %s may remain: %s, request %s", names["cid"], exc, call.reqid)
+    try:
         resolver.forget(names["cid"], "meta2")
         resolver.call_meta1(ReferenceUnlink(**names, type="meta2"), errand, write=True)
     except StatusError as exc:

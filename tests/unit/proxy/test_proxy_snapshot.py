@@ -93,18 +93,32 @@ def test_of_two_snapshots_onto_one_name_the_second_undoes_nothing(copying):
     assert not {"container_copy", "reference_unlink", "reference_destroy"} & set(copying.meta.names())
 
 
-@pytest.mark.parametrize(
-    ("code", "http", "destroyed"), [(433, 409, False), (431, 404, False), (500, 500, True), (503, 503, True)]
-)
-def test_a_failed_copy_leaves_nothing(copying, code, http, destroyed):
+@pytest.mark.parametrize(("code", "http"), [(431, 404), (500, 500), (503, 503)])
+@pytest.mark.parametrize("made", [False, True])
+def test_a_failed_copy_leaves_nothing(copying, code, http, made):
     copying.meta.answers["container_copy"] = StatusError(code, "no")
+    copying.meta.answers["container_get_properties"] = (
+        messages.Properties(properties={"sys.status": "4294967295"}) if made else StatusError(431, "no base")
+    )
     assert copying.post(f"container/snapshot?{REF}", BODY).code == (http, code)
     after = copying.meta.names()[copying.meta.names().index("container_copy") + 1 :]
-    assert after == ["container_destroy"] * destroyed + ["reference_unlink", "reference_destroy"]
+    assert after == [
+        "container_get_properties", *["container_destroy"] * made, "reference_unlink", "reference_destroy"
+    ]  # fmt: skip
     assert {call.cid for call in copying.meta.calls[-len(after) :]} == {COPY}
     assert not copying.meta.last("reference_destroy").force
     # What was wrong must not be remembered.
     assert copying.app.resolver.links.get((COPY, "meta2")) is None
+
+
+def test_a_container_created_meanwhile_keeps_its_link(copying):
+    copying.meta.answers["container_copy"] = StatusError(433, "Container already exists")
+    assert copying.post(f"container/snapshot?{REF}", BODY).code == (409, 433)
+    assert copying.meta.names()[-1] == "container_copy"
+    copying.meta.answers["container_copy"] = StatusError(504, "too late")
+    copying.meta.answers["container_get_properties"] = messages.Properties(properties={"sys.status": "0"})
+    assert copying.post(f"container/snapshot?{REF}", BODY).code == (503, 504)
+    assert copying.meta.names()[-1] == "container_get_properties"
 
 
 def test_a_failed_copy_leaves_the_reference_that_was_there(copying):
@@ -113,6 +127,7 @@ def test_a_failed_copy_leaves_the_reference_that_was_there(copying):
         cid=call.cid, account="acct", name="x", services=[LINK] if call.cid == SOURCE else []
     )
     copying.meta.answers["container_copy"] = StatusError(500, "no")
+    copying.meta.answers["container_get_properties"] = StatusError(431, "no base")
     assert copying.post(f"container/snapshot?{REF}", BODY).code == (500, 500)
     assert copying.meta.names()[-1] == "reference_unlink"
 
