@@ -142,7 +142,7 @@ def read_conf(
     :raises SystemExit: when the file cannot be read or the section is missing.
     """
     if use_yaml:
-        return parse_config(conf_path)
+        return _read_yaml(conf_path)
     parser = configparser.ConfigParser(defaults=dict(defaults or {}), interpolation=None)
     try:
         readable = parser.read(conf_path, encoding="utf-8")
@@ -160,8 +160,18 @@ def read_conf(
     return dict(parser.items(section_name))
 
 
+def _read_yaml(conf_path: str) -> Any:
+    import yaml
+
+    try:
+        return parse_config(conf_path)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        print(f"Unable to read config from {conf_path}: {exc}")
+        sys.exit(1)
+
+
 def parse_config(conf_path: str) -> Any:
-    """Load a YAML file."""
+    """Load a YAML file. :raises OSError: when it cannot be read."""
     import yaml
 
     with open(conf_path, encoding="utf-8") as stream:

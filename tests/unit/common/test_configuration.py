@@ -6,7 +6,15 @@
 import pytest
 
 from oio.common import configuration
-from oio.common.configuration import load_namespace_conf, read_conf, set_namespace_options
+from oio.common.configuration import (
+    InvalidServiceConfigError,
+    load_namespace_conf,
+    parse_config,
+    parse_options,
+    read_conf,
+    set_namespace_options,
+    validate_service_conf,
+)
 from oio.common.exceptions import ConfigurationException
 
 
@@ -121,3 +129,102 @@ def test_a_file_whose_name_reads_as_a_pattern(tmp_path, monkeypatch):
     path.write_text("[NS]\nproxy=127.0.0.1:6000\n")
     monkeypatch.setenv("OIO_SDS_CONF", str(path))
     assert load_namespace_conf("NS", fresh=True)["proxy"] == "127.0.0.1:6000"
+
+
+def test_the_places_of_the_configuration(monkeypatch):
+    monkeypatch.delenv("OIO_SDS_CONF", raising=False)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert list(configuration._config_paths()) == [
+        ("/etc/oio/sds.conf", True), ("/etc/oio/sds.conf.d/*", True), ("/home/me/.oio/sds.conf", False)
+    ]  # fmt: skip
+
+
+def test_system_files_add_up_and_the_later_wins(tmp_path, monkeypatch):
+    (tmp_path / "sds.conf").write_text("[NS]\nproxy = a:1\necd = e:1\n[ns]\nproxy = small:1\n")
+    (tmp_path / "sds.conf.d").mkdir()
+    (tmp_path / "sds.conf.d/10").write_text("[NS]\nproxy = b:1\nany.option = x\n")
+    paths = [(str(tmp_path / "sds.conf"), True), (str(tmp_path / "sds.conf.d/*"), True)]
+    monkeypatch.setattr(configuration, "_config_paths", lambda: iter(paths))
+    conf = load_namespace_conf("NS")
+    assert (conf["proxy"], conf["ecd"], conf["any.option"]) == ("b:1", "e:1", "x")
+    assert conf.files == [str(tmp_path / "sds.conf"), str(tmp_path / "sds.conf.d/10")]
+    assert conf.get("absent") is None and "absent" not in conf and isinstance(conf, dict)
+    assert load_namespace_conf("ns")["proxy"] == "small:1"
+    # All of it goes to the last file.
+    assert set_namespace_options("NS", {"New": 5, "ecd": "f:1"}) == {
+        "proxy": "b:1", "ecd": "f:1", "any.option": "x", "new": "5"
+    }  # fmt: skip
+    assert "e:1" in (tmp_path / "sds.conf").read_text()
+    assert load_namespace_conf("NS", fresh=True)["ecd"] == "f:1"
+
+
+def test_no_file_at_all(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OIO_SDS_CONF", str(tmp_path / "nothing"))
+    with pytest.raises(SystemExit) as left:
+        load_namespace_conf("NS")
+    assert left.value.code == 1 and str(tmp_path / "nothing") in capsys.readouterr().out
+    assert load_namespace_conf("NS", failsafe=True) == {"namespace": "NS"}
+
+
+def test_a_new_namespace_can_be_set(conf_file):
+    set_namespace_options("OTHER", {"proxy": "127.0.0.1:9"})
+    assert load_namespace_conf("OTHER")["proxy"] == "127.0.0.1:9"
+    assert load_namespace_conf("NS")["zookeeper"] == "a%b"
+
+
+def test_defaults_of_a_plain_file(tmp_path):
+    path = tmp_path / "service.conf"
+    path.write_text("[a]\nx = 50%\n")
+    assert read_conf(str(path), "a", defaults={"x": "0", "y": "2"}) == {"x": "50%", "y": "2"}
+
+
+def test_yaml_files(tmp_path, capsys):
+    path = tmp_path / "service.yml"
+    path.write_text("a: {x: [1, two]}\n")
+    assert parse_config(str(path)) == {"a": {"x": [1, "two"]}} == read_conf(str(path), use_yaml=True)
+    path.write_text("a: !!python/object/apply:os.getpid []\n")
+    for wrong in (path, tmp_path / "absent"):
+        with pytest.raises(SystemExit) as left:
+            read_conf(str(wrong), use_yaml=True)
+        assert left.value.code == 1 and str(wrong) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", [None, "no section\n", "[other]\n"])
+def test_what_cannot_be_read_is_said_before_leaving(tmp_path, capsys, text):
+    path = tmp_path / "service.conf"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as left:
+        read_conf(str(path), "section")
+    assert left.value.code == 1 and str(path) in capsys.readouterr().out
+
+
+def test_options_of_a_program(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "service.conf"
+    path.touch()
+    monkeypatch.setattr("sys.argv", ["program", str(path), "-v"])
+    assert parse_options() == (str(path), {"verbose": True})
+    monkeypatch.setattr("sys.argv", ["program", str(path)])
+    assert parse_options()[1] == {"verbose": False}
+    for args in ([], [str(path) + "-absent"]):
+        monkeypatch.setattr("sys.argv", ["program", *args])
+        with pytest.raises(SystemExit) as left:
+            parse_options()
+        assert left.value.code == 1 and "Error" in capsys.readouterr().out
+
+
+def test_a_program_may_bring_its_parser(tmp_path, monkeypatch):
+    from optparse import OptionParser
+
+    parser = OptionParser()
+    parser.add_option("--times", type="int")
+    monkeypatch.setattr("sys.argv", ["program", str(tmp_path), "--times", "3", "--verbose"])
+    assert parse_options(parser) == (str(tmp_path), {"verbose": True, "times": 3})
+
+
+@pytest.mark.parametrize("conf", [{}, {"namespace": ""}])
+def test_a_service_needs_a_namespace(conf):
+    validate_service_conf({"namespace": "NS"})
+    with pytest.raises(InvalidServiceConfigError, match="namespace"):
+        validate_service_conf(conf)
+    assert issubclass(InvalidServiceConfigError, ValueError)

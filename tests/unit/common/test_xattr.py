@@ -38,6 +38,28 @@ def test_missing_file(tmp_path):
     assert caught.value.errno == errno.ENOENT
 
 
+def test_a_file_system_without_attributes(path, monkeypatch):
+    def refuse(_path):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(os, "listxattr", refuse)
+    with pytest.raises(OSError) as caught:
+        xattr.read_user_xattr(path)
+    assert caught.value.errno == errno.ENOTSUP
+
+
+def test_an_attribute_that_disappears_meanwhile_is_left_out(path, monkeypatch):
+    os.setxattr(path, "user.a", b"1")
+    monkeypatch.setattr(os, "listxattr", lambda _path: ["user.a", "user.gone", "security.x"])
+    assert xattr.read_user_xattr(path) == {"a": "1"}
+
+
+def test_the_library_can_be_imported_from_here():
+    from oio.common.xattr import xattr as library
+
+    assert all(callable(getattr(library, name)) for name in ("setxattr", "removexattr", "get_all", "getxattr"))
+
+
 def test_set_fullpath_xattr(path):
     for name in LEGACY:
         os.setxattr(path, f"user.{name}", b"x")
