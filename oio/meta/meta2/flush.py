@@ -10,14 +10,18 @@ back to the disk.
 
 from __future__ import annotations
 
+import logging
 import time
 
+from oio.common.status import StatusError
 from oio.meta.context import Context
 from oio.meta.messages import ContainerFlush, FlushReply
 from oio.meta.meta2 import deletes, rules, schema
 from oio.meta.meta2.rows import Alias
 from oio.meta.repository import Repository
 from oio.meta.transaction import Transaction
+
+logger = logging.getLogger("oio.meta.meta2.flush")
 
 #: Rows of one transaction: bounds how long other writers of the container wait.
 SLICE_ROWS = 100
@@ -46,10 +50,18 @@ def flush(
         truncated = repository.write(base_name, delete_slice, deadline=context.deadline)
         left -= min(left, SLICE_ROWS)
         if not truncated:
-            repository.vacuum(base_name)
+            _give_space_back(repository, base_name)
             return FlushReply(truncated=False)
         if left <= 0 or _is_late(begin, context.deadline):
             return FlushReply(truncated=True)
+
+
+def _give_space_back(repository: Repository, base_name: str) -> None:
+    """Defragment the base; the objects are gone whatever becomes of that."""
+    try:
+        repository.vacuum(base_name)
+    except StatusError as exc:
+        logger.warning("base %s was flushed, but not defragmented: %s", base_name, exc)
 
 
 def _is_late(begin: float, deadline: float | None) -> bool:

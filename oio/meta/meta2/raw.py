@@ -26,7 +26,6 @@ from oio.meta.transaction import Transaction
 NAME_MAX_BYTES = 1023
 #: Longest other text (URL of a chunk, chunk method, media type, policy) and content id, in bytes.
 TEXT_MAX_BYTES, CONTENT_ID_MAX_BYTES = 4096, 256
-_INTEGER_MAX = 2**63 - 1
 
 _ALIAS_COLUMNS = "INTO aliases(alias, version, content, deleted, ctime, mtime) VALUES(?, ?, ?, ?, ?, ?)"
 _HEADER_COLUMNS = (
@@ -128,7 +127,7 @@ def _check_beans(beans: Sequence[RawBean]) -> None:
 
 def _check_alias(bean: RawAlias) -> None:
     _check_text("alias", "name", bean.name, NAME_MAX_BYTES)
-    _check_number("alias", "version", bean.version, 1)
+    _check_number("alias", "version", bean.version, 1, rows.VERSION_MAX)
     _check_content_id("alias", "header", bean.header)
     _check_times("alias", bean.ctime, bean.mtime)
 
@@ -173,8 +172,8 @@ def _check_content_id(kind: str, field: str, value: str) -> None:
         raise _invalid(kind, field, f"{len(value)} digits")
 
 
-def _check_number(kind: str, field: str, value: int, low: int) -> None:
-    if not low <= value <= _INTEGER_MAX:
+def _check_number(kind: str, field: str, value: int, low: int, high: int = rows.INTEGER_MAX) -> None:
+    if not low <= value <= high:
         raise _invalid(kind, field, str(value))
 
 

@@ -131,6 +131,18 @@ def test_flush_gives_the_space_back(bench: Meta2Bench) -> None:
     assert stats["stats.freelist_count"] == "0"
 
 
+def test_a_flush_is_done_even_when_its_space_cannot_be_given_back(
+    bench: Meta2Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_base_name: str) -> None:
+        raise StatusError(503, "no turn")
+
+    bench.put("a")
+    monkeypatch.setattr(bench.repository, "vacuum", refuse)
+    assert not flush(bench)
+    assert rows_left(bench)["aliases"] == 0
+
+
 def test_flush_of_a_frozen_container(bench: Meta2Bench) -> None:
     bench.put("a")
     bench.call(m.ContainerSetStatus(cid=CID, status="frozen"))

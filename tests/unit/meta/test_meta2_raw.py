@@ -111,6 +111,20 @@ def test_counters_follow_rows_in_any_order(bench: Meta2Bench) -> None:
     assert bench.properties()["sys.m2.usage"] == "0"
 
 
+def test_the_last_version_can_be_hidden(bench: Meta2Bench) -> None:
+    bench.set(sys__m2__policy__version="-1")
+    insert(bench, alias(version=2**63 - 2), header())
+    bench.delete("a")
+    assert bench.versions("a") == [(2**63 - 1, True), (2**63 - 2, False)]
+
+
+def test_sizes_that_no_counter_holds(bench: Meta2Bench) -> None:
+    insert(bench, alias(), header(size=2**63 - 1))
+    before = rows(bench)
+    assert code_of(insert, bench, alias("b")) == 445
+    assert rows(bench) == before
+
+
 def test_markers_count_for_nothing(bench: Meta2Bench) -> None:
     insert(bench, alias(deleted=True, header=b"DELETED".hex().upper()))
     assert bench.check_counters() == (0, 0)
@@ -241,7 +255,7 @@ def test_bad_updates_change_nothing(bench: Meta2Bench) -> None:
     [
         (alias(""), "name"), (alias("é" * 512), "name"), (alias("a\0b"), "name"),
         (alias(version=0), "version"), (alias(version=-4), "version"),
-        (alias(version=2**63), "version"), (alias(header=""), "header"),
+        (alias(version=2**63), "version"), (alias(version=2**63 - 1), "version"), (alias(header=""), "header"),
         (alias(header="AA" * 257), "header"), (alias(ctime=-1), "ctime"), (alias(mtime=2**63), "mtime"),
         (header(""), "id"), (header(hash="AB" * 15), "hash"), (header(hash="AB"), "hash"),
         (header(size=-1), "size"), (header(size=2**63), "size"), (header(chunk_method=""), "chunk-method"),
