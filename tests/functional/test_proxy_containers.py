@@ -93,6 +93,21 @@ def test_frozen_and_disabled_containers_can_be_destroyed(box, status):
     assert box.system()["sys.status"] == "0"
 
 
+def test_an_object_that_was_acknowledged_is_not_destroyed_as_nothing(make_box):
+    with ThreadPoolExecutor(4) as executor:
+        for number in range(8):
+            box = make_box(f"-{number}")
+            box.post("container/create")
+            puts = [executor.submit(box.put, f"o{rank}") for rank in range(3)]
+            destroyed = box.post("container/destroy")
+            stored = [put.result().status for put in puts].count(204)
+            assert destroyed.code in ((204, None), (409, 438))
+            if destroyed.status == 204:
+                assert stored == 0
+            else:
+                assert box.system()["sys.m2.objects"] == str(stored)
+
+
 def test_what_is_not_there(make_box):
     box = make_box()
     for route in (

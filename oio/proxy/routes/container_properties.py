@@ -67,7 +67,7 @@ def setting_of(call: Call) -> ContainerSetProperties:
     if not properties:
         raise bad_request("No properties found in the body")
     check_policy(call, properties)
-    clear = "flush" in call.args or call.flag("flush")
+    clear = call.flag("flush") or call.args.get("flush") == ""
     return ContainerSetProperties(**container, properties=properties, clear=clear)
 
 

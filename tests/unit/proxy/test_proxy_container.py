@@ -184,6 +184,9 @@ def test_set_and_del_properties(cluster):
     assert sent.properties == {"user.a": "", "sys.m2.quota": "1"} and sent.clear
     for bad in (None, {}, {"properties": {}}, {"system": {"x": "y"}}):
         assert cluster.post(f"container/set_properties?{REF}&flush=1", bad).code == (400, 400)
+    for flush, wanted in (("&flush", True), ("&flush=", True), ("&flush=0", False), ("", False)):
+        assert cluster.post(f"container/set_properties?{REF}{flush}", body).status == 200
+        assert cluster.meta.last("container_set_properties").clear is wanted
     answer = cluster.post(f"container/del_properties?{REF}", ["a", "b"])
     assert (answer.status, answer.json) == (200, {})
     assert cluster.meta.last("container_del_properties").names == ["user.a", "user.b"]
