@@ -172,30 +172,37 @@ class Tool:
 
     def log_report(self, status: str, force: bool = False) -> None:
         """Log what was done since the last report and in all, when it is time to."""
-        now = time.time()
-        if not force and now - self.last_report < self.report_interval:
+        end_time = time.time()
+        if not force and end_time - self.last_report < self.report_interval:
             return
-        self.total_items_processed += self.items_processed
-        self.total_errors += self.errors
-        self.logger.info("%s", self._get_report(status, now))
-        self.items_processed = self.errors = 0
-        self.last_report = now
+        counters = self._update_total_counters()
+        self.logger.info("%s", self._get_report(status, end_time, counters))
+        self.last_report = end_time
 
-    def _get_report(self, status: str, now: float) -> str:
-        """Text of a report; the counters of the period are already in the totals."""
-        since_last_s = now - self.last_report or 1e-5
-        in_all_s = now - self.start_time or 1e-5
+    def _update_total_counters(self) -> tuple[int, int, int, int]:
+        """Start a new period; gives (items of the last one, all items, errors of the last one, all errors)."""
+        items, errors = self.items_processed, self.errors
+        self.total_items_processed += items
+        self.total_errors += errors
+        self.items_processed = self.errors = 0
+        return items, self.total_items_processed, errors, self.total_errors
+
+    def _get_report(self, status: str, end_time: float, counters: tuple[int, int, int, int]) -> str:
+        """Text of a report, from what :meth:`_update_total_counters` gave."""
+        items, all_items, errors, all_errors = counters
+        since_last_s = end_time - self.last_report or 1e-5
+        in_all_s = end_time - self.start_time or 1e-5
         facts = [
             f"{status} {type(self).__name__}",
             f"started={time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self.start_time))}",
             f"elapsed={in_all_s:.2f}s",
-            f"items={self.items_processed}/{self.total_items_processed}",
-            f"rate={self.items_processed / since_last_s:.2f}/s {self.total_items_processed / in_all_s:.2f}/s",
-            f"errors={self.errors}/{self.total_errors}",
+            f"items={items}/{all_items}",
+            f"rate={items / since_last_s:.2f}/s {all_items / in_all_s:.2f}/s",
+            f"errors={errors}/{all_errors}",
         ]
         if self.total_expected_items:
-            percentage = 100 * self.total_items_processed / self.total_expected_items
-            facts.append(f"progress={self.total_items_processed}/{self.total_expected_items} ({percentage:.2f}%)")
+            percentage = 100 * all_items / self.total_expected_items
+            facts.append(f"progress={all_items}/{self.total_expected_items} ({percentage:.2f}%)")
         return " ".join(facts)
 
 

@@ -4,8 +4,10 @@
 """The single connections that older programs import."""
 
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -62,3 +64,44 @@ def test_names():
 def test_no_eventlet_is_loaded():
     code = "import sys, oio.common.http_eventlet; assert 'eventlet' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.fixture
+def tls_peer(tmp_path):
+    """Answers one request through TLS, with a certificate that nobody trusts."""
+    pair = [str(tmp_path / "key"), str(tmp_path / "cert")]
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=nobody"
+    done = subprocess.run(
+        [*command.split(), "-keyout", pair[0], "-out", pair[1]], capture_output=True, check=False, timeout=60
+    )
+    if done.returncode:
+        pytest.skip("openssl cannot make a certificate")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair[1], pair[0])
+    listener = socket.create_server(("127.0.0.1", 0))
+    received = []
+
+    def serve():
+        connection, _address = listener.accept()
+        with context.wrap_socket(connection, server_side=True) as secured:
+            while b"\r\n\r\n" not in b"".join(received):
+                received.append(secured.recv(4096))
+            secured.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield "{}:{}".format(*listener.getsockname()), received
+    thread.join(30)
+    listener.close()
+
+
+def test_certificates_are_not_verified(tls_peer):
+    address, received = tls_peer
+    connection = http_connect(address, "GET", "p", {"a": True}, scheme="https")
+    assert isinstance(connection, CustomHttpsConnection)
+    connection.set_cork()
+    connection.set_cork(False)
+    response = connection.getresponse()
+    assert (response.status, response.read()) == (200, b"ok")
+    assert b"GET /p HTTP/1.1" in received[0] and b"a: True" in received[0]
+    connection.close()
