@@ -35,6 +35,7 @@ class LbClient(ProxyClient):
 
     def next_instance(self, pool: str, **kwargs: Any) -> dict[str, Any]:
         """Draw one service of a type."""
+        kwargs.pop("size", None)
         return self.next_instances(pool, size=1, **kwargs)[0]
 
     def poll(self, pool: str, **kwargs: Any) -> list[Any]:

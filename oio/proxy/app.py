@@ -130,7 +130,7 @@ class Proxy:
             logger.exception("%s %s failed, request %s", request.method, request.target, request.reqid)
             response = error_response(status.INTERNAL_ERROR, "Internal error, see the logs of the proxy")
         option = request.headers.get("connection")
-        if option is None or "keep-alive" not in option.lower():
+        if option != "keep-alive" and (option is None or "keep-alive" not in option.lower()):
             # Contract: only those who ask keep their connection.
             response.close = True
         perfdata = call.perfdata()

@@ -37,6 +37,9 @@ STALE_CODES = frozenset({431, 450, 453, 409})
 NETWORK_CODES = frozenset(range(2, 10))
 #: After these the request may have been executed: it must not be sent to another replica if it writes.
 UNCERTAIN_CODES = frozenset({3, 4, 5, 7})
+#: Begins the message of a failure to find the services of a container.
+_DIRECTORY_ERROR = "Directory error: "
+
 _TIMEOUT_CODES = frozenset({5, 7})
 
 #: A service that says nothing for that long is thought to be down, whatever the deadline of the client (seconds).
@@ -196,7 +199,8 @@ class Resolver:
                 ReferenceShow(cid=cid, type=service_type, with_properties=False), context, write=False
             )
         except StatusError as exc:
-            raise StatusError(exc.code, f"Directory error: {exc.message}") from exc
+            message = exc.message.removeprefix(_DIRECTORY_ERROR)
+            raise StatusError(exc.code, f"{_DIRECTORY_ERROR}{message}") from exc
         services = hosts_of(reply.services)
         if not services:
             raise StatusError(status.CONTAINER_NOT_FOUND, "No service located")
@@ -224,7 +228,10 @@ class Resolver:
         cid: str = request.cid
 
         def attempt() -> Any:
-            services = list(only) or self.meta1(cid, context)
+            try:
+                services = list(only) or self.meta1(cid, context)
+            except StatusError as exc:
+                raise StatusError(exc.code, f"{_DIRECTORY_ERROR}{exc.message}") from exc
             try:
                 return self._call_any("meta1", services, request, context, write)
             except StatusError as exc:

@@ -117,15 +117,17 @@ def destroy(tx: Transaction, request: ReferenceDestroy, context: Context) -> Non
     """Delete a reference and its properties; 407 while services are linked, unless ``force``."""
     cid = bytes.fromhex(request.cid)
     _require(tx, cid, request)
-    if not request.force:
-        links = _links(tx, cid)
-        if links:
-            raise StatusError(
-                status.REFERENCE_IN_USE,
-                f"Reference {request.cid} is linked to {links[0].type} {links[0].host}"
-                f" ({len(links)} links)",
-            )
-    for table in ("services", "properties", "users"):
+    links = _links(tx, cid)
+    if links and not request.force:
+        raise StatusError(
+            status.REFERENCE_IN_USE,
+            f"Reference {request.cid} is linked to {links[0].type} {links[0].host}"
+            f" ({len(links)} links)",
+        )
+    if links:
+        tx.execute("DELETE FROM services WHERE cid = ?", (cid,))
+        _emit_services(tx, cid, request, context)
+    for table in ("properties", "users"):
         tx.execute(f"DELETE FROM {table} WHERE cid = ?", (cid,))
 
 

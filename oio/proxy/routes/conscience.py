@@ -98,7 +98,10 @@ def score(call: Call) -> Response:
 def resolve(call: Call) -> Response:
     """``conscience/resolve``: address of a service id."""
     service_type, service_id = call.required("type"), call.required("service_id")
-    return json_reply({"addr": call.proxy.resolver.address(service_type, service_id)})
+    item = call.proxy.world.find(service_type, service_id)
+    if item is None:
+        raise StatusError(status.UNAVAILABLE, f"Conscience error: Service ID [{service_id}] not found")
+    return json_reply({"addr": item.addr})
 
 
 def register(call: Call) -> Response:

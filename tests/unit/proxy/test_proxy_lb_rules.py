@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from oio.common.status import StatusError
 from oio.conscience.messages import NamespaceInfo, Service
+from oio.proxy.chunks import near_score
 from oio.proxy.lb import NotEnoughServices, build_world
 from oio.proxy.lb.location import distance, djb2, location_from_text
 from oio.proxy.lb.pool import parse_pool
@@ -333,6 +334,33 @@ def test_near_services_first_or_as_many_as_possible():
         # A host has a share of two of the three targets.
         assert sorted(one[1] for one in ids(selection)) == ["1", "1", "2"]
     assert {ids(selection)[0][1] for selection in draw(pool)} == {"1", "2"}, "no preference when not asked"
+
+
+@pytest.mark.parametrize(
+    ("location", "low", "high"),
+    [
+        ("room.rack.host.other", 91, 100), ("room.rack.host.here", 91, 100), ("room.rack.x.x", 51, 80),
+        ("room.x.x.x", 11, 50),
+    ],
+)  # fmt: skip
+def test_scores_shown_to_neighbours(location, low, high):
+    here = location_from_text("room.rack.host.here")
+
+    def shown(score):
+        (item,) = world_of([service(1, location, score=score)]).items
+        return near_score(item, here)
+
+    assert shown(100) == high and low <= shown(1) <= low + 1
+    scores = [shown(score) for score in range(1, 101)]
+    assert scores == sorted(scores)
+    assert shown(0) == 0
+
+
+@pytest.mark.parametrize(("bit", "low", "high"), [(48, 5, 10), (63, 1, 4)])
+def test_scores_shown_far_away(bit, low, high):
+    for score, expected in ((100, high), (1, low), (0, 0)):
+        (item,) = world_of([service(1, f"{1 << bit:#x}", score=score)]).items
+        assert near_score(item, 0) == expected
 
 
 # --- what holds for any of them

@@ -141,6 +141,7 @@ def test_destroy_wants_force_while_something_is_linked(ref):
     assert ref.post("destroy").code == (403, 407)
     answer = ref.post("destroy", force=1)
     assert (answer.status, answer.data) == (204, b"")
+    assert ref.events(3)[-1] == [], "the links went with it"
     assert ref.post("destroy").code == (404, 406)
 
 

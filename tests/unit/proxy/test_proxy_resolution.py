@@ -203,13 +203,13 @@ def test_no_meta1_answers(resolver, backend):
 def test_prefix_without_services(resolver, backend):
     backend.answers["meta0_get"] = PrefixMapping()
     message = refused(resolver.call_meta1, ReferenceShow(cid=CID), Context(), code=503, write=False)
-    assert message.startswith("No META1: ")
+    assert message == "Directory error: No META1: prefix ABAB is not assigned"
 
 
 def test_no_meta0_is_known(backend, variables):
     resolver = Resolver(variables, backend, Feed(("meta1", "meta2")))
     message = refused(resolver.call_meta1, ReferenceShow(cid=CID), Context(), code=503, write=False)
-    assert message.startswith("No META0: ")
+    assert message.startswith("Directory error: No META0: ")
 
 
 # --- replicas

@@ -96,12 +96,16 @@ def test_choose(cluster):
     answer = cluster.get("lb/choose?type=rawx&size=7")
     assert answer.code == (500, 481)
     assert answer.json["message"].startswith("found only 6 services matching the criteria: ")
+    assert cluster.get("lb/choose?type=rawx&size=5000").code == (500, 481)
     assert cluster.get("lb/choose?type=account").code == (500, 481)
 
 
 def test_choose_falls_back(cluster):
     cluster.conscience.put(*(rawx(n, **{"tag.slots": "fast"}) for n in (1, 2, 3)))
     cluster.reload()
+    assert {one["addr"] for one in cluster.get("lb/choose?type=rawx&size=3&slot=rawx-fast").json} == {
+        f"{NS}-rawx-{n}" for n in (1, 2, 3)
+    }
     answer = cluster.get("lb/choose?type=rawx&size=4&slot=fast")
     fast = {f"{NS}-rawx-{n}" for n in (1, 2, 3)}
     assert len({one["addr"] for one in answer.json} & fast) == 3
@@ -197,6 +201,8 @@ def test_list_and_resolve(cluster):
     answer = cluster.get("conscience/resolve?type=rawx&service_id=x")
     assert answer.code == (503, 503)
     assert answer.json["message"] == "Conscience error: Service ID [x] not found"
+    assert cluster.get("conscience/resolve?type=rawx&service_id=127.0.0.1:6202").json == {"addr": "127.0.0.1:6202"}
+    assert cluster.get("conscience/resolve?type=rawx&service_id=127.0.0.1:1").code == (503, 503)
     assert cluster.get("conscience/resolve?type=rawx").code == (400, 400)
 
 
