@@ -4,6 +4,7 @@
 #   make run    start a local cluster, store a real file under three policies, read it back
 #   make stop   end that cluster
 #   make test   lint, then unit, functional and fault tests
+#   make chaos  kill services at random for a long time (OIO_CHAOS_KILLS, OIO_CHAOS_SEED)
 #   make bench  measure throughput and latency on a cluster of its own
 #   make bench-large  measure a container of a million objects against an empty one
 
@@ -14,7 +15,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 CLUSTER := run
 export OIO_SDS_CONF := $(CURDIR)/$(CLUSTER)/sds.conf
 
-.PHONY: run stop status test lint unit functional fault bench bench-large clean
+.PHONY: run stop status test lint unit functional fault chaos bench bench-large clean
 
 $(VENV)/.installed: setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, not " + sys.version) if sys.version_info < (3, 11) else 0'
@@ -49,6 +50,10 @@ functional: $(VENV)/.installed-test
 
 fault: $(VENV)/.installed-test
 	$(PYTHON_HERE) -m pytest -q tests/fault
+
+chaos: export OIO_CHAOS_KILLS ?= 300
+chaos: $(VENV)/.installed-test
+	$(PYTHON_HERE) -m pytest -q -s -o timeout=0 tests/fault/test_chaos.py
 
 bench: $(VENV)/.installed-test
 	$(PYTHON_HERE) -m tools.benchmark $(BENCH)
