@@ -59,7 +59,11 @@ class Daemon:
             signal.signal(one, signal.SIG_IGN)
         self.logger.info("Stopped by %s", signal.Signals(number).name)
         os.killpg(0, signal.SIGTERM)
-        self.stop()
+        try:
+            self.stop()
+        except Exception:
+            self.logger.exception("Could not stop as it should")
+            sys.exit(1)
         sys.exit(0)
 
 

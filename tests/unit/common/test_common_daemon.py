@@ -21,7 +21,8 @@ import os, signal, sys, time
 from oio.common.daemon import Daemon, run_daemon
 
 class BlobIndexer(Daemon):
-    def run(self, ready=None, fail=False):
+    def run(self, ready=None, fail=False, stop_fails=False):
+        self.stop_fails = stop_fails
         print(f"hello from {os.getcwd()} {os.environ['HOME']}")
         os.write(1, b"lost")
         if fail:
@@ -39,6 +40,8 @@ class BlobIndexer(Daemon):
     def stop(self):
         _pid, status = os.waitpid(self.child, 0)
         self.logger.info("child ended by %d", status)
+        if self.stop_fails:
+            raise ValueError("cannot stop")
 
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 """
@@ -80,6 +83,17 @@ def test_a_signal_stops_the_whole_group(tmp_path, number):
         daemon.kill()
     assert daemon.returncode == 0
     assert f"Stopped by {number.name}" in err and f"child ended by {signal.SIGTERM:d}" in err
+
+
+def test_a_stop_that_fails_is_logged_and_the_code_tells(tmp_path):
+    daemon = start(tmp_path, "verbose=True, ready=True, stop_fails=True")
+    try:
+        assert any("INFO ready" in line for line in daemon.stderr)
+        daemon.terminate()
+        _out, err = daemon.communicate(timeout=30)
+    finally:
+        daemon.kill()
+    assert daemon.returncode == 1 and "ValueError: cannot stop" in err
 
 
 def test_a_failure_is_logged_and_the_code_tells(tmp_path):
