@@ -170,17 +170,18 @@ class FakeProxy:
     def on_content_prepare2(self, cid: str, query: Any, value: Any, _headers: Any) -> Response:
         version = query.get("version") or str(self._version())
         position = int(value["position"])
+        policy = value.get("policy", "THREE")
         chunks, properties = [], {}
         for index in range(self.copies):
             rawx = self.rawx[index % len(self.rawx)]
-            chunk_id = compute_chunk_id(cid, query["path"], version, position, "THREE")
+            chunk_id = compute_chunk_id(cid, query["path"], version, position, policy)
             url = f"http://{rawx.address}/{chunk_id}"
             chunks.append({"url": url, "real_url": url, "pos": str(position), "size": self.chunk_size,
                            "hash": "0" * 32, "score": 90})  # fmt: skip
             properties["__OIO_CHUNK__" + url] = "{}"
         meta = {
             "name": quote(query["path"], ""), "version": version, "deleted": "False", "ctime": "1", "mtime": "1",
-            "size": "1", "length": "1", "policy": value.get("policy", "THREE"), "hash-method": "md5",
+            "size": "1", "length": "1", "policy": policy, "hash-method": "md5",
             "mime-type": "application/octet-stream", "chunk-method": f"plain/nb_copy={self.copies}",
             "id": query.get("content") or f"{int(version):032X}",
         }  # fmt: skip
