@@ -259,10 +259,6 @@ def test_reference_create_and_destroy(cluster):
     assert cluster.meta.last("reference_destroy").force
 
 
-def test_routes_of_older_versions_are_gone(cluster):
-    assert cluster.get(f"reference/has?{REF}").code == (404, 404)
-
-
 def test_reference_show_splits_sets(cluster):
     cluster.meta.answers["reference_show"] = messages.ReferenceReply(
         cid=CID, account="acct", name="ref", services=[ServiceLink(type="meta2", host="a,b", seq=2)]
@@ -304,18 +300,6 @@ def test_link(cluster):
     assert cluster.post(f"reference/link?{REF}&type=meta2").code == (404, 406)
 
 
-def test_renew_follows_the_update_policy(cluster):
-    assert cluster.post(f"reference/renew?{REF}&type=meta2").status == 200
-    assert not cluster.meta.last("reference_link").renew
-    cluster.process.variables.set("ns.service_update_policy", "meta2=REPLACE|1|1")
-    cluster.meta.answers["reference_link"] = messages.ServiceLinks(
-        services=[LINK, ServiceLink(type="meta2", host="x", seq=2)]
-    )
-    assert [one["seq"] for one in cluster.post(f"reference/renew?{REF}&type=meta2").json] == [2]
-    assert cluster.meta.last("reference_link").renew
-    assert cluster.meta.last("reference_unlink").seq == 1
-
-
 def test_unlink_and_force(cluster):
     assert cluster.post(f"reference/unlink?{REF}&type=meta2").status == 204
     cluster.meta.answers["reference_unlink"] = StatusError(454, "nothing")
@@ -329,42 +313,6 @@ def test_unlink_and_force(cluster):
     for key in link:
         partial = {name: value for name, value in link.items() if name != key}
         assert cluster.post(f"reference/force?{REF}&type=meta2", partial).code == (400, 400)
-
-
-def test_relink(cluster):
-    cluster.process.variables.set("ns.service_update_policy", "rawx=KEEP|3|1")
-    cluster.reload()
-    ids = [f"NSTEST-rawx-{number}" for number in range(1, 7)]
-
-    def link(*hosts, seq=2, kind="rawx"):
-        return {"seq": seq, "type": kind, "host": ",".join(hosts), "args": ""}
-
-    def relink(kept, replaced, query=""):
-        return cluster.post(f"reference/relink?{REF}&type=rawx{query}", {"kept": kept, "replaced": replaced})
-
-    current = ServiceLink(type="rawx", host=",".join(ids[:3]), seq=2, args="x")
-    cluster.meta.answers["reference_show"] = reference(ServiceLink(type="rawx", host="a"), current)
-    for query, stored in (("&dryrun=1", False), ("", True)):
-        cluster.meta.calls.clear()
-        answer = relink(link(*ids[:2]), link(ids[2]), query).json
-        hosts = [one["host"] for one in answer]
-        assert hosts[:2] == ids[:2]
-        assert len(hosts) == 3 and hosts[2] in ids[3:]
-        assert all((one["seq"], one["type"], one["args"]) == (2, "rawx", "x") for one in answer)
-        assert ("reference_force" in cluster.meta.names()) == stored
-    sent = cluster.meta.last("reference_force")
-    assert sent.replace and sent.service == ServiceLink(type="rawx", host=",".join(hosts), seq=2, args="x")
-    assert {one["host"] for one in relink(None, link(*ids[:3])).json} == set(ids[3:])
-    # The set is not the one that is stored, or nothing is to be replaced.
-    for kept, replaced in ((link(ids[0]), link(ids[1])), (link(*ids[:4]), None), (None, link(*ids[:3], seq=3))):
-        assert relink(kept, replaced).code == (500, 407)
-    assert relink(link(*ids[:3]), None).code == (500, 481)
-    other_type, partial = link(ids[0], kind="meta2"), {"seq": 2}
-    for kept, replaced in (
-        (None, None), (link(ids[0]), link(ids[1], seq=3)), (other_type, None), (partial, None), ("x", None),
-    ):  # fmt: skip
-        assert relink(kept, replaced).code == (400, 400)
-    assert cluster.post(f"reference/relink?{REF}", {"kept": None, "replaced": link(ids[0])}).code == (400, 400)
 
 
 # --- resolution
