@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Command line and configuration of ``oio-proxy``."""
 
+import threading
+
 import pytest
 
 from oio.common.exceptions import ConfigurationException
@@ -69,3 +71,20 @@ def test_reload_goes_back_to_the_configuration(conf):
     process.reload()
     assert process.feed.registry.addresses == ["127.0.0.1:3"], "a broken file changes nothing"
     process.stop()
+
+
+def test_addresses_of_consciences_are_read_again(conf):
+    options = Options([], "KNOWN")
+    settings = {"proxy.period.refresh.csurl": "50ms", "proxy.period.cs.downstream": "50ms"}
+    process = ProxyProcess("KNOWN", {**read_configuration(options), **settings}, options)
+    process.start()
+    try:
+        conf.write_text("[KNOWN]\nconscience=127.0.0.1:4,127.0.0.1:5\n")
+        pause = threading.Event()
+        for _ in range(500):
+            if process.feed.registry.addresses == ["127.0.0.1:4", "127.0.0.1:5"]:
+                break
+            pause.wait(0.01)
+        assert process.feed.registry.addresses == ["127.0.0.1:4", "127.0.0.1:5"]
+    finally:
+        process.stop()
