@@ -255,6 +255,8 @@ class BlobClient:
 
         :raises ChunkException: when the copy differs; it is then deleted.
         """
+        kwargs["headers"] = _request_headers(kwargs)
+        kwargs["reqid"] = kwargs["headers"][REQID_HEADER]
         meta, stream = self.chunk_get(from_url, check_headers=not fullpath, **kwargs)
         try:
             meta["oio_version"] = OIO_VERSION

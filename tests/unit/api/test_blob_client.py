@@ -15,6 +15,7 @@ from fake_cluster import NS, FakeCluster
 from oio.blob.client import BlobClient, ChunkStream, extract_headers_meta
 from oio.common import exceptions as exc
 from oio.common.fullpath import encode_fullpath
+from oio.http.server import Request, Response, Server
 
 CHUNK_ID = "AB" * 32
 OTHER_ID = "CD" * 32
@@ -168,6 +169,49 @@ def test_link(blob: BlobClient, cluster: FakeCluster) -> None:
     with pytest.raises(exc.ChunkException) as caught:
         blob.chunk_link(url_of(cluster), OTHER_ID, fullpath)
     assert caught.value.args == (409,)
+
+
+def test_every_request_carries_an_id(blob: BlobClient, cluster: FakeCluster) -> None:
+    seen: list[str | None] = []
+
+    def listen(server: Server) -> None:
+        handle = server.handler
+
+        def noted(req: Request) -> Response:
+            seen.append(req.headers.get("x-oio-req-id"))
+            return handle(req)
+
+        server.handler = noted
+
+    for rawx in cluster.rawx:
+        listen(rawx.server)
+    url, other = url_of(cluster), url_of(cluster, 1, OTHER_ID)
+    fullpath = encode_fullpath("a", "c", "new", 8, "EF" * 16)
+
+    def all_calls(**kwargs: Any) -> set[str | None]:
+        seen.clear()
+        blob.chunk_put(url, meta_of(), b"x", **kwargs)
+        blob.chunk_get(url, **kwargs)[1].read()
+        blob.chunk_head(url, **kwargs)
+        blob.chunk_copy(url, other, **kwargs)
+        blob.chunk_delete_many([{"url": other}], **kwargs)
+        blob.chunk_link(url, OTHER_ID, fullpath, **kwargs)
+        blob.chunk_delete(url, **kwargs)
+        blob.chunk_delete(url_of(cluster, 0, OTHER_ID), **kwargs)
+        assert len(seen) == 9
+        return set(seen)
+
+    generated = all_calls()
+    assert None not in generated and len(generated) == 8, "a copy reads and writes under one id"
+    assert all_calls(reqid="given") == {"given"}
+    assert all_calls(headers={"X-oio-req-id": "in-headers"}) == {"in-headers"}
+
+
+def test_a_url_may_lack_its_scheme(blob: BlobClient, cluster: FakeCluster) -> None:
+    blob.chunk_put(url_of(cluster), meta_of(), b"x")
+    assert blob.resolve_url(f"{cluster.rawx[0].address}/{CHUNK_ID}") == url_of(cluster)
+    assert blob.resolve_url(f"rawx-0/{CHUNK_ID}") == url_of(cluster)
+    assert blob.resolve_url(f"https://127.0.0.1:1/{CHUNK_ID}") == f"https://127.0.0.1:1/{CHUNK_ID}"
 
 
 def test_perfdata(blob: BlobClient, cluster: FakeCluster) -> None:
