@@ -244,6 +244,7 @@ def meta0_force(call: Call) -> Response:
     for service in resolver.meta0():
         resolver.call_services("meta0", [service], request, call, write=True)
     resolver.csm0.clear()
+    call.proxy.tell_siblings(call, target="/v3.0/cache/flush/high")
     return Response(204)
 
 

@@ -153,11 +153,15 @@ def test_properties(cluster):
         assert cluster.post(f"admin/set_properties?{META2}", body).code == (400, 400)
 
 
-def test_mapping_of_meta0(cluster):
+def test_mapping_of_meta0(cluster, monkeypatch):
+    told = []
+    monkeypatch.setattr(cluster.app, "broadcast", lambda method, path, *_: told.append((method, path)) or [])
     mapping = {"0000": ["127.0.0.1:6007"], "FFFF": ["127.0.0.1:6008"]}
     cluster.meta.answers["meta0_get"] = messages.PrefixMapping(mapping=mapping)
     assert cluster.get("admin/meta0_list").json == mapping
     assert cluster.post("admin/meta0_force", mapping).status == 204
     assert cluster.meta.last("meta0_set").mapping == mapping
+    # The other workers of the proxy remember the former mapping too.
+    assert told == [("POST", "/v3.0/cache/flush/high")]
     for body in (None, {}, [], {"0000": "x"}, {"0000": [3]}):
         assert cluster.post("admin/meta0_force", body).code == (400, 400)
