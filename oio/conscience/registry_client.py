@@ -12,6 +12,7 @@ conscience refuses is a :class:`StatusError` with its code; no conscience at all
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -55,10 +56,12 @@ class RegistryClient:
         response = self._call("GET", target, reqid=reqid)
         return None if response.status == 304 else _decode(response, Snapshot)
 
-    def services(self, kind: str, full: bool = False, *, reqid: str = "") -> list[Service]:
+    def services(
+        self, kind: str, full: bool = False, *, reqid: str = "", within_s: float | None = None
+    ) -> list[Service]:
         """Services of a type, straight from the conscience; 453 when the type is unknown."""
         target = f"/v1/services?type={quote(kind, safe='')}&full={int(full)}"
-        return _decode(self._call("GET", target, reqid=reqid), list[Service])
+        return _decode(self._call("GET", target, reqid=reqid, within_s=within_s), list[Service])
 
     def types(self, *, reqid: str = "") -> list[str]:
         """Names of the service types."""
@@ -68,9 +71,12 @@ class RegistryClient:
         """Policies, pools and securities."""
         return _decode(self._call("GET", "/v1/info", reqid=reqid), NamespaceInfo)
 
-    def push(self, services: Iterable[ServiceDef], *, reqid: str = "") -> None:
+    def push(
+        self, services: Iterable[ServiceDef], *, reqid: str = "", within_s: float | None = None
+    ) -> None:
         """Register, lock and unlock, each service according to its score; all of them or none."""
-        self._call("POST", "/v1/push", msgspec.json.encode(list(services)), reqid=reqid)
+        body = msgspec.json.encode(list(services))
+        self._call("POST", "/v1/push", body, reqid=reqid, within_s=within_s)
 
     def register(self, services: Iterable[ServiceDef], *, reqid: str = "") -> None:
         """Push services whose score is to be computed."""
@@ -84,24 +90,41 @@ class RegistryClient:
         """Give services back to the computation; unknown ones stay unknown."""
         self.push((_with_score(srv, SCORE_UNLOCK) for srv in services), reqid=reqid)
 
-    def deregister(self, services: Iterable[ServiceDef], *, reqid: str = "") -> None:
+    def deregister(
+        self, services: Iterable[ServiceDef], *, reqid: str = "", within_s: float | None = None
+    ) -> None:
         """Forget services."""
-        self._call("POST", "/v1/deregister", msgspec.json.encode(list(services)), reqid=reqid)
+        body = msgspec.json.encode(list(services))
+        self._call("POST", "/v1/deregister", body, reqid=reqid, within_s=within_s)
 
-    def flush(self, kind: str, *, reqid: str = "") -> None:
+    def flush(self, kind: str, *, reqid: str = "", within_s: float | None = None) -> None:
         """Forget all services of a type."""
-        self._call("POST", f"/v1/flush?type={quote(kind, safe='')}", reqid=reqid)
+        self._call("POST", f"/v1/flush?type={quote(kind, safe='')}", reqid=reqid, within_s=within_s)
 
     def _call(
-        self, method: str, target: str, body: bytes | None = None, *, reqid: str = ""
+        self,
+        method: str,
+        target: str,
+        body: bytes | None = None,
+        *,
+        reqid: str = "",
+        within_s: float | None = None,
     ) -> HttpResponse:
+        """Ask the consciences in turn, each for ``timeout_s`` at most, all of them for ``within_s``."""
         headers = {"x-oio-req-id": reqid} if reqid else {}
+        deadline = None if within_s is None else time.monotonic() + within_s
         failures = []
         for address in self.addresses:
+            timeout_s = self.timeout_s
+            if deadline is not None:
+                timeout_s = min(timeout_s, deadline - time.monotonic())
+                if timeout_s <= 0:
+                    failures.append(f"{address}: no time left")
+                    break
             try:
                 response = self._pool.request(
                     method, f"http://{address}{target}", headers=headers, body=body,
-                    timeout=self.timeout_s,
+                    timeout=timeout_s,
                 )
             except HttpClientError as exc:
                 failures.append(f"{address}: {exc}")

@@ -169,11 +169,16 @@ class Feed:
         if self.world is not None and not self.world.has_type(service_type):
             raise StatusError(status.TYPE_NOT_MANAGED, f"Service type [{service_type}] not managed")
 
-    def services(self, service_type: str, full: bool) -> Iterable[Service]:
-        """Services of a type: the last known ones, or those of the conscience when statistics are wanted."""
+    def services(
+        self, service_type: str, full: bool, *, reqid: str = "", within_s: float | None = None
+    ) -> Iterable[Service]:
+        """Services of a type: the last known ones, or those of the conscience when statistics are wanted.
+
+        :param within_s: time allowed when the conscience must be asked.
+        """
         snapshot = self.snapshot
         if snapshot is None or full or not self.variables["proxy.cache.enabled"]:
-            return self.registry.services(service_type, full=full)
+            return self.registry.services(service_type, full=full, reqid=reqid, within_s=within_s)
         return snapshot.services.get(service_type, [])
 
     def namespace_info(self) -> NamespaceInfo:
@@ -205,14 +210,16 @@ class Feed:
                 self.local = {key: entry for key, entry in self.local.items() if entry.seen >= oldest}
         return marked
 
-    def push(self, services: list[ServiceDef]) -> None:
+    def push(
+        self, services: list[ServiceDef], *, reqid: str = "", within_s: float | None = None
+    ) -> None:
         """Queue registrations, locks and unlocks; sends them at once when caches are off.
 
         :raises StatusError: 503 when the queue is full, or the error of the conscience.
         """
         services = self.note(services)
         if not self.variables["proxy.cache.enabled"]:
-            self.registry.push(services)
+            self.registry.push(services, reqid=reqid, within_s=within_s)
             return
         with self._queue_lock:
             if len(self._queue) + len(services) > QUEUE_MAX:

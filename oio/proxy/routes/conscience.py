@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -59,7 +60,7 @@ def list_services(call: Call) -> Response:
                 "score": service.score,
                 "tags": service.tags if full else _only_tags(service.tags),
             }
-            for service in feed.services(service_type, full)
+            for service in feed.services(service_type, full, **_bounds(call))
         ]
     )
 
@@ -126,7 +127,7 @@ def _push(call: Call, wanted: Any) -> Response:
     if proxy.is_from_sibling(call):
         proxy.feed.note(services)
         return Response(204)
-    proxy.feed.push(services)
+    proxy.feed.push(services, **_bounds(call))
     if services and wanted(0) == SCORE_COMPUTE:
         proxy.tell_siblings(call, raw)
     return Response(204)
@@ -144,7 +145,7 @@ def deregister(call: Call) -> Response:
     proxy.feed.discard((service.type, service.addr) for service in services)
     if not proxy.is_from_sibling(call):
         proxy.tell_siblings(call, raw)
-        proxy.feed.registry.deregister(services, reqid=call.reqid)
+        proxy.feed.registry.deregister(services, **_bounds(call))
     return Response(204)
 
 
@@ -156,7 +157,7 @@ def flush(call: Call) -> Response:
     proxy.feed.discard_type(service_type)
     if not proxy.is_from_sibling(call):
         proxy.tell_siblings(call)
-        proxy.feed.registry.flush(service_type, reqid=call.reqid)
+        proxy.feed.registry.flush(service_type, **_bounds(call))
     return Response(204)
 
 
@@ -170,6 +171,11 @@ def _sometimes_failing(handler: Handler) -> Handler:
         return handler(call)
 
     return handle
+
+
+def _bounds(call: Call) -> dict[str, Any]:
+    """What a request to the conscience takes from the one that is served."""
+    return {"reqid": call.reqid, "within_s": call.timeout_s(math.inf)}
 
 
 def _only_tags(tags: dict[str, Any]) -> dict[str, Any]:

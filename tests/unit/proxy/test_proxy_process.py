@@ -3,6 +3,7 @@
 """The routes outside a namespace: statistics, variables, caches, and orders to services."""
 
 import socket
+import time
 
 import msgspec
 import pytest
@@ -304,6 +305,23 @@ def test_workers_forget_a_deregistered_service_together(make_cluster):
     assert two.conscience.deregistered == [] and two.get("local/list").json == []
     two.process.feed.flush_queue()
     assert two.conscience.pushed == []
+
+
+def test_the_conscience_is_waited_for_no_longer_than_the_deadline(make_cluster):
+    cluster = make_cluster()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        cluster.process.feed.registry.addresses = [f"127.0.0.1:{silent.getsockname()[1]}"] * 3
+        cluster.process.variables.set("proxy.cache.enabled", "off")
+        service = {"type": "rawx", "addr": "127.0.0.1:7001"}
+        for method, path, body in (
+            ("GET", "list?type=rawx", None), ("POST", "register", service), ("POST", "lock", service),
+            ("POST", "deregister", service), ("POST", "flush?type=rawx", None),
+        ):  # fmt: skip
+            begin = time.monotonic()
+            answer = cluster.request(method, f"conscience/{path}", body, headers={"X-oio-timeout": "60000"})
+            assert answer.code == (503, 503)
+            assert answer.json["message"].startswith("Conscience error: ")
+            assert time.monotonic() - begin < 5
 
 
 def test_routes_of_the_conscience_fail_when_told_to(cluster):
