@@ -131,12 +131,13 @@ class ContainerClient(ContainerRoutes):
         cid: str | None = None,
         stgpol: str | None = None,
         content_id: str | None = None,
-        version: Any = None,
+        version: Any = UNSET,
         **kwargs: Any,
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Ask where to write. :returns: metadata of the object to be, and chunks of its metachunks."""
         params = self._make_params(account, reference, path, cid, content_id)
-        params["version"] = version
+        if version is not UNSET:
+            params["version"] = version
         more = kwargs.pop("params", None)
         if more:
             params.update(more)
@@ -538,7 +539,7 @@ class ContainerClient(ContainerRoutes):
         account: str | None = None,
         reference: str | None = None,
         path: str | None = None,
-        version: Any = None,
+        version: Any = UNSET,
         data: Mapping[str, Any] | None = None,
         cid: str | None = None,
         stgpol: str | None = None,
@@ -553,7 +554,8 @@ class ContainerClient(ContainerRoutes):
         if stgpol is None or position is None:
             raise ValueError("stgpol and position cannot be None")
         params = self._make_params(account, reference, path, cid, kwargs.pop("content_id", None))
-        params["version"] = version
+        if version is not UNSET:
+            params["version"] = version
         params["stgpol"] = stgpol
         params["position"] = position
         more = kwargs.pop("params", None)

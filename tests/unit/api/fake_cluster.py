@@ -144,6 +144,7 @@ class FakeProxy:
         if cid not in self.containers:
             return failure(404, 406, "No such user")
         names = sorted(self.containers[cid]["objects"])
+        names = [name for name in names if name.startswith(query.get("prefix", ""))]
         marker = query.get("marker")
         if marker:
             names = [name for name in names if name > marker]
