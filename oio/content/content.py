@@ -510,11 +510,14 @@ class Content:
                 )  # fmt: skip
         except failures() as err:
             self.logger.warning("cannot register %s in %s: %s", new_url, self.full_path, err)
-            known = None if _was_refused(err) else self._refers_to(new_url, **request)
+            refused = _was_refused(err)
+            # A request that was sent twice may be refused because of what the first one did.
+            doubtful = not refused or isinstance(err, (exc.NotFound, exc.Conflict))
+            known = self._refers_to(new_url, **request) if doubtful else False
             if known:
                 self.logger.info("%s is registered all the same", new_url)
                 return
-            if (_was_refused(err) or (known is False and not keep_if_unsure)) and chunk.url != new_url:
+            if known is False and (refused or not keep_if_unsure) and chunk.url != new_url:
                 self._delete_quietly(new_url, **request)
             raise
 

@@ -231,7 +231,7 @@ class Gateway:
         try:
             writer.stream(counted, None)
         except failures() as err:
-            raise _write_failure(err, method, counted) from err
+            raise _write_failure(err, method, chunks, counted) from err
         self.count("put")
         self.count("bytes_in", counted.size)
         return Reply(200, b"OK")
@@ -354,12 +354,15 @@ class _CountedSource:
         return data
 
 
-def _write_failure(err: BaseException, method: Any, source: _CountedSource) -> BaseException:
-    """What to answer when a metachunk could not be written."""
+def _write_failure(err: BaseException, method: Any, chunks: list[Chunk], source: _CountedSource) -> BaseException:
+    """What to answer when a metachunk could not be written: 503 when too few rawx took their chunk, but not when
+    the reason is that they are slow.
+    """
     if source.error is not None and not isinstance(source.error, OSError):
         return source.error  # the body is malformed, or the peer left: its server knows what to say
     busy = isinstance(err, exc.ServiceBusy) or (method.ec and isinstance(err, exc.Conflict))
-    return Refusal(503 if busy else 500, f"Cannot write: {err}")
+    slow = any("timeout" in str(chunk.get("error", "")) for chunk in chunks)
+    return Refusal(503 if busy and not slow else 500, f"Cannot write: {err}")
 
 
 def _needed(headers: Mapping[str, str], suffix: str) -> str:

@@ -10,11 +10,13 @@ import socket
 from pathlib import Path
 
 import pytest
+from content_harness import Disk
 from support import ACCOUNT, eventually
 
-from oio.common.exceptions import NotFound
+from oio.common.exceptions import NotFound, OioException
 from oio.common.fullpath import encode_fullpath
 from oio.common.utils import cid_from_name
+from oio.content.content import Chunk
 from oio.ecd.app import create_app
 
 PREFIX = "x-oio-chunk-meta-"
@@ -254,6 +256,32 @@ def test_a_bad_header_is_named(ask, stored, name, value):
     status, body, _headers = ask("GET", {**read_headers(meta, chunks), PREFIX + name: value})
     assert status == 400
     assert PREFIX + name in body.decode()
+
+
+def test_sources_that_get_lost_on_the_way_break_the_answer_off(cluster, api, container):
+    """What was sent before is right, and nobody can take it for the whole."""
+    data = some_bytes(10 * MIB)
+    meta, chunks, headers = prepare(api, container, "o", "EC21")
+    assert through_http(cluster)("PUT", headers, data)[0] == 200
+    disk = Disk(cluster)
+    for chunk in chunks[:2]:
+        disk.corrupt(Chunk(chunk), 3 * MIB)
+    read = read_headers(meta, chunks)
+    host, _, port = cluster.services("ecd")[0].addr.rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    try:
+        connection.request("GET", "/", headers=read)
+        reply = connection.getresponse()
+        assert reply.status == 200
+        with pytest.raises(http.client.IncompleteRead) as caught:
+            reply.read()
+        assert 0 < len(caught.value.partial) < len(data)
+        assert data.startswith(caught.value.partial)
+    finally:
+        connection.close()
+    with pytest.raises(OioException):
+        through_wsgi(cluster)("GET", read)
+    assert through_http(cluster)("GET", {**read, "range": "bytes=0-999"})[1] == data[:1000]
 
 
 # -- writing ---------------------------------------------------------------------------------------------

@@ -331,7 +331,9 @@ def test_the_container_is_told(make: Any, containers: Containers, blobs: Blobs, 
     assert content.chunks[0].raw()["real_url"] == "http://address-of-new/" + ID
 
 
-REFUSALS = [exc.NotFound(404, 420), exc.ServiceBusy(503, 436), exc.Conflict(409, 421)]
+REFUSALS = [exc.BadRequest(400, 400), exc.ServiceBusy(503, 436), exc.Forbidden(403, 405)]
+# The answers to a request whose first attempt was served, and whose answer was lost.
+ECHOES = [exc.NotFound(404, 420), exc.Conflict(409, 421)]
 DOUBTS = [exc.OioTimeout("x"), exc.ServiceBusy(503, 7), exc.OioNetworkException("x"), exc.DeadlineReached()]
 
 
@@ -351,6 +353,30 @@ def test_a_chunk_that_is_refused_is_deleted(
         assert blobs.deleted == ["http://new/" + ID]
         assert [chunk.host for chunk in content.chunks] == ["a", "b", "c"]
     assert not containers.of("locate")
+
+
+@pytest.mark.parametrize("error", ECHOES, ids=repr)
+@pytest.mark.parametrize("move", [False, True])
+def test_a_request_may_be_refused_because_it_was_served_before(
+    make: Any, containers: Containers, blobs: Blobs, error: Exception, move: bool
+) -> None:
+    new, old = "http://new/" + ID, f"http://a/{ID}"
+    containers.error = error
+    for located, registered, deleted in (
+        ([{"url": new}], True, [old] if move else []),
+        ([{"url": old}], False, [new]),
+        (exc.OioTimeout("y"), False, []),
+    ):
+        content = make(*THREE)
+        blobs.deleted.clear()
+        containers.located = located
+        call = content.move_chunk if move else content.rebuild_chunk
+        if registered:
+            call(ID, service_id="a")
+        else:
+            with pytest.raises(type(error)):
+                call(ID, service_id="a")
+        assert blobs.deleted == deleted
 
 
 @pytest.mark.parametrize("error", DOUBTS, ids=repr)

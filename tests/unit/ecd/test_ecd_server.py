@@ -9,6 +9,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from oio.ecd.app import ECD, create_app
 from oio.ecd.gateway import Gateway
 from oio.ecd.server import Settings, make_server, read_settings
 from oio.http.client import HttpClientError, HttpPool
+from oio.http.server import Request, Response, Server
 from oio.http.workers import reserve_port
 
 
@@ -123,6 +125,70 @@ def test_services_cannot_be_resolved_without_namespace() -> None:
     status, body = wsgi(create_app({}), **headers)
     assert status.startswith("500 ")
     assert b"resolved" in body
+
+
+METHOD = "ec/algo=liberasurecode_rs_vand,k=2,m=1"
+
+
+def object_headers(urls: list[str]) -> dict[str, str]:
+    """WSGI names of the headers of a PUT, and of a GET."""
+    headers = {
+        "content-id": "AB" * 16, "content-version": "1", "content-path": "o", "content-chunk-method": METHOD,
+        "content-mime-type": "x/y", "content-storage-policy": "EC21", "container-id": "C0" * 32,
+        "full-path": "a/c/o/1/" + "AB" * 16, "oio-version": "4.2", "chunk-pos": "0", "chunk-size": "10",
+    }  # fmt: skip
+    headers.update({f"chunk-{index}": url for index, url in enumerate(urls)})
+    return {"HTTP_X_OIO_CHUNK_META_" + name.upper().replace("-", "_"): value for name, value in headers.items()}
+
+
+def test_request_ids_go_to_the_rawx() -> None:
+    seen: list[tuple[str, str]] = []
+
+    def refuse(request: Request) -> Response:
+        seen.append((request.method, request.headers["x-oio-req-id"]))
+        request.drain()
+        return Response(404)
+
+    rawx = Server(refuse, [("127.0.0.1", 0)])
+    rawx.start()
+    try:
+        host, port = rawx.addresses[0][:2]
+        headers = object_headers([f"http://{host}:{port}/{index}{'AB' * 31}" for index in range(3)])
+        app = create_app()
+        assert wsgi(app, HTTP_X_OIO_REQ_ID="given", **headers)[0].startswith("500 ")
+        assert {method for method, _ in seen} == {"HEAD", "GET"}
+        assert {reqid for _, reqid in seen} == {"given"}
+        seen.clear()
+        body = {"wsgi.input": io.BytesIO(b"data"), "CONTENT_LENGTH": "4"}
+        assert wsgi(app, REQUEST_METHOD="PUT", **body, **headers)[0].startswith("503 ")
+        assert {method for method, _ in seen} == {"PUT"}
+        assert len({reqid for _, reqid in seen}) == 1
+        assert seen[0][1].startswith("ECD-")
+    finally:
+        rawx.stop(1.0)
+
+
+def test_a_timeout_of_the_rawx_is_not_a_lack_of_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oio.ecd.gateway.READ_TIMEOUT_S", 0.2)
+    mutes = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    try:
+        headers = object_headers([f"http://127.0.0.1:{one.getsockname()[1]}/{'AB' * 32}" for one in mutes])
+        body = {"wsgi.input": io.BytesIO(b"data"), "CONTENT_LENGTH": "4"}
+        status, text = wsgi(create_app(), REQUEST_METHOD="PUT", **body, **headers)
+        assert status.startswith("500 ")
+        assert b"timeout" in text.lower()
+    finally:
+        for one in mutes:
+            one.close()
+
+
+def test_a_body_shorter_than_announced_is_not_stored() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        urls = [f"http://127.0.0.1:{mute.getsockname()[1]}/{index}{'AB' * 31}" for index in range(3)]
+        body = {"wsgi.input": io.BytesIO(b"data"), "CONTENT_LENGTH": "5"}
+        status, text = wsgi(create_app(), REQUEST_METHOD="PUT", **body, **object_headers(urls))
+        assert status.startswith("500 ")
+        assert b"too early" in text
 
 
 # --- processes ----------------------------------------------------------------------------------
