@@ -11,6 +11,7 @@ source through it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -34,8 +35,9 @@ Bean = dict[str, Any]
 
 _CODE_FROZEN = 436
 _CODE_ENABLED = 439
-# Tries to enable the source again: leaving it frozen is worse than insisting.
+# Tries to enable the source again, and seconds between them: leaving it frozen is worse than insisting.
 _THAW_ATTEMPTS = 3
+_THAW_PAUSE_S = 0.5
 _DRAINED = "drained"
 
 
@@ -70,7 +72,7 @@ class SnapshotMethods(ContainerMethods, LinkMethods):
         kwargs.pop("cid", None)
         with self._frozen(account, container, kwargs):
             self.container.container_snapshot(account, container, dst_account, dst_container, **kwargs)
-            linked: list[Chunk] = []
+            linked: list[str] = []
             try:
                 copy = (dst_account, dst_container)
                 self._give_own_chunks((account, container), copy, batch_size, linked, kwargs)
@@ -114,7 +116,9 @@ class SnapshotMethods(ContainerMethods, LinkMethods):
                     "Container %s/%s stays frozen, try %d of %d: %s (reqid=%s)",
                     account, container, attempt, _THAW_ATTEMPTS, exc, kwargs.get("reqid"),
                 )  # fmt: skip
-                if attempt == _THAW_ATTEMPTS and not failed:
+                if attempt < _THAW_ATTEMPTS:
+                    time.sleep(_THAW_PAUSE_S)
+                elif not failed:
                     raise
 
     # --- chunks of the copy ---
@@ -124,10 +128,10 @@ class SnapshotMethods(ContainerMethods, LinkMethods):
         source: tuple[str, str],
         copy: tuple[str, str],
         batch_size: int,
-        linked: list[Chunk],
+        linked: list[str],
         kwargs: dict[str, Any],
     ) -> None:
-        """Replace all the chunks of the copy by links. :param linked: receives the links that are made."""
+        """Replace all the chunks of the copy by links. :param linked: receives the URLs of the links made."""
         old: list[Bean] = []
         new: list[Bean] = []
         for some_old, some_new in self._replacements(source, copy, linked, kwargs):
@@ -139,7 +143,7 @@ class SnapshotMethods(ContainerMethods, LinkMethods):
             self.container.container_raw_update(old, new, *copy, frozen=True, **kwargs)
 
     def _replacements(
-        self, source: tuple[str, str], copy: tuple[str, str], linked: list[Chunk], kwargs: dict[str, Any]
+        self, source: tuple[str, str], copy: tuple[str, str], linked: list[str], kwargs: dict[str, Any]
     ) -> Iterator[tuple[list[Bean], list[Bean]]]:
         """Link the chunks of every version. Yields the rows of its chunks, and the rows to put instead."""
         done: set[str] = set()
@@ -160,7 +164,7 @@ class SnapshotMethods(ContainerMethods, LinkMethods):
         chunks: list[Chunk],
         copy: tuple[str, str],
         content: str,
-        linked: list[Chunk],
+        linked: list[str],
         kwargs: dict[str, Any],
     ) -> list[Chunk]:
         """Link the chunks of one version. :returns: the chunk of the copy for each chunk, in order.
@@ -172,9 +176,9 @@ class SnapshotMethods(ContainerMethods, LinkMethods):
         try:
             links = self._link_chunks(chunks, full_path, meta["chunk_method"], meta["policy"], **kwargs)
         except UnfinishedUploadException as exc:
-            linked += exc.chunks_already_uploaded
+            linked += [link["url"] for link in exc.chunks_already_uploaded]
             exc.reraise()
-        linked += links
+        linked += [link["url"] for link in links]
         cid = cid_from_name(*copy)
         copies = []
         for chunk in chunks:
@@ -190,7 +194,7 @@ class SnapshotMethods(ContainerMethods, LinkMethods):
         return old, [_chunk_bean(chunk, content) for chunk in copies]
 
     def _remove_copy(
-        self, account: str, container: str, linked: list[Chunk], kwargs: Mapping[str, Any]
+        self, account: str, container: str, linked: list[str], kwargs: Mapping[str, Any]
     ) -> None:
         kwargs = {key: value for key, value in kwargs.items() if key != "deadline"}
         try:
@@ -204,7 +208,8 @@ class SnapshotMethods(ContainerMethods, LinkMethods):
                 " force, without flushing it: %s (reqid=%s)", account, container, exc, kwargs.get("reqid"),
             )  # fmt: skip
             return
-        self._delete_orphan_chunks(linked, cid_from_name(account, container), **kwargs)
+        chunks = [{"url": url} for url in linked]
+        self._delete_orphan_chunks(chunks, cid_from_name(account, container), **kwargs)
 
 
 def _was_not_frozen_by_us(exc: BaseException) -> bool:
