@@ -1,0 +1,152 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""Registrations on their way to the conscience, and services on their way back."""
+
+import logging
+
+import pytest
+from proxy_cluster import NS, rawx
+
+from oio.common.status import StatusError
+from oio.conscience.messages import SCORE_COMPUTE, SCORE_UNLOCK, ServiceDef
+from oio.proxy import feed as feed_module
+from oio.proxy.feed import merged
+
+ADDR = "127.0.0.1:7001"
+TYPE = {"type": "rawx"}
+
+
+def definition(score=SCORE_COMPUTE, addr=ADDR, **tags):
+    return ServiceDef(type="rawx", addr=addr, ns=NS, score=score, tags=tags)
+
+
+@pytest.fixture
+def lazy(make_cluster):
+    """A proxy that sends its registrations when told to."""
+    return make_cluster(**{"proxy.period.cs.upstream": "3600"})
+
+
+def sent(cluster):
+    """What the conscience gets now."""
+    cluster.conscience.pushed.clear()
+    cluster.process.feed.flush_queue()
+    return cluster.conscience.pushed
+
+
+@pytest.mark.parametrize(
+    ("waiting", "arriving", "kept"),
+    [
+        (SCORE_COMPUTE, SCORE_COMPUTE, SCORE_COMPUTE), (SCORE_COMPUTE, 50, 50),
+        (SCORE_COMPUTE, SCORE_UNLOCK, SCORE_UNLOCK), (50, SCORE_COMPUTE, 50), (50, SCORE_UNLOCK, SCORE_UNLOCK),
+        (50, 70, 70), (0, SCORE_COMPUTE, 0), (SCORE_UNLOCK, SCORE_COMPUTE, SCORE_UNLOCK), (SCORE_UNLOCK, 50, 50),
+    ],
+)  # fmt: skip
+def test_the_last_wins_but_a_registration_erases_no_lock(waiting, arriving, kept):
+    one = merged(definition(waiting, a="old", b="1"), definition(arriving, a="new"))
+    assert one.score == kept
+    assert one.tags == {"a": "new", "b": "1"}
+
+
+def test_one_message_for_each_service(lazy):
+    for number in range(3):
+        lazy.post("conscience/register", {**TYPE, "addr": ADDR, "tags": {"tag.n": number}})
+    lazy.post("conscience/lock", {**TYPE, "addr": ADDR, "score": 12})
+    lazy.post("conscience/register", {**TYPE, "addr": "127.0.0.1:7002"})
+    pushed = {one.addr: one for one in sent(lazy)}
+    assert {addr: one.score for addr, one in pushed.items()} == {ADDR: 12, "127.0.0.1:7002": SCORE_COMPUTE}
+    assert pushed[ADDR].tags == {"tag.n": 2, "tag.1": True}
+    assert list(sent(lazy)) == [], "sent once"
+
+
+def test_only_the_first_registration_is_marked(lazy):
+    service = {**TYPE, "addr": ADDR, "tags": {"tag.service_id": "s"}}
+    lazy.post("conscience/register", service)
+    assert sent(lazy)[0].tags["tag.1"] is True
+    lazy.post("conscience/register", service)
+    assert "tag.1" not in sent(lazy)[0].tags
+    lazy.process.variables.set("proxy.ttl.services.known", "0")
+    lazy.post("conscience/register", service)
+    assert sent(lazy)[0].tags["tag.1"] is True, "forgotten"
+
+
+def test_locks_are_not_marked_nor_local(lazy):
+    lazy.post("conscience/lock", {**TYPE, "addr": ADDR})
+    lazy.post("conscience/unlock", {**TYPE, "addr": "127.0.0.1:7002"})
+    assert [one.tags for one in sent(lazy)] == [{}, {}]
+    assert lazy.get("local/list").json == []
+
+
+def test_what_cannot_be_sent_waits(lazy):
+    lazy.post("conscience/lock", {**TYPE, "addr": ADDR, "score": 5})
+    lazy.conscience.failure = 503
+    with pytest.raises(StatusError):
+        lazy.process.feed.flush_queue()
+    lazy.post("conscience/register", {**TYPE, "addr": ADDR})
+    lazy.conscience.failure = None
+    assert [(one.addr, one.score) for one in sent(lazy)] == [(ADDR, 5)]
+
+
+def test_what_is_refused_is_told_and_forgotten(lazy, caplog):
+    lazy.post("conscience/register", {**TYPE, "addr": ADDR})
+    lazy.conscience.failure = 400
+    with caplog.at_level(logging.ERROR):
+        lazy.process.feed.flush_queue()
+    assert ADDR in caplog.text and "refused" in caplog.text
+    lazy.conscience.failure = None
+    assert list(sent(lazy)) == []
+
+
+def test_the_queue_is_bounded(lazy, monkeypatch):
+    monkeypatch.setattr(feed_module, "QUEUE_MAX", 2)
+    services = [{**TYPE, "addr": f"127.0.0.1:{7000 + number}"} for number in range(3)]
+    assert lazy.post("conscience/register", services).code == (503, 503)
+    assert lazy.post("conscience/register", services[:2]).status == 204
+    assert lazy.post("conscience/register", services[2]).code == (503, 503)
+    assert len(sent(lazy)) == 2
+
+
+def test_an_empty_array_registers_nothing(lazy):
+    assert lazy.post("conscience/register", []).status == 204
+    assert list(sent(lazy)) == []
+
+
+# --- back
+
+
+def test_scores_of_local_services(cluster):
+    tags = {"tag.service_id": f"{NS}-rawx-1"}
+    cluster.post("conscience/register", {**TYPE, "addr": "127.0.0.1:6201", "tags": tags})
+    assert [item["score"] for item in cluster.get("local/list?type=rawx").json] == [0]
+    cluster.process.variables.set("proxy.quirk.local_scores", "on")
+    assert [item["score"] for item in cluster.get("local/list?type=rawx").json] == [80]
+    cluster.process.feed.discard_type("rawx")
+
+
+def test_without_caches_lists_come_from_the_conscience(cluster):
+    cluster.conscience.put(rawx(9))
+    addresses = [item["addr"] for item in cluster.get("conscience/list?type=rawx").json]
+    assert "127.0.0.1:6209" not in addresses
+    cluster.process.variables.set("proxy.cache.enabled", "off")
+    addresses = [item["addr"] for item in cluster.get("conscience/list?type=rawx").json]
+    assert "127.0.0.1:6209" in addresses
+    cluster.conscience.failure = 503
+    assert cluster.get("conscience/list?type=rawx").code == (503, 503)
+
+
+def test_values_of_tags_keep_their_types(cluster):
+    tags = {"tag.a": "text", "tag.b": 3, "tag.c": 2.5, "tag.d": True, "stat.e": 99.5}
+    cluster.conscience.put(rawx(1, **tags))
+    cluster.reload()
+    shown = {item["addr"]: item["tags"] for item in cluster.get("conscience/list?type=rawx&full=yes").json}
+    found = {name: shown["127.0.0.1:6201"][name] for name in tags}
+    assert found == tags and [type(value) for value in found.values()] == [str, int, float, bool, float]
+
+
+def test_description_of_pools_and_policies(cluster):
+    info = cluster.get("conscience/info").json
+    assert info["service_pools"] == {"rawx3": "3,rawx", "fast": "3,rawx-fast,rawx;warn_dist=0"}
+    assert info["data_security"]["DUP3"] == "plain/nb_copy=3,min_dist=1"
+    assert all(isinstance(value, str) for key, value in info["options"].items() if key != "flat_bitlength")
+    cluster.request("POST", "/v3.0/config", {"ns.flat_bits": 12, "ns.storage_policy": "THREE"}, raw=True)
+    options = cluster.get("conscience/info").json["options"]
+    assert (options["flat_bitlength"], options["storage_policy"]) == (12, "THREE")
