@@ -178,6 +178,31 @@ def test_repair_of_unknown_accounts(api, account):
             call(account + "-missing")
 
 
+@pytest.mark.parametrize("properties", [{f"key-{n}": f"v{n}" for n in range(2048)}, {"large": "é" * 2**19}])
+def test_properties_of_an_account_round_trip(api, account, properties):
+    assert api.account_set_properties(account, properties) is None
+    assert api.account_get_properties(account)["properties"] == properties
+    assert api.account_del_properties(account, properties.keys()) is None
+    assert api.account_get_properties(account)["properties"] == {}
+    with pytest.raises(exc.NoSuchAccount):
+        api.account_get_properties(account + "-missing")
+
+
+def test_listing_of_an_account(api, account):
+    names = ["A", "a%b", "a/1", "a/2", "b", "é"]
+    for name in names:
+        api.container_create(account, name)
+    eventually(lambda: len(api.container_list(account)) == len(names), what="all are listed")
+    listed = api.container_list(account, delimiter="/")
+    assert [(entry[0], entry[3]) for entry in listed] == [("A", 0), ("a%b", 0), ("a/", 1), ("b", 0), ("é", 0)]
+    assert listed[2] == ["a/", 0, 0, 1, 0]
+    some = api.container_list(account, limit=2, marker="a/1", end_marker="é")
+    assert [entry[0] for entry in some] == ["a/2", "b"]
+    assert [entry[0] for entry in api.container_list(account, prefix="a")] == ["a%b", "a/1", "a/2"]
+    with pytest.raises(exc.NoSuchAccount):
+        api.container_list(account + "-missing")
+
+
 # --- snapshot ---
 
 
