@@ -8,11 +8,13 @@ import io
 import os
 import random
 import socket
+import subprocess
+import sys
 
 import pytest
 from blake3 import blake3
 from content_harness import Disk
-from support import ACCOUNT
+from support import ACCOUNT, ROOT
 
 from oio.blob.client import BlobClient
 from oio.blob.utils import read_chunk_metadata
@@ -298,6 +300,39 @@ def test_a_corrupt_chunk_has_no_copy(blob, disk, new_url, size):
         blob.chunk_copy(source, target)
     with pytest.raises(exc.NotFound):
         blob.chunk_head(target)
+
+
+COPY_SCRIPT = """
+import sys
+from oio.blob.client import BlobClient
+
+def peak_kib():
+    text = open("/proc/self/status").read()
+    return int(text.partition("VmHWM:")[2].split()[0])
+
+client = BlobClient({"namespace": sys.argv[1]})
+client.chunk_copy(sys.argv[2], sys.argv[3])
+before = peak_kib()
+client.chunk_copy(sys.argv[4], sys.argv[5])
+print(peak_kib() - before)
+"""
+
+
+def test_the_copy_of_a_large_chunk_needs_little_memory(cluster, blob, disk, new_url):
+    small, large = new_url(0), new_url(1)
+    size = 96 * MIB
+    blob.chunk_put(small, meta_of(small), b"x" * MIB)
+    blob.chunk_put(large, meta_of(large, chunk_size=size), (some_bytes(MIB) for _ in range(96)))
+    copies = new_url(2), new_url(3)
+    done = subprocess.run(
+        [sys.executable, "-c", COPY_SCRIPT, cluster.namespace, small, copies[0], large, copies[1]],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert int(done.stdout) < 32 * 1024
+    assert blob.chunk_head(copies[1], check_hash=True)["chunk_size"] == str(size)
+    check_sums(disk, copies[1])
+    for url in (small, large, *copies):
+        blob.chunk_delete(url)
 
 
 # -- links -----------------------------------------------------------------------------------------------------
