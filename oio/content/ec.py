@@ -49,8 +49,12 @@ class ECContent(Content):
     ) -> int:
         """See :meth:`Content.rebuild_chunk`. The fragments are computed from those of k other chunks."""
         lost = None if chunk_id is None else self.chunks.filter(id=chunk_id, host=service_id).one()
-        if lost is None and (chunk_pos is None or "." not in str(chunk_pos)):
+        if lost is None and not self._is_position(chunk_pos):
             raise self._orphan(chunk_id or f"position {chunk_pos}", service_id)
+        by_position = lost is None
+        if lost is None:
+            # The container may know the chunk all the same: there must not be two of one position.
+            lost = self.chunks.filter(pos=chunk_pos).one()
         new = lost or Chunk({"pos": str(chunk_pos), "url": ""})
         others = [
             chunk for chunk in self.chunks.filter(metapos=new.metapos)
@@ -63,13 +67,20 @@ class ECContent(Content):
             )
         if lost is None:
             new.size, new.checksum = others[0].size, others[0].checksum
-        avoided = [] if lost is None or allow_same_rawx else [lost]
+        avoided = [] if lost is None or by_position or allow_same_rawx else [lost]
         spare_url = self._get_spare_chunk(others, avoided, new.pos, **kwargs)[0][0]
         size = self._write_fragments(new, others, spare_url, read_all_available_sources, **kwargs)
         self._register(new, spare_url, insert=lost is None, frozen=allow_frozen_container, **kwargs)
         self._take_in(new, spare_url, lost is None)
         self.logger.debug("chunk %s of %s rebuilt as %s", chunk_id or new.pos, self.full_path, spare_url)
         return size
+
+    def _is_position(self, chunk_pos: Any) -> bool:
+        """Whether fragments of an object like this one can have a position: the library crashes on others."""
+        meta, _, sub = str(chunk_pos).partition(".")
+        if not all(part.isascii() and part.isdigit() for part in (meta, sub)):
+            return False
+        return int(sub) < self.storage_method.expected_chunks
 
     def _write_fragments(
         self, new: Chunk, others: list[Chunk], spare_url: str, read_all: bool, **kwargs: Any

@@ -47,8 +47,8 @@ class PlainContent(Content):
     ) -> int:
         """See :meth:`Content.rebuild_chunk`. The new chunk is a copy of another one of its position."""
         lost = None if chunk_id is None else self.chunks.filter(id=chunk_id, host=service_id).one()
-        if lost is None and chunk_pos is None:
-            raise self._orphan(chunk_id, service_id)
+        if lost is None and not str(chunk_pos).isdecimal():
+            raise self._orphan(chunk_id or f"position {chunk_pos}", service_id)
         position = str(chunk_pos) if lost is None else lost.pos
         copies = best_first(
             chunk for chunk in self.chunks.filter(pos=position)

@@ -475,10 +475,30 @@ def test_a_size_that_nobody_knows_is_not_checked(make: Any, containers: Containe
     assert containers.of("update")
 
 
-@pytest.mark.parametrize("position", [None, "0", 0])
-def test_a_fragment_needs_an_id_or_a_whole_position(make: Any, position: Any) -> None:
+@pytest.mark.parametrize("position", [None, "0", 0, "0.3", "0.99", "x.1", "0.", ".1", "0.-1", "1e3", "nan"])
+def test_a_fragment_needs_an_id_or_a_whole_position(make: Any, containers: Containers, position: Any) -> None:
     with pytest.raises(exc.OrphanChunk):
         make(*EC).rebuild_chunk(None, chunk_pos=position)
+    assert containers.calls == []
+
+
+@pytest.mark.parametrize("position", [None, "0.1", "x", "-1", "1e3", "nan", ""])
+def test_a_copy_needs_an_id_or_a_position(make: Any, containers: Containers, position: Any) -> None:
+    with pytest.raises(exc.OrphanChunk):
+        make(*THREE).rebuild_chunk(None, chunk_pos=position)
+    assert containers.calls == []
+
+
+def test_a_position_that_the_container_knows_is_not_given_a_second_chunk(
+    make: Any, containers: Containers, monkeypatch: Any
+) -> None:
+    fake_rebuild(monkeypatch, b"x" * 12, 12)
+    content = make(*EC)
+    content.rebuild_chunk(None, chunk_pos="0.1")
+    (update,) = containers.of("update")
+    assert update["old"][0]["id"] == "http://b/22"
+    assert containers.of("spare")[0]["data"]["broken"] == []
+    assert [chunk.host for chunk in content.chunks] == ["a", "new", "c"]
 
 
 def test_fewer_than_k_chunks_are_not_tried(make: Any, containers: Containers) -> None:
