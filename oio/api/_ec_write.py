@@ -278,10 +278,11 @@ class _Upload:
         self._judge(self.fanout, self.fragments, written)
         if resend is not None and self.failed:
             self._use_spares(checksum, resend, written)
-        self.writer.quorum_or_fail(written, self.failed)
+        # Before the quorum is judged: below it, the caller must know what was written.
         for chunk in [*written, *self.failed]:
             chunk["hash"] = checksum
             chunk["size"] = self.size
+        self.writer.quorum_or_fail(written, self.failed)
         return written
 
     def _judge(self, fanout: Fanout, fragments: list[_FragmentWriter], written: list[Chunk]) -> None:

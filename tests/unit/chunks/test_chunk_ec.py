@@ -162,6 +162,15 @@ def test_below_the_quorum(cluster, sysmeta, script, error):
     assert time.monotonic() - start < 3
 
 
+def test_what_was_written_below_the_quorum_is_told(cluster, sysmeta):
+    chunks = cluster.metachunk(6, ec=True)
+    cluster.rawx[0].script = cluster.rawx[4].script = {"put_status": 409}
+    with pytest.raises(exc.Conflict):
+        write_metachunk(cluster, sysmeta, b"data", chunks)
+    digest = hashlib.md5(b"data").hexdigest()
+    assert [(chunk["hash"], "error" in chunk) for chunk in chunks] == [(digest, n in (0, 4)) for n in range(6)]
+
+
 def test_source_error(cluster, sysmeta):
     class Source:
         left = 2
