@@ -4,7 +4,9 @@
 """Variables of the services: typed, bounded, changeable at run time through ``/config``.
 
 Each is declared once, with kind, default, bounds and meaning. Values come as text from ``sds.conf`` or from a
-request; durations are seconds inside the code and microseconds in ``/config`` (contract: "Values").
+request; durations are seconds inside the code and microseconds in ``/config`` (contract: "Values"), unless they
+are of the kind ``epoch``, seconds everywhere. A number without a suffix has the unit that ``/config`` shows: what
+is read there can be written back.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ _SIZE_UNITS = {
     "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40, "pi": 2**50, "ei": 2**60,
 }
 _DURATION_UNITS = {
-    "": 1.0, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0,
+    "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0,
     "w": 7 * 86400.0, "M": 28 * 86400.0,
 }
 _NUMBER = re.compile(r"^([+-]?\d+(?:\.\d*)?)\s*([A-Za-z]*)\Z")
@@ -38,7 +40,8 @@ def parse_boolean(text: str, default: bool = False) -> bool:
 class Variable:
     """Declaration of a variable.
 
-    :ivar kind: ``bool``, ``int``, ``size`` (bytes), ``duration`` (seconds inside), ``float`` or ``str``.
+    :ivar kind: ``bool``, ``int``, ``size`` (bytes), ``duration`` and ``epoch`` (seconds inside), ``float`` or
+        ``str``.
     """
 
     name: str
@@ -62,8 +65,11 @@ class Variable:
         if not match:
             raise ValueError(f"{self.name}: not a {self.kind}: {text!r}")
         number, unit = float(match[1]), match[2]
-        if self.kind == "duration":
+        factor: float | None
+        if self.kind in ("duration", "epoch"):
             factor = _DURATION_UNITS.get(unit, _DURATION_UNITS.get(unit.lower()))
+            if not unit:
+                factor = 1.0 if self.kind == "epoch" else 1e-6
         else:
             factor = _SIZE_UNITS.get(unit.lower())
         if factor is None:
@@ -85,6 +91,8 @@ class Variable:
             return "on" if value else "off"
         if self.kind == "duration":
             return str(round(value * 1e6))
+        if self.kind == "epoch":
+            return str(round(value))
         if self.kind == "float":
             return f"{value:.6f}"
         return str(value)
@@ -149,7 +157,7 @@ DECLARED: dict[str, Variable] = _declare(
     Variable("core.sds.strict_utf8", "bool", True, "Refuse names that are not UTF-8"),
     # Containers.
     Variable("meta2.max_versions", "int", 1, "Versions kept per object", -1, 2**31),
-    Variable("meta2.retention_period", "duration", 604800.0, "Delete markers kept", 0, 1e10),
+    Variable("meta2.retention_period", "epoch", 604800.0, "Delete markers kept", 0, 1e10),
     Variable("meta2.delete_exceeding_versions", "bool", False, "Purge at put"),
     Variable("meta2.container.max_size", "size", 0, "Quota of containers, 0 = none", 0, 2**63 - 1),
     Variable("meta2.flush_limit", "int", 1000, "Objects per flush", 1, 2**31),

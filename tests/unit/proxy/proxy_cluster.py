@@ -17,7 +17,7 @@ VARIABLES = {
     "ns.chunk_size": "1000",
     "ns.service_update_policy": "meta2=KEEP|1|1;rdir=KEEP|1|1|",
     "proxy.period.cs.upstream": "50ms",
-    "proxy.period.cs.downstream": "3600",
+    "proxy.period.cs.downstream": "1h",
 }
 OPERATIONS = {
     kind.operation(): kind

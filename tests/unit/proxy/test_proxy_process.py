@@ -95,12 +95,19 @@ def test_variables_are_shown_as_texts(ask):
         ("ns.flat_bits", 99, "64"), ("ns.flat_bits", "-3", "0"), ("proxy.srv_local.prepare", 7, "2"),
         ("proxy.outgoing.timeout.info", 2.5, "2.500000"), ("ns.worm", True, "on"), ("ns.worm", "yeah", "on"),
         ("ns.worm", "nope", "off"), ("proxy.location", "a.b", "a.b"),
-        ("enbug.proxy.cs.failure_rate", "1000", "100"),
+        ("enbug.proxy.cs.failure_rate", "1000", "100"), ("proxy.ttl.services.down", "2000000", "2000000"),
+        ("meta2.retention_period", "1d", "86400"), ("meta2.retention_period", "60", "60"),
     ],
 )  # fmt: skip
 def test_variables_can_be_set(ask, name, value, shown):
     assert ask("POST", "config", {name: value}).json == {name: True}
     assert ask("GET", "config").json[name] == shown
+
+
+def test_what_is_shown_can_be_set_again(ask):
+    before = ask("GET", "config").json
+    assert ask("POST", "config", before).json == dict.fromkeys(before, True)
+    assert ask("GET", "config").json == before
 
 
 def test_variables_that_cannot_be_set(ask):
@@ -276,7 +283,7 @@ def test_a_real_service_obeys(ask, meta1):
 
 
 def test_what_is_deregistered_does_not_come_back_from_the_queue(make_cluster):
-    cluster = make_cluster(**{"proxy.period.cs.upstream": "3600"})
+    cluster = make_cluster(**{"proxy.period.cs.upstream": "1h"})
     one = {"type": "rawx", "addr": "127.0.0.1:7001", "tags": {"tag.service_id": "s1"}}
     other = {"type": "rdir", "addr": "127.0.0.1:7002"}
     cluster.post("conscience/register", [one, other])
@@ -291,7 +298,7 @@ def test_what_is_deregistered_does_not_come_back_from_the_queue(make_cluster):
 
 
 def test_workers_forget_a_deregistered_service_together(make_cluster):
-    one, two = (make_cluster(**{"proxy.period.cs.upstream": "3600"}) for _ in range(2))
+    one, two = (make_cluster(**{"proxy.period.cs.upstream": "1h"}) for _ in range(2))
 
     def tell(method, target, body, headers):
         answer = two.pool.request(method, two.url + target, headers=headers, body=body)

@@ -23,7 +23,7 @@ def definition(score=SCORE_COMPUTE, addr=ADDR, **tags):
 @pytest.fixture
 def lazy(make_cluster):
     """A proxy that sends its registrations when told to."""
-    return make_cluster(**{"proxy.period.cs.upstream": "3600"})
+    return make_cluster(**{"proxy.period.cs.upstream": "1h"})
 
 
 def sent(cluster):
