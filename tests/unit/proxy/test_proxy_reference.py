@@ -3,6 +3,7 @@
 """Every route of ``reference/*`` on a real meta1."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from proxy_backend import full_cluster
@@ -371,6 +372,47 @@ def test_relink_refuses_bad_bodies(linked):
         assert linked.post("relink", {"kept": kept, "replaced": replaced}, type="rawx").code == (400, 400)
     assert linked.post("relink", {"kept": one}).code == (400, 400)
     assert linked.post("relink", None, type="rawx").code == (400, 400)
+
+
+def test_relink_counts_kept_services_that_nobody_knows_any_more(ref):
+    ref.post("force", link(f"ghost,{RAWX[0]},{RAWX[1]}"), type="rawx")
+    answer = ref.post("relink", {"kept": link(f"ghost,{RAWX[0]}"), "replaced": link(RAWX[1])}, type="rawx")
+    hosts = [one["host"] for one in answer.json]
+    assert hosts[:2] == ["ghost", RAWX[0]] and len(hosts) == 3 and hosts[2] in RAWX[2:]
+
+
+def test_relink_puts_nothing_where_it_took_something_away(linked, full):
+    saved = full.conscience.services["rawx"]
+    full.conscience.put(*(rawx(number, score=0) for number in (4, 5, 6)))
+    full.reload()
+    answer = linked.post(
+        "relink", {"kept": link(",".join(RAWX[:2]), seq=2), "replaced": link(RAWX[2], seq=2)}, type="rawx"
+    )
+    full.conscience.services["rawx"] = saved
+    full.conscience.generation += 1
+    full.reload()
+    assert answer.code == (500, 481)
+    assert linked.links() == [(2, host) for host in RAWX[:3]]
+
+
+# --- together
+
+
+def test_those_who_link_together_get_the_same_services(absent):
+    with ThreadPoolExecutor(8) as threads:
+        futures = [threads.submit(absent.post, "link", type="rawx", autocreate=1) for _ in range(24)]
+        answers = [future.result() for future in futures]
+    assert {answer.status for answer in answers} == {200}
+    assert len({answer.data for answer in answers}) == 1
+    assert len(absent.links()) == 3
+
+
+def test_those_who_create_together_create_once(absent):
+    with ThreadPoolExecutor(8) as threads:
+        futures = [threads.submit(absent.post, "create", {"properties": {"a": str(n)}}) for n in range(24)]
+        statuses = [future.result().status for future in futures]
+    assert sorted(statuses) == [201] + [202] * 23
+    assert absent.events(1) == [[]]
 
 
 # --- services that are named
