@@ -12,7 +12,7 @@ source through it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from oio.api._links import LinkMethods
 from oio.common.decorators import api_call, raise_no_such_container
 from oio.common.exceptions import (
     BadRequest,
+    ClientException,
     NotFound,
     OioException,
     ServiceBusy,
@@ -35,9 +36,9 @@ Bean = dict[str, Any]
 
 _CODE_FROZEN = 436
 _CODE_ENABLED = 439
-# Tries to enable the source again, and seconds between them: leaving it frozen is worse than insisting.
-_THAW_ATTEMPTS = 3
-_THAW_PAUSE_S = 0.5
+# Seconds between the tries to put things right. A service that was killed is back before the last one;
+# leaving the source frozen, or half a copy, is worse than insisting.
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 _DRAINED = "drained"
 
 
@@ -105,21 +106,30 @@ class SnapshotMethods(ContainerMethods, LinkMethods):
     def _thaw(self, account: str, container: str, kwargs: Mapping[str, Any], failed: bool) -> None:
         """Enable a container, out of time or not. :param failed: something else is to be raised."""
         kwargs = {key: value for key, value in kwargs.items() if key != "deadline"}
-        for attempt in range(1, _THAW_ATTEMPTS + 1):
+
+        def enable() -> None:
             try:
                 self.container.container_enable(account, container, **kwargs)
-                return
-            except OioException as exc:
-                if getattr(exc, "status", None) == _CODE_ENABLED:
-                    return
-                self.logger.error(
-                    "Container %s/%s stays frozen, try %d of %d: %s (reqid=%s)",
-                    account, container, attempt, _THAW_ATTEMPTS, exc, kwargs.get("reqid"),
-                )  # fmt: skip
-                if attempt < _THAW_ATTEMPTS:
-                    time.sleep(_THAW_PAUSE_S)
-                elif not failed:
+            except ClientException as exc:
+                if exc.status != _CODE_ENABLED:
                     raise
+
+        error = self._insist(enable, f"{account}/{container} stays frozen", kwargs.get("reqid"))
+        if error is not None and not failed:
+            raise error
+
+    def _insist(self, call: Callable[[], None], otherwise: str, reqid: str | None) -> OioException | None:
+        """Make a call, again while services are down. :returns: the last error when it never succeeds."""
+        for pause_s in (*_PAUSES_S, None):
+            try:
+                call()
+                return None
+            except OioException as exc:
+                self.logger.error("%s: %s (reqid=%s)", otherwise, exc, reqid)
+                if pause_s is None or _is_refused(exc):
+                    return exc
+            time.sleep(pause_s)
+        raise AssertionError("unreachable")
 
     # --- chunks of the copy ---
 
@@ -197,16 +207,16 @@ class SnapshotMethods(ContainerMethods, LinkMethods):
         self, account: str, container: str, linked: list[str], kwargs: Mapping[str, Any]
     ) -> None:
         kwargs = {key: value for key, value in kwargs.items() if key != "deadline"}
-        try:
-            self.container.container_delete(account, container, force=True, **kwargs)
-            self.directory.delete(account, container, **kwargs)
-        except NotFound:
-            self.logger.debug("The copy %s/%s is gone already", account, container)
-        except OioException as exc:
-            self.logger.error(
-                "The unfinished copy %s/%s is still there, and refers to chunks of its source: destroy it by"
-                " force, without flushing it: %s (reqid=%s)", account, container, exc, kwargs.get("reqid"),
-            )  # fmt: skip
+
+        def remove() -> None:
+            try:
+                self.container.container_delete(account, container, force=True, **kwargs)
+                self.directory.delete(account, container, **kwargs)
+            except NotFound:
+                self.logger.debug("The copy %s/%s is gone already", account, container)
+
+        otherwise = f"Unfinished copy {account}/{container} refers to chunks of its source: destroy it by force"
+        if self._insist(remove, otherwise, kwargs.get("reqid")) is not None:
             return
         chunks = [{"url": url} for url in linked]
         self._delete_orphan_chunks(chunks, cid_from_name(account, container), **kwargs)
@@ -215,7 +225,11 @@ class SnapshotMethods(ContainerMethods, LinkMethods):
 def _was_not_frozen_by_us(exc: BaseException) -> bool:
     """Whether it is sure that a request to freeze changed nothing."""
     if isinstance(exc, ServiceBusy):
-        return exc.status == _CODE_FROZEN
+        return bool(exc.status == _CODE_FROZEN)
+    return _is_refused(exc)
+
+
+def _is_refused(exc: BaseException) -> bool:
     return isinstance(exc, StatusMessageException) and isinstance(exc.http_status, int) and exc.http_status < 500
 
 

@@ -69,7 +69,7 @@ class Snapshot:
 
 @pytest.fixture
 def snapshot(monkeypatch: pytest.MonkeyPatch) -> Snapshot:
-    monkeypatch.setattr("oio.api._snapshot._THAW_PAUSE_S", 0.0)
+    monkeypatch.setattr("oio.api._snapshot._PAUSES_S", (0.0, 0.0))
     return Snapshot()
 
 
@@ -241,6 +241,19 @@ def test_enabling_is_tried_again(snapshot: Snapshot) -> None:
     snapshot.container.container_enable.side_effect = exc.ClientException(500, 439, "enabled already")
     snapshot.run()
     assert snapshot.container.container_enable.call_count == 4
+    snapshot.container.container_enable.side_effect = exc.Forbidden()
+    with pytest.raises(exc.Forbidden):
+        snapshot.run()
+    assert snapshot.container.container_enable.call_count == 5
+
+
+def test_removing_the_copy_is_tried_again(snapshot: Snapshot) -> None:
+    snapshot.container.container_touch.side_effect = exc.Conflict(message="the first failure")
+    snapshot.container.container_delete.side_effect = [exc.OioNetworkException("lost"), exc.NotFound()]
+    with pytest.raises(exc.Conflict, match="the first failure"):
+        snapshot.run()
+    assert snapshot.container.container_delete.call_count == 2
+    assert snapshot.steps()[-2:] == [DELETE_CHUNKS, ENABLE]
 
 
 def test_a_source_that_stays_frozen_is_told(snapshot: Snapshot) -> None:
