@@ -3,6 +3,7 @@
 
 """Storing objects and rebuilding their chunks, on a cluster whose chunks get lost for real."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -340,6 +341,36 @@ def test_two_lost_copies_are_rebuilt_from_two_stale_views(predictable_ids, api, 
     found = factory.get(cid, content.content_id)
     assert len(found.chunks) == 3 and kept.url in urls(found)
     check_whole(api, factory, disk, found, data)
+
+
+@pytest.mark.parametrize("ids", ["random_ids", "predictable_ids"])
+@pytest.mark.parametrize("policy", ["TWOCOPIES", "EC"])
+def test_of_several_rebuilds_of_one_chunk_a_single_one_counts(request, api, store, factory, disk, policy, ids):
+    request.getfixturevalue(ids)
+    data, content = store(policy, size=1000)
+    lost = content.chunks[0]
+    disk.lose(lost)
+    views = [factory.get(content.container_id, content.content_id) for _ in range(4)]
+
+    def rebuild(view):
+        try:
+            return view.rebuild_chunk(lost.id, service_id=lost.host)
+        except (exc.NotFound, exc.Conflict) as err:
+            return err
+
+    before = files(disk)
+    with ThreadPoolExecutor(len(views)) as pool:
+        results = list(pool.map(rebuild, views))
+    assert len([result for result in results if isinstance(result, int)]) == 1, results
+    found = factory.get(content.container_id, content.content_id)
+    check_whole(api, factory, disk, found, data)
+    assert files(disk) - before == {disk.path(chunk) for chunk in found.chunks} - before
+    assert len(files(disk) - before) == 1
+
+
+def files(disk):
+    """Every file of every volume."""
+    return {path for volume in disk.volumes.values() for path in Path(volume).glob("*/*")}
 
 
 @pytest.mark.parametrize("policy", ["TWOCOPIES", "EC"])
