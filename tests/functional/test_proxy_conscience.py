@@ -10,6 +10,7 @@ import itertools
 
 import pytest
 from proxy_http import RawProxy
+from support import eventually
 
 from oio.common.exceptions import Conflict, NotFound, ServiceBusy
 from oio.conscience.client import ConscienceClient
@@ -207,6 +208,41 @@ def test_description_of_the_namespace(proxy, cluster):
     assert info["storage_policy"]["SINGLE"].count(":") == 1
     types = proxy.get("conscience/info", {"what": "types"}).json
     assert {"account", "echo", "meta0", "meta1", "meta2", "rawx", "rdir"} <= set(types)
+
+
+@pytest.fixture
+def stopped(cluster):
+    """Stops services, and has them back at the end whatever happens."""
+    gone = []
+
+    def stop(*types):
+        names = [service.name for service in cluster.services(*types)]
+        gone.extend(names)
+        cluster.stop(*names)
+
+    yield stop
+    cluster.start(*gone)
+    cluster.wait_ready()
+
+
+def test_locks_survive_the_conscience_and_the_proxy_goes_on_without_it(proxy, cluster, stopped):
+    locked, free = echo(proxy), echo(proxy)
+    add(proxy, locked, free)
+    proxy.post("conscience/lock", body={**locked, "score": 33})
+    reload(proxy)
+    stopped("conscience")
+    answer = proxy.get("conscience/list", {"type": "echo", "full": "1"})
+    assert answer.code == (503, 503) and answer.headers["retry-after"] == "1"
+    assert proxy.post("conscience/deregister", body=free).code == (503, 503)
+    assert proxy.post("lb/reload").status == 204, "always"
+    assert listed(proxy)[locked["addr"]]["score"] == 33, "the last known state"
+    assert proxy.get("lb/choose", {"type": "echo", "size": 2}).status == 200
+    third = echo(proxy)
+    assert proxy.post("conscience/register", body=third).status == 204, "waits for a conscience"
+    cluster.start("@conscience")
+    eventually(lambda: reload(proxy) or third["addr"] in listed(proxy), what="the registration that waited")
+    item = listed(proxy)[locked["addr"]]
+    assert (item["score"], item["tags"]["tag.lock"]) == (33, True)
 
 
 # --- choices
