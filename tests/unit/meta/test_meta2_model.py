@@ -1,119 +1,315 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""Random lives of a container, compared with a model that fits in a dictionary."""
+"""Random lives of a container, compared after each step with a model that fits in dictionaries."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from meta2_bench import CID, Meta2Bench
+from meta2_bench import CID, FakeQueue, Meta2Bench
+from meta2_kit import beans, damage, told
+from meta2_object_model import HASH, KEEP_DELETED_S, OTHER_HASH, Model, Refused, Request, Stored
 
 from oio.common.status import StatusError
 from oio.meta import messages as m
 
-NAMES = st.sampled_from(["a", "a/1", "a/2", "a/b/c", "b", "b/", "é/1", "\U0001f600"])
+NAMES = st.sampled_from(["a", "a/1", "a/b/c", "b", "b/", "é/1", "\U0001f600"])
 VERSIONS = st.integers(min_value=1, max_value=12)
+ANY_VERSION = st.one_of(st.just(0), VERSIONS)
+METACHUNK = st.tuples(st.integers(0, 9), st.integers(1, 4))
+METACHUNKS = st.lists(METACHUNK, min_size=1, max_size=3)
+PROPERTIES = st.dictionaries(st.sampled_from("xyz"), st.sampled_from("12"), max_size=2)
+TAGS = st.sampled_from(["", "", "", "=*", "!*", "=" + HASH, "!" + HASH, "=" + OTHER_HASH])
+HASHES = st.sampled_from([HASH, HASH, OTHER_HASH])
+#: Content ids are drawn again at times: those that are taken are refused.
+REUSED = st.integers(0, 9).map(lambda n: n == 0)
+
+
+def condition(tag: str) -> m.Condition | None:
+    if not tag:
+        return None
+    return m.Condition(**{"if_match" if tag[0] == "=" else "if_none_match": [tag[1:]]})
 
 
 class Container(RuleBasedStateMachine):
-    """Puts, deletions and changes of mode; the model keeps name -> {version: size or None (marker)}."""
+    """All the operations on objects, on a few names and versions so that they meet."""
 
     def __init__(self) -> None:
         super().__init__()
         self.volume = tempfile.mkdtemp(prefix="meta2-model-")
-        self.bench = Meta2Bench(self.volume, None)
-        self.mode = 1
-        self.model: dict[str, dict[int, int | None]] = {}
+        self.queue = FakeQueue()
+        self.bench = Meta2Bench(self.volume, self.queue)
+        self.model = Model()
+        self.last_id = ""
+        self.uploaded: set[str] = set()
+        self.pending: list[m.Chunk] = []
 
     @initialize()
     def create(self) -> None:
         assert self.bench.create()
+        self.bench.set(sys__m2__keep_deleted_delay=str(KEEP_DELETED_S))
 
-    def attempt(self, function: Any, *args: Any, **kwargs: Any) -> int:
+    # --- doing the same thing to both -----------------------------------------------------------------------
+
+    def both(self, mutate: Callable[[Model], None], call: Callable[[], Any]) -> None:
+        """The model changes as the container does, or both refuse for the same reason."""
+        after = copy.deepcopy(self.model)
+        expected = 0
         try:
-            function(*args, **kwargs)
+            mutate(after)
+            usage, before = after.counters()[0], self.model.counters()[0]
+            if self.model.quota and usage > self.model.quota and usage > before:
+                raise Refused(445)
+        except Refused as refusal:
+            expected = refusal.code
+        try:
+            call()
+            code = 0
         except StatusError as exc:
-            return exc.code
-        return 0
-
-    @rule(mode=st.sampled_from([-1, 0, 1, 2]))
-    def set_mode(self, mode: int) -> None:
-        self.mode = mode
-        self.bench.set(sys__m2__policy__version=str(mode))
-
-    @rule(name=NAMES, version=VERSIONS, size=st.integers(0, 100))
-    def put(self, name: str, version: int, size: int) -> None:
-        versions = self.model.get(name, {})
-        latest = max(versions, default=0)
-        expected = 0
-        if version in versions and (version == latest or self.mode not in (0, 1)):
-            expected = 421
-        elif version < latest and self.mode in (0, 1):
-            expected = 424
-        assert self.attempt(self.bench.put, name, version, size) == expected
-        if not expected:
-            if latest and self.mode in (0, 1):
-                del versions[latest]
-            self.model.setdefault(name, versions)[version] = size
-
-    @rule(name=NAMES, size=st.integers(1, 9))
-    def append(self, name: str, size: int) -> None:
-        versions = self.model.get(name, {})
-        latest = max(versions, default=0)
-        if not latest or versions[latest] is None:
-            return
-        self.bench.put(name, 1, size, append=True)
-        versions[latest] += size  # type: ignore[operator]
-
-    @rule(name=NAMES, version=st.one_of(st.just(0), VERSIONS), marker=st.booleans())
-    def delete(self, name: str, version: int, marker: bool) -> None:
-        versions = self.model.get(name, {})
-        target = version or max(versions, default=0)
-        expected = 0
-        if self.mode == 0 and version:
-            expected = 400
-        elif target not in versions:
-            expected = 420
-        elif marker and (self.mode in (0, 1) or versions[target] is None):
-            expected = 400
-        else:
-            real = self.mode in (0, 1) or version or versions[target] is None
-            if real and not marker:
-                del versions[target]
-                if not versions:
-                    del self.model[name]
-            elif target + 1 in versions:
-                expected = 421
-            else:
-                versions[target + 1] = None
-        code = self.attempt(self.bench.delete, name, version=version, delete_marker=marker)
+            code = exc.code
         assert code == expected
+        if not code:
+            self.model = after
+            self.uploaded |= {chunk.url for chunk in self.pending}
+        self.pending = []
+
+    def chunks(self, metachunks: dict[int, tuple[int, int]]) -> list[m.Chunk]:
+        made = [
+            chunk
+            for number, (size, copies) in metachunks.items()
+            for chunk in Meta2Bench.chunks(str(number), size, copies)
+        ]
+        self.pending += made
+        return made
+
+    def request(
+        self, name: str, version: int, metachunks: list[tuple[int, int]], reused: bool, **fields: Any
+    ) -> Request:
+        if not (reused and self.last_id):
+            self.last_id = os.urandom(16).hex().upper()
+        return Request(name, version, self.last_id, metachunks, fields.pop("properties", {}), **fields)
+
+    def send(self, request: Request, chunks: list[m.Chunk] | None = None, **fields: Any) -> None:
+        if chunks is None:
+            chunks = self.chunks(dict(enumerate(request.metachunks)))
+        self.bench.put(
+            request.name, request.version, request.size, content_id=request.content_id, chunks=chunks,
+            properties=request.properties, condition=condition(request.tag), hash=request.hash,
+            simulate_versioning=request.simulated, **fields,
+        )
+
+    def at(self, name: str, version: int) -> dict[str, Any]:
+        return {"cid": CID, "path": name, "version": version}
+
+    # --- settings -------------------------------------------------------------------------------------------
+
+    @rule(mode=st.sampled_from([-1, 0, 1, 2]), exceeding=st.booleans())
+    def set_mode(self, mode: int, exceeding: bool) -> None:
+        self.model.mode, self.model.exceeding = mode, exceeding
+        self.bench.set(
+            sys__m2__policy__version=str(mode),
+            sys__m2__policy__version__delete_exceeding=str(int(exceeding)),
+        )
+
+    @rule(quota=st.sampled_from([0, 0, 30, 80]))
+    def set_quota(self, quota: int) -> None:
+        self.model.quota = quota
+        self.bench.set(sys__m2__quota=str(quota))
+
+    @rule()
+    def grow_old(self) -> None:
+        self.model.grow_old()
+        self.bench.repository.write(
+            CID + ".1",
+            lambda tx: list(tx.execute("UPDATE aliases SET mtime = mtime - ?", (KEEP_DELETED_S + 5,))),
+        )
 
     @rule()
     def reopen(self) -> None:
         self.bench.repository.close()
-        self.bench = Meta2Bench(self.volume, None)
+        self.bench = Meta2Bench(self.volume, self.queue)
+
+    @rule()
+    def touch(self) -> None:
+        self.bench.call(
+            m.ContainerTouch(cid=CID, recompute=True, damaged_objects=True, missing_chunks=True)
+        )
+
+    # --- puts -----------------------------------------------------------------------------------------------
+
+    @rule(
+        name=NAMES, version=VERSIONS, metachunks=METACHUNKS, properties=PROPERTIES, tag=TAGS,
+        reused=REUSED, simulated=REUSED, hash_=HASHES,
+    )
+    def put(
+        self, name: str, version: int, metachunks: list[tuple[int, int]], properties: dict[str, str],
+        tag: str, reused: bool, simulated: bool, hash_: str,
+    ) -> None:
+        request = self.request(
+            name, version, metachunks, reused, properties=properties, tag=tag, simulated=simulated,
+            hash=hash_,
+        )
+        self.both(lambda model: model.put(request), lambda: self.send(request))
+
+    @rule(name=NAMES, version=VERSIONS, metachunks=METACHUNKS, properties=PROPERTIES, tag=TAGS)
+    def append(
+        self, name: str, version: int, metachunks: list[tuple[int, int]], properties: dict[str, str],
+        tag: str,
+    ) -> None:
+        request = self.request(name, version, metachunks, False, properties=properties, tag=tag)
+        self.both(lambda model: model.append(request), lambda: self.send(request, append=True))
+
+    @rule(
+        name=NAMES, version=VERSIONS, position=st.integers(0, 2), copies=st.integers(1, 2),
+        fits=st.booleans(), properties=PROPERTIES, tag=TAGS,
+    )
+    def force(
+        self, name: str, version: int, position: int, copies: int, fits: bool,
+        properties: dict[str, str], tag: str,
+    ) -> None:
+        _, stored = self.model.target(name, version)
+        stored = stored or self.model.target(name)[1]
+        size = 3
+        if stored is not None and not stored.is_marker:
+            position = min(position, len(stored.metachunks) - 1)
+            size = stored.metachunks[position][0] + (not fits)
+        else:
+            position = 0
+        request = self.request(name, version, [(size, copies)], False, properties=properties, tag=tag)
+        chunks = self.chunks({position: (size, copies)})
+        self.both(
+            lambda model: model.force(request, position, size, copies),
+            lambda: self.send(request, chunks, force=True),
+        )
+
+    @rule(
+        name=NAMES, version=VERSIONS, copies=st.integers(1, 2), reused=REUSED, wrong=REUSED,
+        hash_=HASHES, tag=TAGS,
+    )
+    def change_policy(
+        self, name: str, version: int, copies: int, reused: bool, wrong: bool, hash_: str, tag: str
+    ) -> None:
+        _, stored = self.model.target(name, version)
+        size = (stored.size if stored is not None else 5) + wrong
+        request = self.request(name, version, [(size, copies)], reused, tag=tag, hash=hash_)
+        self.both(
+            lambda model: model.change_policy(request),
+            lambda: self.send(
+                request, change_policy=True, chunk_method="plain/nb_copy=1", security=m.Security()
+            ),
+        )
+
+    # --- changes in place -----------------------------------------------------------------------------------
+
+    @rule(
+        name=NAMES, version=ANY_VERSION,
+        changes=st.dictionaries(st.integers(0, 4), METACHUNK, min_size=1, max_size=2),
+    )
+    def update(self, name: str, version: int, changes: dict[int, tuple[int, int]]) -> None:
+        chunks = self.chunks(changes)
+        self.both(
+            lambda model: model.update(name, version, changes),
+            lambda: self.bench.call(m.ContentUpdate(**self.at(name, version), chunks=chunks)),
+        )
+
+    @rule(name=NAMES, version=ANY_VERSION, count=st.integers(0, 3), off=st.sampled_from([0, 0, 0, 1]))
+    def truncate(self, name: str, version: int, count: int, off: int) -> None:
+        _, stored = self.model.target(name, version)
+        size = off + (sum(size for size, _ in stored.metachunks[:count]) if stored is not None else 0)
+        self.both(
+            lambda model: model.truncate(name, version, size),
+            lambda: self.bench.call(m.ContentTruncate(**self.at(name, version), size=size)),
+        )
+
+    @rule(name=NAMES, version=ANY_VERSION)
+    def drain(self, name: str, version: int) -> None:
+        self.both(
+            lambda model: model.drain(name, version),
+            lambda: self.bench.call(m.ContentDrain(**self.at(name, version))),
+        )
+
+    @rule(
+        name=NAMES, version=ANY_VERSION, clear=st.booleans(),
+        changes=st.dictionaries(st.sampled_from("xyz"), st.sampled_from(["", "1", "2"])),
+    )
+    def set_properties(self, name: str, version: int, changes: dict[str, str], clear: bool) -> None:
+        self.both(
+            lambda model: model.set_properties(name, version, changes, clear),
+            lambda: self.bench.call(
+                m.ContentSetProperties(**self.at(name, version), properties=changes, clear=clear)
+            ),
+        )
+
+    @rule(name=NAMES, version=ANY_VERSION, keys=st.lists(st.sampled_from("xyz"), max_size=2))
+    def del_properties(self, name: str, version: int, keys: list[str]) -> None:
+        self.both(
+            lambda model: model.del_properties(name, version, keys),
+            lambda: self.bench.call(m.ContentDelProperties(**self.at(name, version), names=keys)),
+        )
+
+    # --- removals -------------------------------------------------------------------------------------------
+
+    @rule(
+        name=NAMES, version=ANY_VERSION, marker=st.booleans(), tag=TAGS,
+        forced=st.sampled_from([None, None, None, -1, 1]),
+    )
+    def delete(self, name: str, version: int, marker: bool, tag: str, forced: int | None) -> None:
+        self.both(
+            lambda model: model.delete(name, version, marker, tag, forced),
+            lambda: self.bench.delete(
+                name, version=version, delete_marker=marker, condition=condition(tag),
+                force_versioning=forced,
+            ),
+        )
+
+    @rule(names=st.lists(NAMES, min_size=1, max_size=4))
+    def delete_many(self, names: list[str]) -> None:
+        codes = []
+        for name in names:
+            try:
+                self.model.delete(name, 0, False)
+                codes.append(204)
+            except Refused as refusal:
+                codes.append(refusal.code)
+        reply = self.bench.call(m.ContentDeleteMany(cid=CID, paths=names))
+        assert [item.status for item in reply.items] == codes
+
+    @rule(name=NAMES, count=st.sampled_from([None, -1, 1, 2]))
+    def purge(self, name: str, count: int | None) -> None:
+        self.both(
+            lambda model: model.purge([name], count),
+            lambda: self.bench.call(m.ContentPurge(cid=CID, path=name, max_versions=count)),
+        )
+
+    @rule(count=st.sampled_from([None, -1, 1, 2]))
+    def purge_container(self, count: int | None) -> None:
+        self.both(
+            lambda model: model.purge(list(model.names), count),
+            lambda: self.bench.call(m.ContainerPurge(cid=CID, max_versions=count)),
+        )
+
+    # --- what is seen ---------------------------------------------------------------------------------------
 
     @rule(prefix=st.sampled_from(["", "a", "a/", "b/"]), size=st.integers(1, 4))
     def list_folded(self, prefix: str, size: int) -> None:
         wanted = set()
-        for name, versions in self.model.items():
-            if name.startswith(prefix) and versions[max(versions)] is not None:
+        for name, versions in self.model.names.items():
+            if name.startswith(prefix) and not versions[max(versions)].is_marker:
                 cut = name.find("/", len(prefix))
                 wanted.add(name[: cut + 1] if cut >= 0 else name)
         seen: list[str] = []
         marker = ""
         while True:
-            page = self.bench.call(
-                m.ContentList(cid=CID, prefix=prefix, delimiter="/", max=size, marker=marker)
-            )
+            page = self.bench.listing(prefix=prefix, delimiter="/", max=size, marker=marker)
             seen += sorted([i["name"] for i in json.loads(page.objects)] + page.prefixes)
             if not page.truncated:
                 break
@@ -124,29 +320,73 @@ class Container(RuleBasedStateMachine):
     def agrees(self) -> None:
         if not os.path.exists(f"{self.volume}/C0C"):
             return
-        sizes = [s for versions in self.model.values() for s in versions.values() if s is not None]
-        assert self.bench.check_counters() == (sum(sizes), len(sizes))
+        assert self.bench.check_counters() == self.model.counters()
+        assert damage(self.bench) == self.model.damage()
         everything = [
-            (name, version, size is None, size)
-            for name, versions in sorted(self.model.items())
-            for version, size in sorted(versions.items(), reverse=True)
+            (name, version, *self.described(stored))
+            for name, versions in sorted(self.model.names.items())
+            for version, stored in sorted(versions.items(), reverse=True)
         ]
-        found = self.bench.objects(all_versions=True)
-        assert [(i["name"], i["version"], i["deleted"], i["size"]) for i in found] == everything
+        found = self.bench.objects(all_versions=True, properties=True)
+        assert [
+            (
+                i["name"], i["version"], i["deleted"], i["size"], i["hash"],
+                i["chunk-method"] == "drained", i.get("properties", {}),
+            )
+            for i in found
+        ] == everything
         visible = [
             (name, max(versions))
-            for name, versions in sorted(self.model.items())
-            if versions[max(versions)] is not None
+            for name, versions in sorted(self.model.names.items())
+            if not versions[max(versions)].is_marker
         ]
         assert [(i["name"], i["version"]) for i in self.bench.objects()] == visible
+        counts = self.counts()
+        objects = self.model.objects()
+        assert counts["contents"] == len(objects)
+        assert counts["chunks"] == sum(stored.chunks for stored in objects)
+        assert counts["properties"] == sum(len(stored.properties) for stored in objects)
+
+    @staticmethod
+    def described(stored: Stored) -> tuple[Any, ...]:
+        if stored.is_marker:
+            return True, None, None, False, {}
+        return False, stored.size, stored.hash, stored.drained, stored.properties
+
+    def counts(self) -> dict[str, int]:
+        """Rows of each table: nothing must be left behind."""
+        return self.bench.repository.read(
+            CID + ".1",
+            lambda reader: {
+                table: reader.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+                for table in ("contents", "chunks", "properties")
+            },
+        )
 
     def teardown(self) -> None:
-        self.bench.repository.close()
-        shutil.rmtree(self.volume)
+        try:
+            if os.path.exists(f"{self.volume}/C0C"):
+                self.check_chunks_told()
+        finally:
+            self.bench.repository.close()
+            shutil.rmtree(self.volume)
+
+    def check_chunks_told(self) -> None:
+        """The chunks told to be deleted are those that were in an object and are in none any more."""
+        lost = {
+            bean["id"]
+            for event in told(self.bench, self.queue)
+            if event["event"].endswith((".deleted", ".drained"))
+            for bean in beans(event, "chunks")
+        }
+        present = self.bench.repository.read(
+            CID + ".1", lambda reader: {url for (url,) in reader.execute("SELECT id FROM chunks")}
+        )
+        assert lost == self.uploaded - present
 
 
 TestContainer = Container.TestCase
 TestContainer.settings = settings(
-    max_examples=25, stateful_step_count=30, deadline=None,
+    max_examples=25, stateful_step_count=40, deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

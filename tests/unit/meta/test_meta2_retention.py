@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -201,7 +202,7 @@ def test_others_write_between_two_slices(bench: Meta2Bench, monkeypatch: pytest.
     assert numbers(bench, "n39") == [3, 2]
     assert numbers(bench, "n00a") == [3, 2, 1]  # behind the pass: the next one sees it
     assert all(len(numbers(bench, f"n{i:02}")) == 1 for i in range(39))
-    slices = [before - after for before, after in zip(transactions, transactions[1:], strict=False)]
+    slices = [before - after for before, after in itertools.pairwise(transactions)]
     assert max(slices) <= 5
 
 
