@@ -125,9 +125,10 @@ class SnapshotMethods(ContainerMethods, LinkMethods):
                 call()
                 return None
             except OioException as exc:
-                self.logger.error("%s: %s (reqid=%s)", otherwise, exc, reqid)
                 if pause_s is None or _is_refused(exc):
+                    self.logger.error("%s: %s (reqid=%s)", otherwise, exc, reqid)
                     return exc
+                self.logger.warning("Trying again in %.1f s: %s (reqid=%s)", pause_s, exc, reqid)
             time.sleep(pause_s)
         raise AssertionError("unreachable")
 
