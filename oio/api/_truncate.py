@@ -22,8 +22,8 @@ from oio.common.utils import GeneratorIO, set_deadline_from_read_timeout
 
 Groups = dict[int, list[dict[str, Any]]]
 
-# What tells which object, or which answer: not for the requests made on the way.
-_OWN_KEYWORDS = ("version", "content_id", "if_match", "if_none_match")
+# What the requests made on the way are given otherwise.
+_OWN_KEYWORDS = frozenset({"version", "content_id", "policy", "meta_pos", "if_match", "if_none_match"})
 
 
 class TruncateMethods(ObjectWriteMethods):

@@ -11,6 +11,7 @@ from support import ACCOUNT, eventually
 
 from oio import ObjectStorageApi
 from oio.common import exceptions as exc
+from oio.common.fullpath import encode_fullpath
 from oio.common.utils import cid_from_name
 
 _serial = itertools.count()
@@ -336,6 +337,33 @@ def test_a_container_is_found_by_its_id(api, container):
     for bad in ("xyz", cid[:-1], cid + ".", cid + ".a"):
         with pytest.raises(exc.OioException, match="Invalid cid"):
             api.object_fetch(None, None, "o", cid=bad)
+
+
+def test_the_id_of_a_container_stands_for_its_names_in_every_change(api, container):
+    by_id = {"cid": cid_from_name(ACCOUNT, container)}
+    api.container_set_properties(None, None, {"k": "v"}, system={"sys.m2.policy.version": "-1"}, **by_id)
+    api.object_create(None, None, data=b"one", obj_name="o", policy="SINGLE", **by_id)
+    api.object_create(None, None, data=b"12345", obj_name="o", policy="SINGLE", **by_id)
+    api.object_change_policy(None, None, "o", "THREECOPIES", **by_id)
+    api.object_truncate(None, None, "o", size=3, **by_id)
+    assert read(api, ACCOUNT, container, "o") == b"123"
+    head = api.blob_client.chunk_head(api.object_locate(ACCOUNT, container, "o")[1][0]["url"])
+    assert head["full_path"].startswith(encode_fullpath(ACCOUNT, container, "o", 1, "id").rpartition("/1/id")[0])
+    api.container_purge(None, None, maxvers=1, **by_id)
+    assert len(versions(api, ACCOUNT, container)) == 1
+    api.object_drain(None, None, "o", **by_id)
+    api.container_touch(None, None, recompute=True, **by_id)
+    api.container_flush(None, None, fast=True, **by_id)
+    assert versions(api, ACCOUNT, container) == []
+    api.object_create(None, None, data=b"x", obj_name="o", **by_id)
+    api.container_flush(None, None, **by_id)
+    assert api.object_list(ACCOUNT, container)["objects"] == []
+    missing = {"cid": "00" * 32}
+    for call in (api.container_flush, api.container_purge, api.container_show):
+        with pytest.raises(exc.NoSuchContainer):
+            call(None, None, **missing)
+    with pytest.raises(exc.NoSuchContainer):
+        api.object_truncate(None, None, "o", size=1, **missing)
 
 
 def test_properties_of_a_container_made_on_the_way(api, container):
