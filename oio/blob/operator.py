@@ -103,8 +103,7 @@ class ChunkOperator:
             )
         old_url, old_host = chunk.url, chunk.host
         size = content.rebuild_chunk(chunk_id, service_id=old_host, **options)
-        if not content.chunks.filter(url=old_url):
-            # Otherwise the new chunk took the very place of the old one.
+        if not content.occupies(old_url):
             if try_chunk_delete:
                 self._delete_old(content, old_url, **kwargs)
             self._forget_old(old_host, container_id, content_id, chunk_id, **kwargs)

@@ -65,9 +65,7 @@ def read_chunk_metadata(
     """
     attributes = read_user_xattr(fd)
     chunk_id = chunk_id.upper()
-    meta: dict[str, Any] = {
-        key: attributes[name] for key, name in CHUNK_XATTR_KEYS.items() if name in attributes
-    }
+    meta: dict[str, Any] = {key: attributes[name] for key, name in CHUNK_XATTR_KEYS.items() if name in attributes}
     missing: list[MissingAttribute] = []
     links: dict[str, str] = {}
     own_name = CHUNK_XATTR_CONTENT_FULLPATH_PREFIX + chunk_id

@@ -302,7 +302,8 @@ class Content:
         self._register(current, spare_url, keep_if_unsure=True, **kwargs)
         old_url = current.url
         self._relocated(current, spare_url, qualities)
-        self._delete_quietly(old_url, **kwargs)
+        if not self.occupies(old_url):
+            self._delete_quietly(old_url, **kwargs)
         return current.raw()
 
     def _move_sources(self, current: Chunk) -> list[Chunk]:
@@ -324,7 +325,8 @@ class Content:
         self._register(current, link_url, keep_if_unsure=True, **kwargs)
         old_url = current.url
         self._place(current, link_url)
-        self._delete_quietly(old_url, **kwargs)
+        if not self.occupies(old_url):
+            self._delete_quietly(old_url, **kwargs)
         return current.raw()
 
     def _chunk_to_move(self, chunk_id: str | Chunk, service_id: str | None) -> Chunk:
@@ -410,13 +412,30 @@ class Content:
                 last_error = err
         raise exc.SpareChunkException(f"No spare chunk: {last_error}") from last_error
 
+    def occupies(self, url: str) -> bool:
+        """Whether a chunk of the object is at that place, by whatever name its service goes.
+
+        As chunk ids may follow from the name of the object, a chunk can take the very place of the one that it
+        replaces.
+        """
+        chunk_id = url.rpartition("/")[2]
+        place = self._address(url)
+        return any(
+            chunk.url == url or self._address(chunk.url) == place for chunk in self.chunks.filter(id=chunk_id)
+        )
+
+    def _address(self, url: str) -> str:
+        """URL of a chunk with the address of its service; as it is when nobody knows."""
+        try:
+            return self.blob_client.resolve_url(url)
+        except failures() as err:
+            self.logger.warning("cannot resolve %s: %s", url, err)
+            return url
+
     def _place(self, chunk: Chunk, url: str) -> None:
         """Tell where a chunk is now: its name, and the address to connect to."""
         chunk.url = url
-        try:
-            chunk.data["real_url"] = self.blob_client.resolve_url(url)
-        except failures() as err:
-            self.logger.warning("cannot resolve %s: %s", url, err)
+        chunk.data["real_url"] = self._address(url)
 
     def _take_in(self, chunk: Chunk, url: str, is_new: bool) -> None:
         """Have the list of chunks tell what the container knows by now."""

@@ -180,6 +180,9 @@ class FakeContent:
             self.chunks.filter(id=chunk_id, host=kwargs["service_id"])[0].url = self.target
         return 3
 
+    def occupies(self, url: str) -> bool:
+        return len(self.chunks.filter(url=url)) > 0
+
     def chunk_delete(self, url: str, **_kwargs: Any) -> None:
         self.deleted.append(url)
 

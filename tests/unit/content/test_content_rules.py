@@ -413,6 +413,19 @@ def test_an_old_chunk_that_cannot_be_deleted_is_only_logged(
     assert blobs.deleted == [f"http://a/{ID}"]
 
 
+@pytest.mark.parametrize("place", [f"http://a/{ID}", f"http://address-of-a/{ID}"])
+def test_a_chunk_that_came_to_its_old_place_is_not_deleted(
+    make: Any, containers: Containers, blobs: Blobs, place: str
+) -> None:
+    """The proxy does not avoid a service that it knows by another name."""
+    blobs.resolve_url = lambda url: url.replace("address-of-", "")  # type: ignore[method-assign]
+    containers.spares = [[place]]
+    content = make(*THREE)
+    content.move_chunk(ID, service_id="a")
+    assert blobs.deleted == []
+    assert content.occupies(f"http://a/{ID}") and not content.occupies("http://a/" + "BB" * 32)
+
+
 def test_a_dry_run_only_asks(make: Any, containers: Containers, blobs: Blobs) -> None:
     content = make(*THREE)
     planned = content.move_chunk(ID, service_id="a", dry_run=True)
