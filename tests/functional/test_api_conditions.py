@@ -89,6 +89,8 @@ def test_a_container_made_on_the_way(api, container):
     other = container + "-made"
     with pytest.raises(exc.ClientPreconditionFailed):
         write(api, other, if_match="*")
+    with pytest.raises(exc.NoSuchContainer):
+        api.container_get_properties(ACCOUNT, other)
     write(api, other, if_none_match="*")
     assert read(api, other) == NEW
     api.object_delete(ACCOUNT, other, "o")

@@ -48,8 +48,13 @@ def create(call: Call) -> Response:
     try:
         proxy.resolver.call_meta2(request, call, write=True)
     except StatusError as exc:
-        if exc.code not in CONTAINER_MISSING or not call.flag("autocreate"):
+        if exc.code not in CONTAINER_MISSING or not call.flag("autocreate") or request.change_policy:
             raise
+        if request.condition is not None and request.condition.if_match is not None:
+            # Refused for sure: no container is left behind.
+            raise StatusError(
+                status.PRECONDITION_FAILED, "If-Match does not hold: there is no container"
+            ) from exc
         create_container(call, call.target, container_properties)
         proxy.resolver.call_meta2(request, call, write=True)
     return Response(204)

@@ -69,6 +69,21 @@ def test_conditions_travel_with_delete(cluster):
     assert cluster.meta.last("content_delete").condition.if_match == []
 
 
+@pytest.mark.parametrize(
+    ("query", "headers", "code"),
+    [
+        ("", {"if-match": "*"}, (412, 412)),
+        ("&change_policy=1", {}, (404, 406)),
+        ("&change_policy=1", {"if-match": HASH}, (404, 406)),
+    ],
+)
+def test_no_container_is_made_for_what_needs_an_object(cluster, query, headers, code):
+    cluster.meta.answers["content_put"] = StatusError(406, "Reference not found")
+    answer = cluster.post(f"content/create?{OBJECT}&autocreate=1{query}", CHUNKS, headers={**HEADERS, **headers})
+    assert answer.code == code
+    assert not [call for call in cluster.meta.calls if call.operation() == "container_create"]
+
+
 def test_a_condition_that_fails_is_412(cluster):
     cluster.meta.answers["content_put"] = StatusError(412, "The object is there")
     answer = cluster.post(f"content/create?{OBJECT}", CHUNKS, headers={**HEADERS, "if-none-match": "*"})
