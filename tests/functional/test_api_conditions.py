@@ -107,6 +107,35 @@ def test_a_delete_marker_is_no_object(api, container):
     assert read(api, container) == NEW
 
 
+@pytest.mark.parametrize("change", ["append", "truncate"])
+def test_an_object_without_hash_only_matches_any(api, container, change):
+    write(api, container, OLD)
+    if change == "append":
+        write(api, container, b"more", append=True)
+    else:
+        api.object_truncate(ACCOUNT, container, "o", size=3)
+    with pytest.raises(exc.ClientPreconditionFailed):
+        write(api, container, if_match=TAG)
+    write(api, container, if_match="*", if_none_match=TAG)
+    assert read(api, container) == NEW
+
+
+def test_a_condition_is_about_the_version_that_is_named(api, container):
+    api.container_set_properties(ACCOUNT, container, system={"sys.m2.policy.version": "-1"})
+    old = write_version(api, container, OLD)
+    new = write_version(api, container, NEW)
+    for version, tag in ((new, TAG), (old, md5(NEW).hexdigest()), (None, TAG)):
+        with pytest.raises(exc.ClientPreconditionFailed):
+            api.object_delete(ACCOUNT, container, "o", version=version, if_match=tag)
+    assert api.object_delete(ACCOUNT, container, "o", version=old, if_match=TAG) is True
+    left = api.object_list(ACCOUNT, container, versions=True)["objects"]
+    assert [item["version"] for item in left] == [int(new)]
+
+
+def write_version(api, container, data):
+    return api.object_create_ext(ACCOUNT, container, data=data, obj_name="o")[3]["version"]
+
+
 def test_a_link_may_be_conditional(api, container):
     api.object_create(ACCOUNT, container, data=NEW, obj_name="target")
     write(api, container, OLD)
