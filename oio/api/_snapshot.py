@@ -12,9 +12,10 @@ source through it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
 
 from oio.api._containers import ContainerMethods
 from oio.api._links import LinkMethods
@@ -31,6 +32,9 @@ from oio.common.exceptions import (
 from oio.common.fullpath import encode_fullpath
 from oio.common.utils import cid_from_name, compute_chunk_id
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 Chunk = dict[str, Any]
 Bean = dict[str, Any]
 
@@ -39,6 +43,8 @@ _CODE_ENABLED = 439
 # Seconds between the tries to put things right. A service that was killed is back before the last one;
 # leaving the source frozen, or half a copy, is worse than insisting.
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+# Versions whose chunks are linked at once: the source is frozen meanwhile.
+_LINKERS = 8
 _DRAINED = "drained"
 
 
@@ -145,29 +151,54 @@ class SnapshotMethods(ContainerMethods, LinkMethods):
         """Replace all the chunks of the copy by links. :param linked: receives the URLs of the links made."""
         old: list[Bean] = []
         new: list[Bean] = []
-        for some_old, some_new in self._replacements(source, copy, linked, kwargs):
-            old, new = old + some_old, new + some_new
-            if len(old) > batch_size:
-                self.container.container_raw_update(old, new, *copy, frozen=True, **kwargs)
-                old, new = [], []
+        # Closed before anything else is done: links must not be made while others are deleted.
+        with closing(self._replacements(source, copy, linked, kwargs)) as replacements:
+            for some_old, some_new in replacements:
+                old, new = old + some_old, new + some_new
+                if len(old) > batch_size:
+                    self.container.container_raw_update(old, new, *copy, frozen=True, **kwargs)
+                    old, new = [], []
         if old:
             self.container.container_raw_update(old, new, *copy, frozen=True, **kwargs)
 
     def _replacements(
         self, source: tuple[str, str], copy: tuple[str, str], linked: list[str], kwargs: dict[str, Any]
-    ) -> Iterator[tuple[list[Bean], list[Bean]]]:
-        """Link the chunks of every version. Yields the rows of its chunks, and the rows to put instead."""
-        done: set[str] = set()
-        for item in self._all_versions(*source, kwargs):
-            content = item["content"]
-            if item["deleted"] or item.get("chunk_method") in (None, _DRAINED) or content in done:
-                continue
-            done.add(content)
+    ) -> Generator[tuple[list[Bean], list[Bean]], None, None]:
+        """Link the chunks of every version, several versions at once.
+
+        Yields the rows of the chunks of each, and the rows to put instead. When it ends, by an error too,
+        no link is being made any more.
+        """
+
+        def replace(item: dict[str, Any]) -> tuple[list[Bean], list[Bean]]:
             meta, chunks = self.container.content_locate(
                 *source, item["name"], version=item["version"], properties=False, **kwargs
             )
-            copies = self._link_version(meta, chunks, copy, content, linked, kwargs)
-            yield self._prepare_meta2_raw_update(chunks, copies, content)
+            copies = self._link_version(meta, chunks, copy, item["content"], linked, kwargs)
+            return self._prepare_meta2_raw_update(chunks, copies, item["content"])
+
+        from concurrent.futures import ThreadPoolExecutor
+
+        pool = ThreadPoolExecutor(_LINKERS)
+        pending: deque[Future[tuple[list[Bean], list[Bean]]]] = deque()
+        try:
+            for item in self._with_chunks(source, kwargs):
+                pending.append(pool.submit(replace, item))
+                if len(pending) > 2 * _LINKERS:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _with_chunks(self, source: tuple[str, str], kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Every version that has chunks, once for each content."""
+        done: set[str] = set()
+        for item in self._all_versions(*source, kwargs):
+            if item["deleted"] or item.get("chunk_method") in (None, _DRAINED) or item["content"] in done:
+                continue
+            done.add(item["content"])
+            yield item
 
     def _link_version(
         self,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 from unittest.mock import Mock
@@ -172,6 +173,29 @@ def test_a_link_that_fails_midway_deletes_the_links_made_so_far(snapshot: Snapsh
     assert snapshot.container.container_raw_update.call_count == 2
     assert len(snapshot.blob.chunk_delete_many.call_args[0][0]) == 7
     assert snapshot.steps()[-1] == ENABLE
+
+
+def test_links_that_are_being_made_are_waited_for_then_deleted(snapshot: Snapshot) -> None:
+    failed, made = threading.Event(), []
+
+    def link(url: str, chunk_id: str, *_args: Any, **_kw: Any) -> Any:
+        if "/B" in url:
+            failed.set()
+            raise exc.OioNetworkException("lost")
+        if "/C" in url:
+            assert failed.wait(10)
+        made.append(url)
+        return snapshot.link(url, chunk_id)
+
+    def delete(chunks: list[Any], *_args: Any, **_kw: Any) -> list[Any]:
+        assert len(chunks) == len(made) == 6
+        return []
+
+    snapshot.blob.chunk_link.side_effect = link
+    snapshot.blob.chunk_delete_many.side_effect = delete
+    with pytest.raises(exc.ServiceBusy, match="quorum"):
+        snapshot.run()
+    snapshot.blob.chunk_delete_many.assert_called_once()
 
 
 def test_a_copy_that_lacks_one_link_knows_its_name(snapshot: Snapshot) -> None:
