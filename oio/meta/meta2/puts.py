@@ -127,7 +127,7 @@ def _put(
         deletes.really_delete(tx, context, request, former)
     tx.execute(_INSERT_ALIAS, (alias.name, alias.version, content, ctime, now))
     rows.insert_chunks(tx, content, request.chunks, now)
-    kept = quality.kept_properties(request.properties)
+    kept = quality.kept_properties(request.properties) if request.properties else []
     if kept:
         rows.set_object_properties(tx, alias, kept)
     rows.add(tx, schema.USAGE, request.size)

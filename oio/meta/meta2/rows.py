@@ -203,8 +203,10 @@ def property_beans(alias: Alias, items: Iterable[tuple[str, Any]]) -> list[event
 def add(tx: Transaction, key: str, delta: int) -> None:
     """Add to a counter of the container, which never goes below zero."""
     if delta:
-        value = max(0, counter(tx, key) + delta)
-        if value > INTEGER_MAX:
+        value = counter(tx, key) + delta
+        if value < 0:
+            value = 0
+        elif value > INTEGER_MAX:
             raise StatusError(status.CONTAINER_FULL, f"Container full: {key} would be {value}")
         tx.set(key, str(value))
 
