@@ -26,7 +26,6 @@ from oio.meta.meta2 import (
     rules,
     schema,
 )
-from oio.meta.meta2.checks import HASH_LENGTHS as HASH_LENGTHS
 from oio.meta.meta2.rows import Alias, Header
 from oio.meta.transaction import Transaction
 
@@ -61,7 +60,7 @@ def check(request: ContentPut) -> list[str]:
         )
     if not 0 <= request.size <= rows.INTEGER_MAX:
         raise StatusError(status.BAD_REQUEST, f"Invalid size {request.size}")
-    if len(request.hash) // 2 not in HASH_LENGTHS:
+    if len(request.hash) // 2 not in checks.HASH_LENGTHS:
         raise StatusError(status.BAD_REQUEST, f"Invalid hash: {len(request.hash)} digits")
     if "" in request.properties:
         raise StatusError(status.BAD_REQUEST, "Empty property name")

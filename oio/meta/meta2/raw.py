@@ -19,7 +19,6 @@ from oio.common.status import StatusError
 from oio.meta.context import Context
 from oio.meta.messages import RawAlias, RawBean, RawChunk, RawDelete, RawHeader, RawInsert, RawUpdate
 from oio.meta.meta2 import checks, rows, rules, schema, states
-from oio.meta.meta2.puts import HASH_LENGTHS
 from oio.meta.transaction import Transaction
 
 #: Longest name of an object, as everywhere else in the system (bytes of UTF-8).
@@ -134,7 +133,7 @@ def _check_alias(bean: RawAlias) -> None:
 
 def _check_header(bean: RawHeader) -> None:
     _check_content_id("header", "id", bean.id)
-    if len(bean.hash) // 2 not in HASH_LENGTHS:
+    if len(bean.hash) // 2 not in checks.HASH_LENGTHS:
         raise _invalid("header", "hash", f"{len(bean.hash)} digits")
     _check_number("header", "size", bean.size, 0)
     _check_text("header", "chunk-method", bean.chunk_method, TEXT_MAX_BYTES)
@@ -146,7 +145,7 @@ def _check_header(bean: RawHeader) -> None:
 
 def _check_chunk(bean: RawChunk) -> None:
     _check_text("chunk", "id", bean.id, TEXT_MAX_BYTES)
-    if len(bean.hash) // 2 not in HASH_LENGTHS:
+    if len(bean.hash) // 2 not in checks.HASH_LENGTHS:
         raise _invalid("chunk", "hash", f"{len(bean.hash)} digits")
     _check_number("chunk", "size", bean.size, 0)
     _check_content_id("chunk", "content", bean.content)
