@@ -25,6 +25,7 @@ from oio.http.client import HttpPool
 from oio.http.errors import BodyError, HttpError
 from oio.http.messages import Request, Response
 from oio.meta.client import MetaClient
+from oio.proxy import policies
 from oio.proxy.call import JSON_HEADERS, Call, encode_json
 from oio.proxy.feed import Feed
 from oio.proxy.lb import World
@@ -86,6 +87,7 @@ class Proxy:
         self.feed = feed
         self.http = http
         self.resolver = Resolver(variables, MetaClient(http), feed)
+        self.policies = policies.new_cache()
         self.broadcast: Broadcast | None = None
         self.body_max: int = variables["server.request.max_size"]
         self.routes: dict[str, _Route] = {}

@@ -316,3 +316,18 @@ def test_the_life_of_an_account(api, container):
     assert {type(entry[4]) for entry in api.container_list(account)} == {float}
     with fails(exc.Conflict, 409, None):
         api.account_delete(account)
+
+
+def test_objects_take_the_policy_of_their_container(api, container):
+    for policy in ("TWOCOPIES", "EC21", "SINGLE"):
+        api.container_set_properties(ACCOUNT, container, system={"sys.m2.policy.storage": policy})
+        *_, metadata = api.object_create_ext(ACCOUNT, container, obj_name="o", data=b"x")
+        assert metadata["policy"] == policy
+
+
+def test_the_policy_of_a_container_made_on_the_way_counts_from_its_second_object(api, container):
+    wanted = {"system": {"sys.m2.policy.storage": "TWOCOPIES"}}
+    name = container + "-auto"
+    api.object_create(ACCOUNT, name, obj_name="first", data=b"x", container_properties=wanted)
+    *_, metadata = api.object_create_ext(ACCOUNT, name, obj_name="second", data=b"x")
+    assert metadata["policy"] == "TWOCOPIES"

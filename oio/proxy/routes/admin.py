@@ -32,7 +32,12 @@ from oio.meta.messages import (
 )
 from oio.proxy.app import RouteDefinition
 from oio.proxy.call import Call, Errand, bad_request, json_reply
-from oio.proxy.routes.container_properties import deletion_of, setting_of, split_properties
+from oio.proxy.routes.container_properties import (
+    deletion_of,
+    remember_setting,
+    setting_of,
+    split_properties,
+)
 
 _OK = 200
 TYPES = ("meta0", "meta1", "meta2")
@@ -200,7 +205,10 @@ def disable(call: Call) -> Response:
 def set_properties(call: Call) -> Response:
     """``admin/set_properties``: body and flag of ``container/set_properties``."""
     base = _container_base(call)
-    return _change(call, base, setting_of(call))
+    request = setting_of(call)
+    response = _change(call, base, request)
+    remember_setting(call, request)
+    return response
 
 
 def del_properties(call: Call) -> Response:

@@ -25,6 +25,7 @@ from oio.meta.messages import (
 from oio.proxy.app import RouteDefinition, mapped_error
 from oio.proxy.call import Call, Errand, Target, bad_request, json_reply, string_map
 from oio.proxy.linking import IMPOSSIBLE_CODES, link_services
+from oio.proxy.policies import STORAGE_POLICY, policy_changed
 from oio.proxy.resolver import hosts_of
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,6 @@ ROLLBACK_S = 10.0
 
 USER = "user."
 SYSTEM = "sys."
-_STORAGE_POLICY = "sys.m2.policy.storage"
 
 
 # --- create ---------------------------------------------------------------------------------------------
@@ -98,12 +98,14 @@ def create_container(call: Call, target: Target, properties: dict[str, str]) -> 
         call,
         write=True,
     )
+    if reply.created and STORAGE_POLICY in properties:
+        policy_changed(call, target.cid)
     return reply.created
 
 
 def check_policy(call: Call, properties: dict[str, str]) -> None:
     """Refuse a storage policy that the namespace does not have. :raises StatusError: 480."""
-    policy = properties.get(_STORAGE_POLICY)
+    policy = properties.get(STORAGE_POLICY)
     if policy:
         call.proxy.world.policy(policy)
 

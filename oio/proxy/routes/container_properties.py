@@ -15,6 +15,7 @@ from oio.meta.messages import (
 )
 from oio.proxy.app import RouteDefinition
 from oio.proxy.call import JSON_HEADERS, Call, bad_request, encode_json, escape, json_reply, string_list
+from oio.proxy.policies import STORAGE_POLICY, policy_changed
 from oio.proxy.routes.container import SYSTEM, USER, check_policy, prefixed_properties
 
 _NOT_ALPHANUMERIC = re.compile(r"[^A-Za-z0-9]")
@@ -50,7 +51,9 @@ def _properties(call: Call) -> dict[str, str]:
 
 def set_properties(call: Call) -> Response:
     """``container/set_properties``: 200 with an empty object."""
-    call.proxy.resolver.call_meta2(setting_of(call), call, write=True)
+    request = setting_of(call)
+    call.proxy.resolver.call_meta2(request, call, write=True)
+    remember_setting(call, request)
     return json_reply({})
 
 
@@ -69,6 +72,12 @@ def setting_of(call: Call) -> ContainerSetProperties:
     check_policy(call, properties)
     clear = call.flag("flush") or call.args.get("flush") == ""
     return ContainerSetProperties(**container, properties=properties, clear=clear)
+
+
+def remember_setting(call: Call, request: ContainerSetProperties) -> None:
+    """Have this proxy follow properties that were set."""
+    if STORAGE_POLICY in request.properties:
+        policy_changed(call, request.cid)
 
 
 def deletion_of(call: Call) -> ContainerDelProperties:

@@ -15,7 +15,7 @@ from oio.proxy.routes.container import CONTAINER_MISSING
 
 def touch(call: Call) -> Response:
     """``container/touch``: tell the state again; 403 when there is no such container."""
-    damaged, missing = call.flag("damaged_objects"), call.flag("missing_chunks")
+    damaged, missing = _counts_again(call, "damaged_objects"), _counts_again(call, "missing_chunks")
     request = ContainerTouch(
         **call.container(),
         recompute=call.flag("recompute") or damaged or missing,
@@ -29,6 +29,11 @@ def touch(call: Call) -> Response:
             return mapped_error(403, exc)
         raise
     return Response(204)
+
+
+def _counts_again(call: Call, flag: str) -> bool:
+    """Is a counter to be counted again? Clients that count by themselves give their number: it is not believed."""
+    return call.flag(flag) or call.args.get(flag, "").isdigit()
 
 
 def flush(call: Call) -> Response:

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``content/*``: where to write the chunks of an object (contract: "content/* - objects").
 
-Entirely local to the proxy: neither the container nor the object is looked at.
+Local to the proxy: neither the container nor the object needs to exist. The container is only asked for its
+storage policy, when the request names none.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from oio.proxy.call import (
 )
 from oio.proxy.chunks import QUALITY_PREFIX, ChunkView, Maker
 from oio.proxy.lb import World
+from oio.proxy.policies import default_policy
 
 #: Chunks of one answer of ``prepare``: some 25 MB of JSON. Larger objects are prepared by pieces (``position``).
 CHUNKS_MAX = 100_000
@@ -70,7 +72,7 @@ def prepare2(call: Call) -> Response:
 
 
 def _prepare(call: Call) -> tuple[list[tuple[str, str]], list[ChunkView], dict[str, str]]:
-    """Choose where the chunks of an object go. Entirely local: neither container nor object are looked at."""
+    """Choose where the chunks of an object go."""
     proxy = call.proxy
     path = call.object_name()
     target = call.target
@@ -89,7 +91,7 @@ def _prepare(call: Call) -> tuple[list[tuple[str, str]], list[ChunkView], dict[s
     content_id = call.content_id() or os.urandom(16).hex().upper()
     world = proxy.world
     variables = proxy.variables
-    policy = world.policy(body.policy or variables["ns.storage_policy"])
+    policy = world.policy(body.policy or default_policy(call))
     chunk_size: int = variables["ns.chunk_size"]
     pool = world.policy_pool(policy)
     span = policy.span * chunk_size

@@ -19,6 +19,7 @@ from oio.meta.client import network_code
 from oio.meta.messages import Refresh
 from oio.proxy.app import Proxy, RouteDefinition, mapped_error
 from oio.proxy.call import Call, bad_request, json_reply
+from oio.proxy.policies import FORGET_PATH
 
 _STATUS_HEADERS = [("Content-Type", "text/x-java-properties")]
 _LINE = re.compile(rb"^(?:(?P<kind>counter|gauge) )?(?P<name>\S+)[ =](?P<value>\S+)$")
@@ -156,9 +157,16 @@ def flush_local(call: Call) -> Response:
     call.proxy.resolver.csm0.clear()
     call.proxy.resolver.links.clear()
     call.proxy.resolver.masters.clear()
+    call.proxy.policies.clear()
     call.proxy.resolver.down = {}
     call.proxy.feed.try_refresh()
     call.proxy.tell_siblings(call)
+    return Response(204)
+
+
+def flush_policy(call: Call) -> Response:
+    """Another worker of this proxy changed the storage policy of a container."""
+    call.proxy.policies.drop(call.target.cid)
     return Response(204)
 
 
@@ -321,6 +329,7 @@ ROUTES = [
     _process("GET", "cache/status", cache_status),
     _process("GET", "cache/show", cache_show),
     _process("POST", "cache/flush/local", flush_local),
+    _process("POST", FORGET_PATH, flush_policy),
     _process("POST", "cache/flush/high", flush_high),
     _process("POST", "cache/flush/low", flush_low),
     _process("GET", "forward/config", forward_get_config),

@@ -28,6 +28,7 @@ def cluster(shared_cluster):
     shared_cluster.process.variables.reset(VARIABLES)
     shared_cluster.app.resolver.csm0.clear()
     shared_cluster.app.resolver.links.clear()
+    shared_cluster.app.policies.clear()
     shared_cluster.app.resolver.down = {}
     shared_cluster.process.feed.extra_pools.clear()
     shared_cluster.reload()

@@ -45,7 +45,7 @@ class FakeMeta:
     """A meta service whose answers are scripted: ``answers[operation] = value, exception or callable``."""
 
     def __init__(self):
-        self.answers = {}
+        self.answers = {"container_get_properties": StatusError(431, "no such base")}
         #: Answers to what is not an operation: ``orders["POST /path"] = status, body``.
         self.orders = {}
         self.ordered = []
