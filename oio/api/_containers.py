@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from oio.api._objects_read import ObjectReadMethods
@@ -167,6 +167,10 @@ class ContainerMethods(ObjectReadMethods, ObjectWriteMethods):
         while True:
             page = self.object_list(account, container, **listing)
             names = [item["name"] for item in page["objects"]]
+            if not names and page.get("truncated"):
+                # Only names that are hidden by delete markers so far.
+                listing["marker"] = page["next_marker"]
+                continue
             if not names:
                 return
             done = False
@@ -192,7 +196,11 @@ class ContainerMethods(ObjectReadMethods, ObjectWriteMethods):
         if keep < 0:
             return
         name, kept = None, 0
-        for item in self._all_versions(account, container, kwargs):
+
+        def purge_at_once(crowded: str) -> None:
+            self.container.content_purge(account, container, crowded, maxvers=max(keep, 1), **kwargs)
+
+        for item in self._all_versions(account, container, kwargs, purge_at_once):
             if item["deleted"]:
                 continue
             if item["name"] != name:
@@ -221,14 +229,19 @@ class ContainerMethods(ObjectReadMethods, ObjectWriteMethods):
         return int(told)
 
     def _all_versions(
-        self, account: str, container: str, kwargs: Mapping[str, Any]
+        self,
+        account: str,
+        container: str,
+        kwargs: Mapping[str, Any],
+        on_crowded: Callable[[str], None] | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Yield every version of every object, by name, the latest first.
 
         A page may end amid the versions of a name, and markers are names: the last name of a page is left
         to the next one.
 
-        :raises OioException: when one name has more versions than a page, after the first ones.
+        :param on_crowded: takes care of a name that has more versions than a page; then none is yielded.
+        :raises OioException: when there is such a name and nobody to take care of it.
         """
         marker = None
         while True:
@@ -241,7 +254,9 @@ class ContainerMethods(ObjectReadMethods, ObjectWriteMethods):
                 return
             last = items[-1]["name"]
             whole = [item for item in items if item["name"] != last]
-            yield from whole or items
+            yield from whole
+            marker = whole[-1]["name"] if whole else last
             if not whole:
-                raise OioException(f"{last} has more than {len(items)} versions in {account}/{container}")
-            marker = whole[-1]["name"]
+                if on_crowded is None:
+                    raise OioException(f"{last} has more than {len(items)} versions in {account}/{container}")
+                on_crowded(last)

@@ -98,12 +98,12 @@ def test_purge_asks_the_container_then_the_proxy(mocked: Any) -> None:
     assert len(fake.versions) == 3
 
 
-def test_purge_of_a_name_with_more_versions_than_a_page_is_told(mocked: Any) -> None:
-    fake = Versions(mocked, *[("a", version) for version in range(9, 0, -1)])
-    with pytest.raises(exc.OioException, match="more than 3 versions"):
-        mocked.container_purge("acct", "cont", maxvers=1)
-    assert fake.versions[0] == ("a", 9)
-    assert len(fake.versions) == 7
+def test_a_name_with_more_versions_than_a_page_is_purged_by_its_container(mocked: Any) -> None:
+    fake = Versions(mocked, *[("a", version) for version in range(9, 0, -1)], ("b", 2), ("b", 1))
+    mocked.container_purge("acct", "cont", maxvers=1)
+    assert [call.args[2] for call in mocked.container.content_purge.call_args_list] == ["a"]
+    assert mocked.container.content_purge.call_args.kwargs["maxvers"] == 1
+    assert ("b", 1) not in fake.versions
 
 
 def test_purge_of_versions_that_vanish(mocked: Any) -> None:
