@@ -3,7 +3,7 @@
 """A container as a copy of another one, whose base is read from the service that has it.
 
 The copy has names, peers and status of its own, and refers to the chunks of the source: it is frozen until
-somebody gives it its own chunks. It appears whole or not at all. What waited in the outbox of the source is
+somebody gives it its own chunks; what is deleted from it before that deletes no chunk. It appears whole or not at all. What waited in the outbox of the source is
 told by the source alone.
 """
 
@@ -24,6 +24,8 @@ _TOLD = (
     schema.QUOTA, schema.POLICY, schema.MAX_VERSIONS, schema.DELETE_EXCEEDING, schema.KEEP_DELETED,
     schema.BUCKET,
 )  # fmt: skip
+
+_LEND = f"UPDATE chunks SET ctime = {schema.LENT}"
 
 
 def copy(
@@ -63,6 +65,8 @@ def _become(tx: Transaction, context: Context, request: ContainerCopy) -> None:
     tx.set(schema.NAMESPACE, request.namespace)
     tx.set(schema.ACCOUNT, request.account)
     tx.set(schema.USER, request.name)
+    tx.set(schema.COPY_OF, request.source_cid)
+    tx.execute(_LEND)
     tx.set(schema.STATUS, states.FROZEN_VALUE)
     if request.peers:
         tx.set(schema.PEERS, ",".join(sorted(request.peers)))

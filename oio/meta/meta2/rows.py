@@ -55,6 +55,7 @@ _REFERENCED = "SELECT 1 FROM aliases WHERE content = ? LIMIT 1"
 _DELETE_HEADER = (
     "DELETE FROM contents WHERE id = ? RETURNING hash, size, policy, chunk_method, mime_type"
 )
+_LENT_CHUNKS = "SELECT id FROM chunks WHERE content = ? AND ctime = ?"
 _DELETE_CHUNKS = "DELETE FROM chunks WHERE content = ? RETURNING id, position, hash, size"
 _DELETE_PROPERTIES = (
     "DELETE FROM properties WHERE alias = ? AND version = ? RETURNING key, value"
@@ -285,16 +286,24 @@ def remove(tx: Transaction, alias: Alias) -> Removed:
 
 
 def remove_content(tx: Transaction, content: bytes) -> tuple[Header | None, list[ChunkRow]]:
-    """Remove a content, unless a version refers to it; returns its header and the chunks removed."""
+    """Remove a content, unless a version refers to it; returns its header and the chunks to delete."""
     execute: Execute = tx.execute
     if execute(_REFERENCED, (content,)).fetchone() is not None:
         return header(execute, content), []
+    lent = lent_chunks(tx, content)
     rows = execute(_DELETE_HEADER, (content,)).fetchall()
     header_ = Header._make(rows[0]) if rows else None
     removed: list[ChunkRow] = execute(_DELETE_CHUNKS, (content,)).fetchall()
     if header_ is not None:
         forget_missing(tx, header_, removed)
-    return header_, removed
+    return header_, [chunk for chunk in removed if chunk[0] not in lent] if lent else removed
+
+
+def lent_chunks(tx: Transaction, content: bytes) -> frozenset[str]:
+    """Chunks of a content that belong to the container of which this one is a copy."""
+    if tx.get(schema.COPY_OF) is None:
+        return frozenset()
+    return frozenset(url for (url,) in tx.execute(_LENT_CHUNKS, (content, schema.LENT)))
 
 
 def count_missing(header_: Header, chunks: Iterable[ChunkRow]) -> int:

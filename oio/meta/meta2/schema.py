@@ -63,9 +63,11 @@ MAX_VERSIONS = "sys.m2.policy.version"
 DELETE_EXCEEDING = "sys.m2.policy.version.delete_exceeding"
 KEEP_DELETED = "sys.m2.keep_deleted_delay"
 BUCKET = "sys.m2.bucket.name"
+#: Container id of the source of a copy.
+COPY_OF = "sys.m2.copy_of"
 
 #: What says which base this is.
-FIXED_KEYS = frozenset({ACCOUNT, USER, NAMESPACE, "sys.name", "sys.type", INIT})
+FIXED_KEYS = frozenset({ACCOUNT, USER, NAMESPACE, "sys.name", "sys.type", INIT, COPY_OF})
 #: Keys whose value is an integer.
 NUMBERS = frozenset(
     {
@@ -79,6 +81,8 @@ DISABLED = frozenset({"4294967294", "-2"})
 
 #: Content of a delete marker.
 MARKER_CONTENT = b"DELETED"
+#: In a copy, ``ctime`` of the chunks that belong to the source: who deletes them here must not delete the data.
+LENT = -1
 #: Chunk method of a drained object.
 DRAINED = "drained"
 

@@ -54,6 +54,7 @@ def update(
     present = _sizes((position, size) for _, position, _, size in former)
     _check_contiguous(wanted, present)
     replaced = [chunk for chunk in former if checks.split_position(chunk[1])[0] in wanted]
+    lent = rows.lent_chunks(tx, alias.content)
     now = int(time.time())
     tx.executemany(_DELETE_CHUNK, [(alias.content, c[1], c[0]) for c in replaced])
     rows.insert_chunks(tx, alias.content, request.chunks, now)
@@ -70,7 +71,7 @@ def update(
     if limit:
         rules.check_quota(limit, usage, rows.counter(tx, schema.USAGE))
     if tx.events_enabled:
-        still_used = {chunk.url for chunk in request.chunks}
+        still_used = lent | {chunk.url for chunk in request.chunks}
         lost = [chunk for chunk in replaced if chunk[0] not in still_used]
         _emit_change(tx, context, request, (alias, header, lost), (after_alias, changed))
         quality.emit(
@@ -103,6 +104,7 @@ def truncate(
             status.BAD_REQUEST, f"Cannot truncate at {request.size}: the object has {header.size} bytes"
         )
     former = rows.chunks(tx.execute, alias.content)
+    lent = rows.lent_chunks(tx, alias.content)
     dropped = _beyond(_sizes((c[1], c[3]) for c in former), header.size, request.size)
     now = int(time.time())
     lost = [chunk for chunk in former if checks.split_position(chunk[1])[0] in dropped]
@@ -114,7 +116,8 @@ def truncate(
     rows.change_damage(tx, before, before - rows.count_missing(header, lost))
     changed = rows.resize(tx, alias.content, header, request.size, now)
     after = rows.set_mtime(tx, alias, now)
-    _emit_change(tx, context, request, (alias, header, lost), (after, changed))
+    told = [chunk for chunk in lost if chunk[0] not in lent]
+    _emit_change(tx, context, request, (alias, header, told), (after, changed))
 
 
 def _beyond(sizes: dict[int, int], total: int, size: int) -> set[int]:
@@ -156,12 +159,14 @@ def drain(
     if header.chunk_method == schema.DRAINED:
         return
     chunks = rows.chunks(tx.execute, alias.content)
+    lent = rows.lent_chunks(tx, alias.content)
     rows.forget_missing(tx, header, chunks)
     tx.execute(_DELETE_CHUNKS, (alias.content,))
     tx.execute(_DRAIN, (schema.DRAINED, int(time.time()), alias.content))
     if tx.events_enabled:
         drained = header._replace(chunk_method=schema.DRAINED)
-        removed = rows.Removed(alias, drained, chunks, [])
+        told = [chunk for chunk in chunks if chunk[0] not in lent]
+        removed = rows.Removed(alias, drained, told, [])
         deletes.emit_removed(tx, context, request, "drained", removed)
         tx.emit_state()
 

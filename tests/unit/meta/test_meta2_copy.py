@@ -122,9 +122,10 @@ def test_copy_between_two_services(services: tuple[Service, Service]) -> None:
     expected = {
         **original.properties(),
         "sys.account": "other", "sys.user.name": "copy", "sys.name": base_name(COPY),
-        "sys.peers": "p8,p9", "sys.status": "4294967295",
+        "sys.peers": "p8,p9", "sys.status": "4294967295", "sys.m2.copy_of": CID,
     }  # fmt: skip
-    assert admin.pop("version:main.admin") != expected.pop("version:main.admin")
+    for table in ("admin", "chunks"):
+        assert admin.pop(f"version:main.{table}") != expected.pop(f"version:main.{table}")
     assert admin == expected
     assert os.listdir(os.path.join(copy.volume, ".new")) == []
     assert leftovers(source) == []
@@ -142,6 +143,50 @@ def test_a_copy_is_frozen_and_lives_its_own_life(services: tuple[Service, Servic
     assert source.bench.show("a").size == 10
     source.bench.put("b")
     assert code_of(lambda: target.call(m.ContentShow(cid=COPY, path="b"))) == 420
+
+
+def deleted_chunks(service: Service) -> list[str]:
+    """URL of each chunk that an event told to delete."""
+    told = [e for e in service.queue.events if e["event"] in ("storage.content.deleted", "storage.content.drained")]
+    return [bean["id"] for event in told for bean in event["data"] if bean["type"] == "chunks"]
+
+
+@pytest.mark.parametrize(
+    "removal",
+    [
+        m.ContentDelete(cid=COPY, path="a"),
+        m.ContentDrain(cid=COPY, path="a"),
+        m.ContentTruncate(cid=COPY, path="a", size=0),
+        m.ContainerFlush(cid=COPY),
+    ],
+    ids=lambda removal: removal.operation(),
+)
+def test_chunks_of_the_source_are_not_deleted_through_the_copy(
+    services: tuple[Service, Service], removal: m.Operation
+) -> None:
+    source, target = services
+    source.bench.put("a", size=10)
+    # A second metachunk, for the truncation.
+    first = source.bench.show("a").chunks
+    more = [m.Chunk(url=chunk.url + "F", pos="0", size=chunk.size, hash=chunk.hash) for chunk in first]
+    append = m.ContentPut(
+        cid=CID, path="a", version=1, content_id="AB", size=10, chunks=more, append=True,
+        chunk_method="plain/nb_copy=3", security=m.Security(nb_copy=3),
+    )  # fmt: skip
+    source.bench.call(append)
+    target.call(request(source.address))
+    target.call(m.ContainerSetStatus(cid=COPY, status="enabled"))
+    chunks = target.call(m.ContentShow(cid=COPY, path="a")).chunks
+    own = chunks[-1]
+    content = target.call(m.ContentShow(cid=COPY, path="a")).content_id
+
+    def bean(url: str) -> m.RawChunk:
+        return m.RawChunk(id=url, hash=own.hash, size=own.size, content=content, pos=own.pos)
+
+    target.call(m.RawUpdate(cid=COPY, old=[bean(own.url)], new=[bean("http://own/CHUNK")]))
+    target.call(removal)
+    target.queue.wait_for(lambda: deleted_chunks(target))
+    assert deleted_chunks(target) == ["http://own/CHUNK"]
 
 
 def test_a_copy_within_one_service(services: tuple[Service, Service]) -> None:
