@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A container as a copy of another one, whose base is read from the service that has it.
 
-The copy has names, peers and status of its own, and refers to the chunks of the source: it is frozen until
-somebody gives it its own chunks; what is deleted from it before that deletes no chunk. It appears whole or not at all. What waited in the outbox of the source is
-told by the source alone.
+The copy has names, peers and status of its own. It refers to the chunks of the source: it is frozen until somebody
+gives it its own chunks, and what is deleted from it before that deletes no chunk. It appears whole or not at all.
+What waited in the outbox of the source is told by the source alone.
 """
 
 from __future__ import annotations

@@ -147,7 +147,8 @@ def test_a_copy_is_frozen_and_lives_its_own_life(services: tuple[Service, Servic
 
 def deleted_chunks(service: Service) -> list[str]:
     """URL of each chunk that an event told to delete."""
-    told = [e for e in service.queue.events if e["event"] in ("storage.content.deleted", "storage.content.drained")]
+    kinds = ("storage.content.deleted", "storage.content.drained")
+    told = [event for event in service.queue.events if event["event"] in kinds]
     return [bean["id"] for event in told for bean in event["data"] if bean["type"] == "chunks"]
 
 
