@@ -389,12 +389,15 @@ class ContainerRoutes(ProxyClient):
         reference: str | None = None,
         cid: str | None = None,
         frozen: bool = False,
+        apart: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Insert a row. :param frozen: even when the container is frozen."""
-        params = self._make_params(account, reference, cid=cid)
-        if frozen:
-            params["frozen"] = 1
+        """Insert a row.
+
+        :param frozen: even when the container is frozen.
+        :param apart: raise ``Conflict`` for a chunk whose service has another one of its metachunk.
+        """
+        params = self._raw_params(account, reference, cid, frozen, apart)
         self._change("container/raw_insert", params, text_of_json([bean]), **kwargs)
 
     def container_raw_update(
@@ -405,12 +408,11 @@ class ContainerRoutes(ProxyClient):
         reference: str | None = None,
         cid: str | None = None,
         frozen: bool = False,
+        apart: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Replace rows one for one. :param frozen: even when the container is frozen."""
-        params = self._make_params(account, reference, cid=cid)
-        if frozen:
-            params["frozen"] = 1
+        """Replace rows one for one. :param frozen: and ``apart``: see ``container_raw_insert``."""
+        params = self._raw_params(account, reference, cid, frozen, apart)
         data = text_of_json({"old": old, "new": new})
         self._change("container/raw_update", params, data, **kwargs)
 
@@ -425,6 +427,15 @@ class ContainerRoutes(ProxyClient):
         """Delete rows."""
         params = self._make_params(account, reference, cid=cid)
         self._change("container/raw_delete", params, text_of_json(data), **kwargs)
+
+    def _raw_params(
+        self, account: str | None, reference: str | None, cid: str | None, frozen: bool, apart: bool
+    ) -> dict[str, Any]:
+        params = self._make_params(account, reference, cid=cid)
+        for name, value in (("frozen", frozen), ("apart", apart)):
+            if value:
+                params[name] = 1
+        return params
 
 
 def _is_true(text: Any) -> bool:

@@ -25,6 +25,7 @@ from oio.common.constants import OIO_VERSION
 from oio.common.decorators import ensure_request_id2
 from oio.common.fullpath import encode_fullpath
 from oio.common.logger import get_logger
+from oio.common.status import CONTENT_DRAINED
 from oio.common.storage_functions import _get_weighted_random_score
 from oio.common.utils import group_chunk_errors
 from oio.container.client import ContainerClient
@@ -511,7 +512,8 @@ class Content:
     ) -> None:
         """Have the container refer to a new chunk: in place of one, or one more.
 
-        When that fails, the new chunk is deleted, provided that the container does not refer to it.
+        When that fails, the new chunk is deleted, provided that the container does not refer to it. It fails
+        (``Conflict``) when another chunk of the metachunk came to the same service meanwhile.
 
         :param keep_if_unsure: the only good copy may be at stake: delete the new one only after a refusal, since
             a request without answer may still be served later.
@@ -520,12 +522,12 @@ class Content:
         try:
             if insert:
                 self.container_client.container_raw_insert(
-                    self._bean(chunk, new_url), cid=self.container_id, frozen=frozen, **request
+                    self._bean(chunk, new_url), cid=self.container_id, frozen=frozen, apart=True, **request
                 )
             else:
                 self.container_client.container_raw_update(
                     [self._bean(chunk, chunk.url)], [self._bean(chunk, new_url)],
-                    cid=self.container_id, frozen=frozen, **request,
+                    cid=self.container_id, frozen=frozen, apart=True, **request,
                 )  # fmt: skip
         except failures() as err:
             self.logger.warning("cannot register %s in %s: %s", new_url, self.full_path, err)
@@ -549,6 +551,8 @@ class Content:
         except exc.NotFound:
             return False
         except failures() as err:
+            if isinstance(err, exc.ClientException) and err.status == CONTENT_DRAINED:
+                return False
             self.logger.warning("%s may be registered: %s", url, err)
             return None
         return any(chunk["url"] == url for chunk in chunks)

@@ -562,19 +562,24 @@ RawBean = RawAlias | RawHeader | RawChunk
 
 
 class RawInsert(ContainerTarget, kw_only=True):
-    """Insert rows (421 when one exists, unless ``force``: then it is replaced)."""
+    """Insert rows (421 when one exists, unless ``force``: then it is replaced).
+
+    ``apart``: 421 also when the service of a chunk has another one of its metachunk.
+    """
 
     beans: list[RawBean]
     force: bool = False
     frozen: bool = False
+    apart: bool = False
 
 
 class RawUpdate(ContainerTarget, kw_only=True):
-    """Replace each row of ``old`` by the row of ``new`` at the same index."""
+    """Replace each row of ``old`` by the row of ``new`` at the same index; ``apart`` as for insertions."""
 
     old: list[RawBean]
     new: list[RawBean]
     frozen: bool = False
+    apart: bool = False
 
 
 class RawDelete(ContainerTarget, kw_only=True):

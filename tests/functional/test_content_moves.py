@@ -38,6 +38,49 @@ def test_a_moved_chunk_changes_its_place_only(request, api, store, factory, disk
     check_whole(api, factory, disk, content, data)
 
 
+@pytest.mark.parametrize("policy", ["THREECOPIES", "EC"])
+def test_chunks_moved_at_the_same_time_do_not_end_on_one_service(
+    api, store, factory, cid, disk, policy, monkeypatch
+):
+    """The second move does not know of the first, and is sent to the same service."""
+    data, content = store(policy, size=1000)
+    late = factory.get(cid, content.content_id)
+    first, second = content.chunks[0], late.chunks[-1]
+    taken = content.move_chunk(first)["url"]
+    target = taken[:-8] + f"{int(taken[-8:], 16) ^ 1:08X}"
+    monkeypatch.setattr(late, "_get_spare_chunk", lambda *_args, **_kwargs: ([target], {}))
+    with pytest.raises(exc.Conflict, match="another chunk of this metachunk"):
+        late.move_chunk(second)
+    with pytest.raises(exc.Conflict):
+        late.rebuild_chunk(second.id, service_id=second.host)
+    with pytest.raises(exc.NotFound):
+        api.blob_client.chunk_head(target)
+    check_whole(api, factory, disk, content, data)
+    monkeypatch.undo()
+    late = factory.get(cid, content.content_id)
+    late.move_chunk(late.chunks.filter(url=second.url).one())
+    check_whole(api, factory, disk, late, data)
+
+
+@pytest.mark.parametrize("policy", ["TWOCOPIES", "EC"])
+def test_an_object_drained_during_a_move_leaves_no_chunk(api, store, container, disk, policy, monkeypatch):
+    _data, content = store(policy, size=1000)
+    target = []
+    find_spare = content._get_spare_chunk
+
+    def drain(*args, **kwargs):
+        api.object_drain(ACCOUNT, container, content.path)
+        found = find_spare(*args, **kwargs)
+        target.append(found[0][0])
+        return found
+
+    monkeypatch.setattr(content, "_get_spare_chunk", drain)
+    with pytest.raises(exc.NotFound):
+        content.move_chunk(content.chunks[0])
+    with pytest.raises(exc.NotFound):
+        api.blob_client.chunk_head(target[0])
+
+
 def test_a_chunk_object_can_be_moved(api, store, factory, disk):
     data, content = store("THREECOPIES")
     old_url = content.chunks[1].url

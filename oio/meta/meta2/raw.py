@@ -54,6 +54,8 @@ def insert(
     def change() -> None:
         for bean in request.beans:
             _insert(tx, bean, request.force)
+        if request.apart:
+            _check_apart(tx, request.beans)
 
     _count_change(tx, request.beans, change)
 
@@ -82,6 +84,8 @@ def update(
             _insert(tx, new, False)
             if isinstance(old, RawAlias) and isinstance(new, RawAlias):
                 _move_properties(tx, old, new)
+        if request.apart:
+            _check_apart(tx, request.new)
 
     _count_change(tx, [*request.old, *request.new], change)
 
@@ -110,6 +114,30 @@ def _check_status(tx: Transaction, even_frozen: bool) -> None:
     present = states.current(tx.get)
     if present == "disabled" or (present == "frozen" and not even_frozen):
         raise StatusError(status.CONTAINER_FROZEN, f"Invalid status: {present}")
+
+
+def _check_apart(tx: Transaction, beans: Sequence[RawBean]) -> None:
+    """Two chunks of a metachunk on one service are lost together.
+
+    Whoever chose the service may not have known of chunks that others moved or rebuilt meanwhile; here, in the
+    transaction that writes the rows, nothing can be unknown.
+    """
+    for bean in beans:
+        if not isinstance(bean, RawChunk):
+            continue
+        metachunk, service = bean.pos.partition(".")[0], _service_of(bean.id)
+        for url, position, _, _ in rows.chunks(tx.execute, bytes.fromhex(bean.content)):
+            if (url, position) == (bean.id, bean.pos) or _service_of(url) != service:
+                continue
+            if position.partition(".")[0] == metachunk:
+                raise StatusError(
+                    status.CONTENT_EXISTS,
+                    f"{service} has another chunk of this metachunk, {url}: cannot add {_name(bean)}",
+                )
+
+
+def _service_of(url: str) -> str:
+    return url.partition("://")[2].partition("/")[0]
 
 
 def _check_beans(beans: Sequence[RawBean]) -> None:

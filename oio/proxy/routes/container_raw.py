@@ -74,9 +74,16 @@ _decode_pairs = msgspec.json.Decoder(_Pairs).decode
 
 
 def raw_insert(call: Call) -> Response:
-    """``container/raw_insert``: 421 when a row exists, unless ``force``."""
+    """``container/raw_insert``: 421 when a row exists, unless ``force``.
+
+    ``apart`` (here and for updates): 421 also when the service of a chunk has another one of its metachunk.
+    """
     request = RawInsert(
-        **call.container(), beans=_beans(call), force=call.flag("force"), frozen=call.flag("frozen")
+        **call.container(),
+        beans=_beans(call),
+        force=call.flag("force"),
+        frozen=call.flag("frozen"),
+        apart=call.flag("apart"),
     )
     call.proxy.resolver.call_meta2(request, call, write=True)
     return Response(204)
@@ -101,6 +108,7 @@ def raw_update(call: Call) -> Response:
         old=[_checked(bean, f"old[{index}]") for index, bean in enumerate(pairs.old)],
         new=[_checked(bean, f"new[{index}]") for index, bean in enumerate(pairs.new)],
         frozen=call.flag("frozen"),
+        apart=call.flag("apart"),
     )
     call.proxy.resolver.call_meta2(request, call, write=True)
     return Response(204)

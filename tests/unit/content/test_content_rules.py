@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from oio.common import exceptions as exc
+from oio.common.status import CONTENT_DRAINED
 from oio.common.storage_method import STORAGE_METHODS
 from oio.content import content as content_module
 from oio.content.content import Content
@@ -325,7 +326,7 @@ def test_the_container_is_told(make: Any, containers: Containers, blobs: Blobs, 
     bean = {"type": "chunk", "hash": "AB" * 16, "size": 10, "pos": "0", "content": "EF" * 16}
     assert update["old"] == [{**bean, "id": f"http://a/{ID}"}]
     assert update["new"] == [{**bean, "id": "http://new/" + ID}]
-    assert (update["cid"], update["frozen"]) == (CID, frozen)
+    assert (update["cid"], update["frozen"], update["apart"]) == (CID, frozen, True)
     assert blobs.deleted == [], "the lost chunk is not deleted"
     assert [chunk.host for chunk in content.chunks.filter(pos=0)] == ["new", "b", "c"]
     assert content.chunks[0].raw()["real_url"] == "http://address-of-new/" + ID
@@ -365,6 +366,7 @@ def test_a_request_may_be_refused_because_it_was_served_before(
     for located, registered, deleted in (
         ([{"url": new}], True, [old] if move else []),
         ([{"url": old}], False, [new]),
+        (exc.ClientException(410, CONTENT_DRAINED), False, [new]),
         (exc.OioTimeout("y"), False, []),
     ):
         content = make(*THREE)
@@ -392,6 +394,7 @@ def test_without_answer_the_container_is_looked_at(
         ([{"url": old}], False, [new], []),
         (exc.OioTimeout("y"), False, [], []),
         (exc.NotFound(404), False, [new], []),
+        (exc.ClientException(410, CONTENT_DRAINED), False, [new], []),
     ):
         content = make(*THREE)
         blobs.deleted.clear()

@@ -150,6 +150,33 @@ def test_duplicates_are_refused_unless_forced(bench: Meta2Bench) -> None:
             bench.check_counters()
 
 
+def test_chunks_of_a_metachunk_are_kept_apart_when_asked(bench: Meta2Bench) -> None:
+    bench.put("a", copies=2)
+    content = bench.show("a").content_id
+    first, second = (chunk(found.url, content=content) for found in bench.show("a").chunks)
+    service = first.id.rpartition("/")[0]
+    there = chunk(f"{service}/99", content=content)
+    before = rows(bench)
+
+    def move(old: m.RawChunk, new: m.RawChunk) -> None:
+        bench.call(m.RawUpdate(cid=CID, old=[old], new=[new], apart=True))
+
+    assert code_of(move, second, there) == 421
+    assert code_of(insert, bench, there, apart=True) == 421
+    assert rows(bench) == before
+    insert(bench, chunk(f"{service}/98", content=content, pos="1"), apart=True)
+    move(first, there)
+    assert code_of(move, there, chunk(second.id.rpartition("/")[0] + "/97", content=content)) == 421
+    update(bench, [second], [chunk(f"{service}/96", content=content)])
+    assert len(bench.show("a").chunks) == 3
+
+
+def test_fragments_of_a_metachunk_are_kept_apart_when_asked(bench: Meta2Bench) -> None:
+    insert(bench, alias(), header(), chunk("http://r/1", pos="0.0"), chunk("http://r/2", pos="1.0"))
+    assert code_of(insert, bench, chunk("http://r/3", pos="0.1"), apart=True) == 421
+    insert(bench, chunk("http://s/3", pos="0.1"), chunk("http://s/4", pos="1.1"), apart=True)
+
+
 def test_a_missing_chunk_that_comes_back(bench: Meta2Bench) -> None:
     bench.put("a", copies=2)
     bench.put("b", copies=1)
