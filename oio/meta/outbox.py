@@ -27,7 +27,7 @@ import apsw
 import msgspec
 
 from oio.common.status import StatusError
-from oio.meta.base_type import BaseType
+from oio.meta.base_type import TOMBSTONE, BaseType
 from oio.meta.transaction import Reader, Transaction
 
 if TYPE_CHECKING:
@@ -194,7 +194,12 @@ class Outbox:
         events = tx.events
         now = time.monotonic()
         due = tidying or (tx.state_wanted and now - state.state_since >= TIDY_DELAY_S)
-        if batch.state_row and due and self._type.state_event is not None:
+        if TOMBSTONE in admin:
+            # A state told after the end would bring the container back to life in its account.
+            if batch.state_row:
+                execute(_DELETE_STATE)
+                batch.state_row = False
+        elif batch.state_row and due and self._type.state_event is not None:
             events = [*events, msgspec.json.encode(self._type.state_event(admin))]
             execute(_DELETE_STATE)
             batch.state_row = False

@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
+import pytest
 from meta2_bench import CID, FakeQueue, Meta2Bench, wait_until
 
 from oio.common.status import StatusError
@@ -106,6 +107,24 @@ def test_destroyed_while_the_queue_is_down(tmp_path: Path, event_queue: FakeQueu
     )
     wait_until(lambda: not outbox_files(bench))
     assert [item["name"] for item in bench.objects()] == ["b"]
+    bench.repository.close()
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_destruction_is_the_last_word(tmp_path: Path, event_queue: FakeQueue, down: bool) -> None:
+    """A state told later than the deletion would create the container again in its account."""
+    event_queue.down = down
+    bench = Meta2Bench(str(tmp_path), event_queue)
+    bench.create()
+    for name in ("a", "b", "c"):
+        bench.put(name)
+    # The first state left at once, this one waits.
+    assert bench.repository.outbox._bases[CID + ".1"].state_row
+    bench.call(m.ContainerDestroy(cid=CID, force=True))
+    event_queue.down = False
+    event_queue.wait_for(lambda: "meta2.deleted" in event_queue.kinds())
+    wait_until(lambda: not outbox_files(bench))
+    assert event_queue.kinds()[-2:] == ["container.deleted", "meta2.deleted"]
     bench.repository.close()
 
 
