@@ -127,23 +127,7 @@ class ObjectWriteMethods(ApiCore):
         if mime_type and _NOT_IN_HEADERS.search(mime_type):
             raise BadRequest(message=f"Invalid mime type {mime_type!r}: control character")
         sysmeta = {"mime_type": mime_type, "etag": etag}
-        source: Any
-        if data is not None:
-            if isinstance(data, str):
-                source = BytesIO(data.encode("utf-8"))
-            elif isinstance(data, (bytes, bytearray, memoryview)):
-                source = BytesIO(data)
-            else:
-                source = GeneratorIO(data)
-        elif file_or_path is None:
-            raise MissingData("No data: neither 'data' nor 'file_or_path' is given")
-        else:
-            source = file_or_path
-            if isinstance(source, os.PathLike):
-                source = os.fspath(source)
-            if not isinstance(source, str) and not hasattr(source, "read"):
-                kind = type(source).__name__
-                raise TypeError(f"file_or_path: a path or an object with read() is expected, not {kind}")
+        source = _source_of(file_or_path, data)
         if not obj_name:
             obj_name = _name_of(file_or_path)
         given: dict[str, Any] = {
@@ -497,6 +481,23 @@ def _plain_chunk(chunk: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain_chunks(chunks: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [_plain_chunk(chunk) for chunk in chunks]
+
+
+def _source_of(file_or_path: Any, data: Any) -> Any:
+    """What to upload: an object with ``read``, or the path of a file."""
+    if data is not None:
+        if isinstance(data, str):
+            return BytesIO(data.encode("utf-8"))
+        if isinstance(data, (bytes, bytearray, memoryview)):
+            return BytesIO(data)
+        return GeneratorIO(data)
+    if file_or_path is None:
+        raise MissingData("No data: neither 'data' nor 'file_or_path' is given")
+    source = os.fspath(file_or_path) if isinstance(file_or_path, os.PathLike) else file_or_path
+    if not isinstance(source, str) and not hasattr(source, "read"):
+        kind = type(source).__name__
+        raise TypeError(f"file_or_path: a path or an object with read() is expected, not {kind}")
+    return source
 
 
 def _name_of(file_or_path: Any) -> str:

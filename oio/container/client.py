@@ -390,26 +390,17 @@ class ContainerClient(ContainerRoutes):
         more = kwargs.pop("params", None)
         if more:
             params.update(more)
-        uri = self._base_uri + "content/locate"
         try:
-            resp, chunks = self._direct_request("GET", uri, params=params, **kwargs)
-            meta = extract_content_headers_meta(resp.headers)
+            meta, chunks = self._locate(params, **kwargs)
         except OioException as exc:
             # Properties travel as headers, and clients bound the size of a head.
             if not properties or not any(text in str(exc) for text in _HEAD_TOO_LARGE):
                 raise
             params["properties"] = False
-            resp, chunks = self._direct_request("GET", uri, params=params, **kwargs)
-            meta = extract_content_headers_meta(resp.headers)
-            meta["properties"] = self.content_get_properties(
-                account,
-                reference,
-                path,
-                cid=cid,
-                content=content,
-                version=version,
-                **{**kwargs, "cache": None},
-            )["properties"]
+            meta, chunks = self._locate(params, **kwargs)
+            asked = {"cid": cid, "content": content, "version": version, **kwargs, "cache": None}
+            shown = self.content_get_properties(account, reference, path, **asked)
+            meta["properties"] = shown["properties"]
         if cached:
             set_cached_object_metadata(
                 meta,
@@ -423,6 +414,12 @@ class ContainerClient(ContainerRoutes):
                 **kwargs,
             )
         return meta, chunks
+
+    def _locate(self, params: dict[str, Any], **kwargs: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        resp, chunks = self._direct_request(
+            "GET", self._base_uri + "content/locate", params=params, **kwargs
+        )
+        return extract_content_headers_meta(resp.headers), chunks
 
     def content_get_properties(
         self,

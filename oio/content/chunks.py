@@ -200,12 +200,7 @@ class ChunksHelper:
     ) -> ChunksHelper:
         """Keep the chunks that match every criterion given."""
         wanted = _criteria(id, pos, metapos, subpos, host, url)
-        return self._of(
-            [
-                chunk for chunk in self.chunks
-                if all(getattr(chunk, name, None) == value for name, value in wanted)
-            ]
-        )  # fmt: skip
+        return self._of([chunk for chunk in self.chunks if all(_matches(chunk, wanted))])
 
     def exclude(
         self,
@@ -218,12 +213,7 @@ class ChunksHelper:
     ) -> ChunksHelper:
         """Drop the chunks that match any of the criteria given."""
         unwanted = _criteria(id, pos, metapos, subpos, host, url)
-        return self._of(
-            [
-                chunk for chunk in self.chunks
-                if not any(getattr(chunk, name, None) == value for name, value in unwanted)
-            ]
-        )  # fmt: skip
+        return self._of([chunk for chunk in self.chunks if not any(_matches(chunk, unwanted))])
 
     def sort(self, key: SortKey | None = None, reverse: bool = False) -> ChunksHelper:
         """Same chunks in another order."""
@@ -263,6 +253,10 @@ def _criteria(
         "url": url,
     }
     return [(name, value) for name, value in given.items() if value is not None]
+
+
+def _matches(chunk: Chunk, criteria: list[tuple[str, Any]]) -> Iterator[bool]:
+    return (getattr(chunk, name, None) == value for name, value in criteria)
 
 
 def compare_chunk_quality(current: Quality, candidate: Quality) -> int:

@@ -30,6 +30,7 @@ from oio.proxy.call import (
 )
 from oio.proxy.chunks import QUALITY_PREFIX, ChunkView, Maker
 from oio.proxy.lb import World
+from oio.proxy.lb.pool import PolicyDefinition
 from oio.proxy.policies import default_policy
 
 #: Chunks of one answer of ``prepare``: some 25 MB of JSON. Larger objects are prepared by pieces (``position``).
@@ -117,8 +118,16 @@ def _prepare(call: Call) -> tuple[list[tuple[str, str]], list[ChunkView], dict[s
         except StatusError as exc:
             raise StatusError(exc.code, f"at position {metachunk}: {exc.message}") from None
         maker.make(selection, metachunk, policy.fragmented, views, qualities)
+    headers = _described(path, version, content_id, size, now_s, policy, chunk_size)
+    return headers, views, qualities
+
+
+def _described(
+    path: str, version: int, content_id: str, size: int, now_s: float, policy: PolicyDefinition, chunk_size: int
+) -> list[tuple[str, str]]:
+    """Headers that describe the object to be."""
     now_text, size_text = str(int(now_s)), str(size)
-    headers = [
+    return [
         *JSON_HEADERS,
         ("X-oio-ns-chunk-size", str(chunk_size)),
         ("X-oio-content-meta-name", escape(path)),
@@ -134,7 +143,6 @@ def _prepare(call: Call) -> tuple[list[tuple[str, str]], list[ChunkView], dict[s
         ("X-oio-content-meta-chunk-method", policy.chunk_method),
         ("X-oio-content-meta-id", content_id),
     ]
-    return headers, views, qualities
 
 
 def _size_of(value: Any) -> int:
