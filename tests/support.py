@@ -1,8 +1,10 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tools that the tests share: waiting for conditions, starting clusters."""
+"""Tools that the tests share: waiting for conditions, a queue of events, starting clusters."""
 
+import json
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +21,28 @@ def eventually(condition, timeout_s=20.0, what="condition"):
         if result:
             return result
         assert time.monotonic() < deadline, f"{what}: not reached within {timeout_s} s"
-        time.sleep(0.05)
+        time.sleep(0.02)
+
+
+class MemoryQueue:
+    """An event queue in memory, for services under test."""
+
+    def __init__(self):
+        self.events = []
+        self._arrived = threading.Condition()
+
+    def put_many(self, events):
+        """Take events, as the outbox gives them."""
+        with self._arrived:
+            self.events += [json.loads(event) for event in events]
+            self._arrived.notify_all()
+
+    def wait(self, condition):
+        """Wait until the list of events fits, and return it. A number: until there are as many."""
+        enough = condition if callable(condition) else lambda events: len(events) >= condition
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: enough(self.events), 5), self.events
+            return self.events
 
 
 def start_cluster(home, namespace, **fields):

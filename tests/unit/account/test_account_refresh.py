@@ -7,18 +7,10 @@ import pytest
 
 from oio.account.client import AccountClient
 from oio.account.server import AccountService
-from oio.account.store import AccountStore
 from oio.common import exceptions as exc
 from oio.http.server import Server
 
 COUNTERS = ("objects", "bytes", "damaged_objects", "missing_chunks")
-
-
-@pytest.fixture
-def store(tmp_path):
-    store = AccountStore(str(tmp_path / "account.db"), "OFF")
-    yield store
-    store.close()
 
 
 @pytest.fixture

@@ -8,16 +8,8 @@ import json
 import pytest
 
 from oio.account.server import AccountService
-from oio.account.store import AccountStore
 from oio.http.client import HttpPool
 from oio.http.server import Server
-
-
-@pytest.fixture
-def store(tmp_path):
-    store = AccountStore(str(tmp_path / "account.db"), "OFF")
-    yield store
-    store.close()
 
 
 @pytest.fixture

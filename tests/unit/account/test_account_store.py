@@ -7,19 +7,11 @@ import pytest
 
 from oio.account.store import (
     AccountNotEmpty,
-    AccountStore,
     ContainerUpdate,
     StaleUpdate,
     UnknownAccount,
     normalize_time,
 )
-
-
-@pytest.fixture
-def store(tmp_path):
-    store = AccountStore(str(tmp_path / "account.db"), "OFF")
-    yield store
-    store.close()
 
 
 def update(store, name="c", mtime=None, dtime=None, **counters):

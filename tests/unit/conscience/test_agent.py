@@ -10,6 +10,7 @@ import time
 import msgspec
 import pytest
 import yaml
+from support import eventually
 
 from oio.common.exceptions import ConfigurationException
 from oio.conscience.agent import Agent, AgentContext
@@ -21,13 +22,6 @@ from oio.http.server import Response, Server
 
 LOGGER = logging.getLogger("test")
 DEADLINE_S = 10
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.01)
 
 
 class FakeService:
@@ -263,7 +257,7 @@ def test_registers_up_and_down(fake, run_agent, tmp_path):
             "dead": describe(closed_port(), "rdir", [{"type": "tcp"}]),
         },
     )  # fmt: skip
-    wait_for(lambda: proxy.registered("rawx") and proxy.registered("rdir"))
+    eventually(lambda: proxy.registered("rawx") and proxy.registered("rdir"))
     item = proxy.registered("rawx")
     assert proxy.posted[0][0] == "/v3.0/NS/conscience/register"
     assert (item["ns"], item["addr"], item["score"]) == ("NS", f"127.0.0.1:{service.port}", 0)
@@ -273,10 +267,10 @@ def test_registers_up_and_down(fake, run_agent, tmp_path):
     assert {"stat.space", "stat.io", "stat.cpu", "tag.vol"} <= tags.keys()
     assert proxy.registered("rdir")["tags"] == {"tag.up": False}
     service.pages["/info"] = (503, b"")
-    wait_for(lambda: proxy.registered("rawx")["tags"]["tag.up"] is False)
+    eventually(lambda: proxy.registered("rawx")["tags"]["tag.up"] is False)
     assert "stat.space" in proxy.registered("rawx")["tags"]
     service.pages["/info"] = (200, b"")
-    wait_for(lambda: proxy.registered("rawx")["tags"]["tag.up"] is True)
+    eventually(lambda: proxy.registered("rawx")["tags"]["tag.up"] is True)
 
 
 def test_no_statistics_means_down(fake, run_agent):
@@ -284,7 +278,7 @@ def test_no_statistics_means_down(fake, run_agent):
     run_agent(
         proxy, {"one": describe(service.port, "rdir", [{"type": "tcp"}], [{"type": "http", "path": "/status"}])}
     )
-    wait_for(lambda: proxy.registered("rdir"))
+    eventually(lambda: proxy.registered("rdir"))
     assert proxy.registered("rdir")["tags"]["tag.up"] is False
 
 
@@ -300,7 +294,7 @@ def test_a_hanging_service_delays_nobody(fake, run_agent):
     }
     services["live"] = describe(service.port, "rawx", [{"type": "http", "uri": "/info"}])
     agent = run_agent(proxy, services)
-    wait_for(lambda: sum(batch[0]["type"] == "rawx" for _, batch in proxy.posted) >= 3)
+    eventually(lambda: sum(batch[0]["type"] == "rawx" for _, batch in proxy.posted) >= 3)
     assert proxy.registered("rdir") is None
     agent.stop(0.5)
     for sock in silent:
@@ -313,7 +307,7 @@ def test_services_are_registered_together(fake, run_agent):
         f"s{n}": describe(service.port, "rawx", [{"type": "tcp"}], host=f"127.0.0.{n}") for n in range(1, 11)
     }
     run_agent(proxy, services, check_interval=0.3)
-    wait_for(lambda: len(proxy.posted) >= 3)
+    eventually(lambda: len(proxy.posted) >= 3)
     assert max(len(batch) for _, batch in proxy.posted) == 10
 
 
@@ -327,7 +321,7 @@ def test_one_refused_service_does_not_keep_the_others_out(fake, run_agent):
             "bad": describe(closed_port(), "strange", [{"type": "tcp"}]),
         },
     )
-    wait_for(lambda: proxy.registered("rawx"))
+    eventually(lambda: proxy.registered("rawx"))
 
 
 def test_deregister_on_exit(fake, run_agent):
@@ -337,7 +331,7 @@ def test_deregister_on_exit(fake, run_agent):
         {"one": describe(service.port, "rawx", [{"type": "tcp"}], deregister_on_exit=True)},
         check_interval=60,
     )
-    wait_for(lambda: proxy.registered("rawx"))
+    eventually(lambda: proxy.registered("rawx"))
     assert proxy.registered("rawx")["tags"]["tag.up"] is True
     agent.stop(1)
     assert proxy.registered("rawx")["tags"]["tag.up"] is False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -356,6 +357,12 @@ def test_a_chunk_that_is_refused_is_deleted(
     assert not containers.of("locate")
 
 
+def rebuild_or_move(content: Content, move: bool, outcome: AbstractContextManager[Any]) -> None:
+    call = content.move_chunk if move else content.rebuild_chunk
+    with outcome:
+        call(ID, service_id="a")
+
+
 @pytest.mark.parametrize("error", ECHOES, ids=repr)
 @pytest.mark.parametrize("move", [False, True])
 def test_a_request_may_be_refused_because_it_was_served_before(
@@ -369,15 +376,9 @@ def test_a_request_may_be_refused_because_it_was_served_before(
         (exc.ClientException(410, CONTENT_DRAINED), False, [new]),
         (exc.OioTimeout("y"), False, []),
     ):
-        content = make(*THREE)
         blobs.deleted.clear()
         containers.located = located
-        call = content.move_chunk if move else content.rebuild_chunk
-        if registered:
-            call(ID, service_id="a")
-        else:
-            with pytest.raises(type(error)):
-                call(ID, service_id="a")
+        rebuild_or_move(make(*THREE), move, nullcontext() if registered else pytest.raises(type(error)))
         assert blobs.deleted == deleted
 
 
@@ -396,15 +397,9 @@ def test_without_answer_the_container_is_looked_at(
         (exc.NotFound(404), False, [new], []),
         (exc.ClientException(410, CONTENT_DRAINED), False, [new], []),
     ):
-        content = make(*THREE)
         blobs.deleted.clear()
         containers.located = located
-        call = content.move_chunk if move else content.rebuild_chunk
-        if registered:
-            call(ID, service_id="a")
-        else:
-            with pytest.raises(type(error)):
-                call(ID, service_id="a")
+        rebuild_or_move(make(*THREE), move, nullcontext() if registered else pytest.raises(type(error)))
         assert blobs.deleted == (by_move if move else by_rebuild)
 
 

@@ -5,10 +5,10 @@
 
 import json
 import logging
-import time
 from types import SimpleNamespace
 
 import pytest
+from support import eventually
 
 from oio.account.server import AccountService
 from oio.account.store import AccountStore
@@ -117,20 +117,13 @@ def test_while_the_service_is_away_one_warning_is_enough(account, tmp_path, monk
             queue.put(json.dumps(one).encode())
     agent.start()
     try:
-        wait_for(lambda: sum(n for (_, out), n in agent.counts().items() if out == "retry") > 3 * 30)
+        eventually(lambda: sum(n for (_, out), n in agent.counts().items() if out == "retry") > 3 * 30)
         complaints = [(one.levelname, one.exc_info) for one in caplog.records if one.levelno > logging.INFO]
         assert complaints == [("WARNING", None)]
         account.known[0]["addr"] = there
-        wait_for(lambda: agent.store.counts()["postponed"] == 0)
+        eventually(lambda: agent.store.counts()["postponed"] == 0)
     finally:
         agent.stop(2)
         queue.close()
     info = account.store.show("acct")
     assert (info["containers"], info["objects"], info["bytes"]) == (10, 10, 20)
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.01)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support import eventually
 
 from oio.common.exceptions import ConfigurationException, OioException
 from oio.event import agent as agent_module
@@ -24,14 +25,6 @@ from oio.http.server import Response, Server
 
 ETC = Path(__file__).parents[3] / "etc"
 LOGGER = logging.getLogger("test")
-DEADLINE_S = 10
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.01)
 
 
 class FakeCluster:
@@ -140,14 +133,14 @@ def test_chunks_are_deleted(run_agent, cluster, queue):
     queue.put(deleted(f"http://NS-rawx-1/{chunk_id(4)}", kind="storage.content.drained"))
     queue.put(deleted(f"http://NS-rawx-1/{chunk_id(9)}"))
     queue.put(b'{"event":"storage.content.new","when":1,"data":[]}')
-    wait_for(lambda: sum(agent.counts().values()) == 5)
+    eventually(lambda: sum(agent.counts().values()) == 5)
     assert cluster.chunks == set()
     assert {(method, reqid) for method, _, reqid in cluster.deletions} == {("DELETE", "REQ")}
     assert cluster.resolutions <= 2
     assert agent.counts()["storage.content.new", "ignored"] == 1
     assert agent.store.counts() == {"pending": 0, "postponed": 0, "buried": 0}
     assert agent._pipelines.filters["content_cleaner"].metrics()["missing"] == 1
-    wait_for(lambda: spool_depth(queue.directory) == 0)
+    eventually(lambda: spool_depth(queue.directory) == 0)
 
 
 def test_a_dead_rawx_delays_nobody_and_nothing_is_forgotten(run_agent, cluster, queue):
@@ -160,18 +153,18 @@ def test_a_dead_rawx_delays_nobody_and_nothing_is_forgotten(run_agent, cluster, 
     for number in range(50):
         queue.put(deleted(f"http://NS-rawx-1/{chunk_id(number)}"))
     queue.put(deleted(f"http://127.0.0.1:{other_port}/{chunk_id(99)}"))
-    wait_for(lambda: sum(agent.counts().values()) == 51)
+    eventually(lambda: sum(agent.counts().values()) == 51)
     metrics = agent._pipelines.filters["content_cleaner"].metrics()
     assert metrics["deleted"] == 1
     assert agent.store.counts()["pending"] == 50
-    wait_for(lambda: spool_depth(queue.directory) == 0)
+    eventually(lambda: spool_depth(queue.directory) == 0)
     # Neither a stop of the agent nor anything else loses them.
     agent.stop(2)
     agent = run_agent()
     cluster.start_rawx()
-    wait_for(lambda: cluster.chunks == set())
-    wait_for(lambda: agent.store.counts()["pending"] == 0)
-    wait_for(lambda: agent.store.services() == [])
+    eventually(lambda: cluster.chunks == set())
+    eventually(lambda: agent.store.counts()["pending"] == 0)
+    eventually(lambda: agent.store.services() == [])
     alive.stop(0.1)
 
 
@@ -180,9 +173,9 @@ def test_an_unknown_service_is_asked_again(run_agent, cluster, queue):
     cluster.chunks = {chunk_id(1)}
     agent = run_agent()
     queue.put(deleted(f"http://NS-rawx-7/{chunk_id(1)}"))
-    wait_for(lambda: agent.store.counts()["pending"] == 1)
+    eventually(lambda: agent.store.counts()["pending"] == 1)
     cluster.addresses["NS-rawx-7"] = cluster.addresses["NS-rawx-1"]
-    wait_for(lambda: cluster.chunks == set())
+    eventually(lambda: cluster.chunks == set())
 
 
 @pytest.mark.parametrize("status", [400, 403, 418, 500, 503])
@@ -192,10 +185,10 @@ def test_a_refused_chunk_is_tried_again_and_holds_nobody(run_agent, cluster, que
     cluster.answers = {chunk_id(1): status}
     agent = run_agent()
     queue.put(deleted(*(f"http://NS-rawx-1/{chunk_id(n)}" for n in (1, 2))))
-    wait_for(lambda: cluster.chunks == {chunk_id(1)})
+    eventually(lambda: cluster.chunks == {chunk_id(1)})
     del cluster.answers[chunk_id(1)]
-    wait_for(lambda: cluster.chunks == set())
-    wait_for(lambda: agent.store.counts()["pending"] == 0)
+    eventually(lambda: cluster.chunks == set())
+    eventually(lambda: agent.store.counts()["pending"] == 0)
 
 
 def test_delay(run_agent, cluster, queue):
@@ -205,7 +198,7 @@ def test_delay(run_agent, cluster, queue):
     now_us = int(time.time() * 1e6)
     queue.put(deleted(f"http://NS-rawx-1/{chunk_id(1)}", when=now_us))
     queue.put(deleted(f"http://NS-rawx-1/{chunk_id(2)}", when=now_us - 3600 * 10**6))
-    wait_for(lambda: cluster.chunks == {chunk_id(1)})
+    eventually(lambda: cluster.chunks == {chunk_id(1)})
     assert agent.store.counts()["pending"] >= 1
 
 
@@ -213,7 +206,7 @@ def test_what_cannot_be_understood_is_kept(run_agent, cluster, queue):
     agent = run_agent()
     bad = [b"{", b"[]", b"{}", b'{"event":5}', deleted("http://rawx/x"), deleted(data=[1]), deleted(data={"a": 1})]
     queue.put_many(bad)
-    wait_for(lambda: sum(agent.counts().values()) == len(bad))
+    eventually(lambda: sum(agent.counts().values()) == len(bad))
     assert agent.store.counts()["buried"] == len(bad)
     assert sum(count for (_, outcome), count in agent.counts().items() if outcome == "buried") == len(bad)
 
@@ -227,7 +220,7 @@ def test_what_cannot_be_remembered_stays_in_the_spool(run_agent, cluster, queue,
     with monkeypatch.context() as patch:
         patch.setattr(agent.store, "_change", broken)
         queue.put(deleted(f"http://NS-rawx-1/{chunk_id(1)}"))
-        wait_for(lambda: ("storage.content.deleted", "retry") in agent.counts())
+        eventually(lambda: ("storage.content.deleted", "retry") in agent.counts())
         agent.stop(2)
     assert spool_depth(queue.directory) == 1
 
@@ -254,16 +247,16 @@ def test_a_failing_pipeline_holds_only_its_own_events(run_agent, cluster, queue,
     count = 100
     queue.put_many([b'{"event":"fragile","n":%d}' % n for n in range(count)])
     queue.put(deleted(f"http://NS-rawx-1/{chunk_id(1)}"))
-    wait_for(lambda: cluster.chunks == set())
-    wait_for(lambda: spool_depth(queue.directory) == 0)
+    eventually(lambda: cluster.chunks == set())
+    eventually(lambda: spool_depth(queue.directory) == 0)
     assert agent.store.counts()["postponed"] == count
-    wait_for(lambda: agent.counts()["fragile", "retry"] > 2 * count)
+    eventually(lambda: agent.counts()["fragile", "retry"] > 2 * count)
     agent.stop(2)
     complaints = [one for one in caplog.records if "fragile" in one.getMessage()]
     assert [(one.levelname, one.exc_info) for one in complaints] == [("WARNING", None)]
     failing.clear()
     agent = run_agent()
-    wait_for(lambda: agent.store.counts()["postponed"] == 0)
+    eventually(lambda: agent.store.counts()["postponed"] == 0)
     assert sorted(set(handled)) == list(range(count))
 
 
@@ -271,7 +264,7 @@ def test_new_spools_are_found(run_agent, cluster, tmp_path):
     agent = run_agent()
     with SpoolQueue(str(tmp_path / "spools" / "NS-rawx-1" / "w0")) as queue:
         queue.put(b'{"event":"test.ignored"}')
-        wait_for(lambda: sum(agent.counts().values()) == 1)
+        eventually(lambda: sum(agent.counts().values()) == 1)
     assert b"event_agent_events_total" in agent.metrics(None).body
 
 
@@ -280,11 +273,11 @@ def test_a_removed_spool_disturbs_nobody(run_agent, cluster, queue, tmp_path):
     agent = run_agent()
     with SpoolQueue(str(doomed)) as other:
         other.put(b'{"event":"x"}')
-        wait_for(lambda: sum(agent.counts().values()) == 1)
+        eventually(lambda: sum(agent.counts().values()) == 1)
     shutil.rmtree(doomed)
-    wait_for(lambda: str(doomed) not in agent._readers)
+    eventually(lambda: str(doomed) not in agent._readers)
     queue.put(b'{"event":"y"}')
-    wait_for(lambda: sum(agent.counts().values()) == 2)
+    eventually(lambda: sum(agent.counts().values()) == 2)
 
 
 def test_handlers_file(run_agent, cluster, queue, tmp_path):
@@ -299,7 +292,7 @@ def test_handlers_file(run_agent, cluster, queue, tmp_path):
     agent = run_agent(handlers_conf=str(path))
     queue.put(deleted(f"http://NS-rawx-1/{chunk_id(1)}"))
     queue.put(b'{"event":"other"}')
-    wait_for(lambda: sum(agent.counts().values()) == 2)
+    eventually(lambda: sum(agent.counts().values()) == 2)
     assert cluster.chunks == set()
     assert agent.counts()["other", "handled"] == 1
 

@@ -3,10 +3,10 @@
 """Sets of services linked to references: replaced as a whole or in part, in one transaction each."""
 
 import hashlib
-import json
 import threading
 
 import pytest
+from support import MemoryQueue
 
 from oio.common.status import StatusError
 from oio.meta.context import Context
@@ -27,27 +27,9 @@ CONTEXT = Context("NS", reqid="REQ", origin="tests")
 MIB = 1 << 20
 
 
-class Queue:
-    """An event queue in memory."""
-
-    def __init__(self):
-        self.events = []
-        self.arrived = threading.Condition()
-
-    def put_many(self, events):
-        with self.arrived:
-            self.events += [json.loads(event) for event in events]
-            self.arrived.notify_all()
-
-    def wait(self, count):
-        with self.arrived:
-            assert self.arrived.wait_for(lambda: len(self.events) >= count, 5), self.events
-            return self.events
-
-
 @pytest.fixture
 def queue():
-    return Queue()
+    return MemoryQueue()
 
 
 @pytest.fixture

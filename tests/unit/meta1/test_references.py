@@ -3,10 +3,10 @@
 """meta1 and meta0 on real bases: rules, codes, events, and what survives a restart."""
 
 import hashlib
-import json
 import threading
 
 import pytest
+from support import MemoryQueue
 
 from oio.common.status import StatusError
 from oio.meta.context import Context
@@ -31,29 +31,11 @@ from oio.meta.repository import Repository
 CONTEXT = Context("NS", reqid="REQ", origin="tests")
 
 
-class Queue:
-    """An event queue in memory."""
-
-    def __init__(self):
-        self.events = []
-        self.arrived = threading.Condition()
-
-    def put_many(self, events):
-        with self.arrived:
-            self.events += [json.loads(event) for event in events]
-            self.arrived.notify_all()
-
-    def wait(self, count):
-        with self.arrived:
-            assert self.arrived.wait_for(lambda: len(self.events) >= count, 5), self.events
-            return self.events
-
-
 class Meta1:
     """A service on a volume, called by request."""
 
     def __init__(self, volume, digits=2):
-        self.queue = Queue()
+        self.queue = MemoryQueue()
         self.repository = Repository(str(volume), META1, queue=self.queue)
         self.owned = None  # all of them
         self.loads = 0

@@ -3,10 +3,9 @@
 """A live proxy in front of the real metadata services, all in this process."""
 
 import contextlib
-import json
-import threading
 
 from proxy_cluster import NS, Cluster
+from support import MemoryQueue
 
 from oio.common.variables import Variables
 from oio.conscience.messages import Service
@@ -22,33 +21,13 @@ from oio.meta.repository import Repository
 from oio.meta.server import MetaApplication
 
 
-class Queue:
-    """An event queue in memory."""
-
-    def __init__(self):
-        self.events = []
-        self._arrived = threading.Condition()
-
-    def put_many(self, events):
-        """Take events, as the outbox gives them."""
-        with self._arrived:
-            self.events += [json.loads(event) for event in events]
-            self._arrived.notify_all()
-
-    def wait(self, condition):
-        """Wait until the list of events fits, and return it."""
-        with self._arrived:
-            assert self._arrived.wait_for(lambda: condition(self.events), 5), self.events
-            return list(self.events)
-
-
 class Backend:
     """meta0, meta1 and meta2, each with its volume."""
 
     def __init__(self, directory, cluster):
         self.variables = Variables({"ns.meta1_digits": "0"})
         self.servers, self.repositories = [], []
-        self.queue = Queue()
+        self.queue = MemoryQueue()
         handlers = Meta0Service(self._repository(directory, META0), NS).handlers()
         self._serve(cluster, "meta0", handlers)
         self.prefixes_read = 0

@@ -3,6 +3,7 @@
 """A live proxy in front of scripted backends that speak the real wire formats."""
 
 import msgspec
+from proxy_http import Answer
 
 from oio.common.status import StatusError, http_status
 from oio.conscience.messages import NamespaceInfo, Service, ServiceDef, Snapshot
@@ -215,22 +216,3 @@ class Cluster:
         self.pool.close()
         self.meta.server.stop(0.2)
         self.conscience.server.stop(0.2)
-
-
-class Answer:
-    """A response with its JSON body decoded."""
-
-    def __init__(self, response):
-        self.status = response.status
-        self.headers = response.headers
-        self.data = bytes(response.data)
-
-    @property
-    def json(self):
-        """The decoded body."""
-        return msgspec.json.decode(self.data)
-
-    @property
-    def code(self):
-        """HTTP status and internal code of an error."""
-        return self.status, self.json["status"]

@@ -2,27 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dispatch, ``lb/*``, ``conscience/*``, the routes of the process, and propagation between workers."""
 
-import threading
-
 import msgspec
 import pytest
 from proxy_cluster import NS, rawx
+from support import eventually
 
 from oio.common.status import StatusError
 from oio.http.messages import Request
 from oio.proxy.call import Call, parse_args
 
 REF = "acct=acct&ref=ref"
-
-
-def eventually(condition, timeout_s=5.0):
-    """Wait until a condition holds."""
-    pause = threading.Event()
-    for _ in range(int(timeout_s / 0.01)):
-        if condition():
-            return
-        pause.wait(0.01)
-    raise AssertionError("did not happen in time")
 
 
 # --- dispatch
