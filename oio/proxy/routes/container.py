@@ -98,9 +98,46 @@ def create_container(call: Call, target: Target, properties: dict[str, str]) -> 
         call,
         write=True,
     )
-    if reply.created and STORAGE_POLICY in properties:
-        policy_changed(call, target.cid)
+    if reply.created:
+        _keep_linked(call, target, links)
+        if STORAGE_POLICY in properties:
+            policy_changed(call, target.cid)
     return reply.created
+
+
+def _keep_linked(call: Call, target: Target, links: ServiceLinks) -> None:
+    """Link a new base again when a destruction removed its link meanwhile, so that what enters it stays in sight.
+
+    The destruction may have begun after the link was read and ended before the base was made. It unlinks before it
+    deletes, and the base could be made since the former one was deleted: no unlinking of that one is to come.
+
+    :raises StatusError: 455 when the reference was linked to other services meanwhile.
+    """
+    if _linked_hosts(call, target):
+        return
+    try:
+        for link in links.services:
+            request = ReferenceForce(
+                cid=target.cid, account=target.account, name=target.name, service=link, autocreate=True
+            )
+            call.proxy.resolver.call_meta1(request, call, write=True)
+    except StatusError as exc:
+        if exc.code != status.SERVICE_ALREADY_LINKED:
+            raise
+        if sorted(_linked_hosts(call, target)) != sorted(hosts_of(links.services)):
+            raise
+
+
+def _linked_hosts(call: Call, target: Target) -> list[str]:
+    """Services that meta1 says to hold a container, [] without reference."""
+    request = ReferenceShow(cid=target.cid, type="meta2", with_properties=False)
+    try:
+        shown: ReferenceReply = call.proxy.resolver.call_meta1(request, call, write=False)
+    except StatusError as exc:
+        if exc.code != status.REFERENCE_NOT_FOUND:
+            raise
+        return []
+    return hosts_of(shown.services)
 
 
 def check_policy(call: Call, properties: dict[str, str]) -> None:
@@ -156,6 +193,9 @@ def destroy(call: Call) -> Response:
         resolver.call_meta1(ReferenceUnlink(**names, type="meta2"), call, write=True)
         resolver.call_services("meta2", hosts, ContainerDestroy(**names, force=force), call, write=True)
     except StatusError as exc:
+        if exc.code == status.NO_SERVICE_LINKED:
+            # Somebody else is destroying it: the link is theirs to put back.
+            links = []
         if exc.code not in CONTAINER_MISSING:
             _put_back(call, names, links, hosts if frozen else [])
         raise

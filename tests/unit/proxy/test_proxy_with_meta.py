@@ -71,6 +71,48 @@ def test_containers_twice(full):
     assert full.post("reference/destroy?acct=acct&ref=twice").code == (403, 407)
 
 
+def test_a_container_made_while_it_is_destroyed_is_linked(full, monkeypatch):
+    """The destruction begins after the link was read, and ends before the base is made."""
+    where = "acct=acct&ref=phoenix"
+    full.post(f"container/create?{where}")
+    resolver = full.app.resolver
+    call_meta2 = resolver.call_meta2
+
+    def destroyed_first(request, context, write):
+        if request.operation() == "container_create":
+            monkeypatch.setattr(resolver, "call_meta2", call_meta2)
+            assert full.post(f"container/destroy?{where}").status == 204
+            # It forgot what it destroyed; another proxy would not.
+            resolver.learn(request.cid, "meta2", [f"{NS}-meta2-1"])
+        return call_meta2(request, context, write)
+
+    monkeypatch.setattr(resolver, "call_meta2", destroyed_first)
+    assert full.post(f"container/create?{where}").status == 201
+    links = full.get(f"reference/show?{where}").json["srv"]
+    assert links == [{"seq": 1, "type": "meta2", "host": f"{NS}-meta2-1", "args": ""}]
+    resolver.links.clear()
+    assert full.post(f"container/get_properties?{where}").status == 200
+    assert full.post(f"container/destroy?{where}").status == 204
+
+
+def test_two_destructions_at_once_leave_no_link(full, monkeypatch):
+    where = "acct=acct&ref=twice-dead"
+    full.post(f"container/create?{where}")
+    resolver = full.app.resolver
+    call_meta1 = resolver.call_meta1
+
+    def destroyed_first(request, context, write, **rest):
+        if request.operation() == "reference_unlink":
+            monkeypatch.setattr(resolver, "call_meta1", call_meta1)
+            assert full.post(f"container/destroy?{where}").status == 204
+        return call_meta1(request, context, write, **rest)
+
+    monkeypatch.setattr(resolver, "call_meta1", destroyed_first)
+    assert full.post(f"container/destroy?{where}").status == 404
+    assert full.get(f"reference/show?{where}").json["srv"] == []
+    assert full.post(f"reference/destroy?{where}").status == 204
+
+
 def test_forced_versioning_sets_the_container(full):
     where = "acct=acct&ref=ref"
     full.post(f"container/create?{where}")
