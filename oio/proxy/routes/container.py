@@ -36,6 +36,9 @@ CONTAINER_MISSING = frozenset({status.REFERENCE_NOT_FOUND, status.CONTAINER_NOT_
 #: Time allowed to put things back after a failure, whatever is left of the deadline of the client (seconds).
 ROLLBACK_S = 10.0
 
+#: Times that a new base is linked again while others create and destroy the same container.
+RELINK_ATTEMPTS = 3
+
 USER = "user."
 SYSTEM = "sys."
 
@@ -111,21 +114,32 @@ def _keep_linked(call: Call, target: Target, links: ServiceLinks) -> None:
     The destruction may have begun after the link was read and ended before the base was made. It unlinks before it
     deletes, and the base could be made since the former one was deleted: no unlinking of that one is to come.
 
-    :raises StatusError: 455 when the reference was linked to other services meanwhile.
+    :raises StatusError: 455 when the reference was linked to other services meanwhile; 503 when others create and
+        destroy it all the time.
     """
-    if _linked_hosts(call, target):
-        return
-    try:
-        for link in links.services:
-            request = ReferenceForce(
-                cid=target.cid, account=target.account, name=target.name, service=link, autocreate=True
+    made = sorted(hosts_of(links.services))
+    for _ in range(RELINK_ATTEMPTS):
+        linked = sorted(_linked_hosts(call, target))
+        if linked == made:
+            return
+        if linked:
+            raise StatusError(
+                status.SERVICE_ALREADY_LINKED,
+                f"{target.cid} was linked to {','.join(linked)} while its base was made on {','.join(made)}",
             )
-            call.proxy.resolver.call_meta1(request, call, write=True)
-    except StatusError as exc:
-        if exc.code != status.SERVICE_ALREADY_LINKED:
-            raise
-        if sorted(_linked_hosts(call, target)) != sorted(hosts_of(links.services)):
-            raise
+        try:
+            for link in links.services:
+                request = ReferenceForce(
+                    cid=target.cid, account=target.account, name=target.name, service=link, autocreate=True
+                )
+                call.proxy.resolver.call_meta1(request, call, write=True)
+            return
+        except StatusError as exc:
+            if exc.code != status.SERVICE_ALREADY_LINKED:
+                raise
+    raise StatusError(
+        status.UNAVAILABLE, f"the link of {target.cid} to {','.join(made)} comes and goes: it is being destroyed"
+    )
 
 
 def _linked_hosts(call: Call, target: Target) -> list[str]:
