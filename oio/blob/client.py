@@ -417,10 +417,12 @@ class BlobClient:
 
 def _check_writable(meta: Mapping[str, Any]) -> None:
     """:raises FaultyChunk: what describes a chunk does not suffice to write a copy of it."""
-    needed = (
+    needed: tuple[str, ...] = (
         "chunk_pos", "content_chunkmethod", "content_policy", "container_id", "content_path", "full_path",
         "id", "version",
     )  # fmt: skip
+    if (meta.get("content_chunkmethod") or "").startswith("ec/"):
+        needed += ("metachunk_hash", "metachunk_size")
     missing = [MissingAttribute(key) for key in needed if not meta.get(key)]
     if missing:
         raise FaultyChunk(*missing)

@@ -220,10 +220,11 @@ class Gateway:
             writer = EcMetachunkWriter(sysmeta, chunks, hashlib.md5(), method, **kwargs)
         else:
             # Without a position the copies get their own number, as existing programs expect.
-            given = headers.get(PREFIX + "chunk-pos")
             chunks = self._chunks(headers, copies)
-            for chunk in chunks:
-                chunk["pos"] = given or str(chunk["num"])
+            if headers.get(PREFIX + "chunk-pos"):
+                position = _number(headers, PREFIX + "chunk-pos", None, 0)
+                for chunk in chunks:
+                    chunk["pos"] = str(position)
             sysmeta["chunk_size"] = str(length)
             writer = ReplicatedMetachunkWriter(sysmeta, chunks, hashlib.md5(), method, **kwargs)
         if not chunks:

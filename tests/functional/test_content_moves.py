@@ -122,6 +122,17 @@ def test_a_move_without_source_changes_nothing(store, disk, policy, error):
     assert urls(content) == before
 
 
+def test_a_fragment_that_does_not_tell_its_metachunk_is_not_moved(store, disk):
+    _data, content = store("EC", size=1000)
+    before = urls(content)
+    path = disk.path(content.chunks[0])
+    for attribute in ("hash", "size"):
+        os.removexattr(path, f"user.grid.metachunk.{attribute}")
+    with pytest.raises(exc.FaultyChunk, match=r"metachunk_hash.*metachunk_size"):
+        content.move_chunk(content.chunks[0])
+    assert urls(content) == before
+
+
 def test_a_corrupt_chunk_is_not_moved_but_replaced_by_a_good_copy(api, store, factory, disk):
     data, content = store("THREECOPIES", size=1000)
     current = content.chunks[0]

@@ -318,6 +318,14 @@ def test_copies_get_the_position_that_is_told(ask, api, container):
     assert [api.blob_client.chunk_head(chunk["url"])["chunk_pos"] for chunk in chunks] == ["0", "1"]
 
 
+@pytest.mark.parametrize("policy", ["TWOCOPIES", "EC"])
+@pytest.mark.parametrize("position", ["-1", "0.1", "x"])
+def test_a_bad_position_is_named(ask, api, container, policy, position):
+    _meta, _chunks, headers = prepare(api, container, "o", policy)
+    status, body, _headers = ask("PUT", {**headers, PREFIX + "chunk-pos": position}, b"abc")
+    assert (status, body.decode().strip()) == (400, f"Invalid header '{PREFIX}chunk-pos': '{position}'")
+
+
 @pytest.mark.parametrize(
     "name",
     [
