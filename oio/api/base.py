@@ -32,10 +32,12 @@ from oio.common.easy_value import true_value
 from oio.common.exceptions import DeadlineReached, OioException, from_response
 from oio.common.http_urllib3 import (
     URLLIB3_REQUESTS_KWARGS,
+    answers_as_they_come,
     get_pool_manager,
     oio_exception_from_httperror,
     pool_errors,
     pool_timeout,
+    timeout_bounds,
 )
 from oio.common.logger import get_logger
 from oio.http.client import HttpClientError, HttpPool
@@ -163,6 +165,8 @@ class HttpApi:
         kwargs: dict[str, Any],
     ) -> Any:
         if isinstance(pool, HttpPool):
+            if type(timeout) is not tuple:
+                timeout = timeout_bounds(timeout)
             try:
                 return pool.request(
                     method,
@@ -179,8 +183,12 @@ class HttpApi:
         if type(timeout) is tuple:
             timeout = pool_timeout(pool, *timeout)
         kept = {name: kwargs[name] for name in _FORWARDED_KWARGS & kwargs.keys()}
+        if "retries" not in kept:
+            kept.update(answers_as_they_come(pool))
+        # Left as text it would be sent as Latin-1, or refused; our services read UTF-8.
+        given = {name: value if value.isascii() else value.encode() for name, value in headers.items()}
         try:
-            return pool.request(method, url, headers=headers, body=data, timeout=timeout, **kept)
+            return pool.request(method, url, headers=given, body=data, timeout=timeout, **kept)
         except pool_errors() as exc:
             oio_exception_from_httperror(exc, headers.get(REQID_HEADER), url)
 
@@ -200,14 +208,13 @@ class HttpApi:
             return min(connect_s, left_s), left_s
         timeout = kwargs.get("timeout")
         if timeout is not None:
-            if isinstance(timeout, (int, float)):
+            if isinstance(timeout, (int, float, str)):
+                timeout = float(timeout)
                 headers[TIMEOUT_HEADER] = str(int(timeout * _MICROSECONDS))
                 return timeout, timeout
-            read_s = getattr(timeout, "read_timeout", None)
-            if isinstance(read_s, (int, float)):
+            _connect_s, read_s = timeout_bounds(timeout)
+            if read_s is not None:
                 headers[TIMEOUT_HEADER] = str(int(read_s * _MICROSECONDS))
-            if isinstance(self.pool_manager, HttpPool) and hasattr(timeout, "connect_timeout"):
-                return _seconds(timeout.connect_timeout), _seconds(read_s)
             return timeout
         read_s = READ_TIMEOUT if read_s is None else float(read_s)
         headers[TIMEOUT_HEADER] = str(int(read_s * _MICROSECONDS))
@@ -289,10 +296,6 @@ def _decode_body(body: bytes) -> Any:
             return std_json.loads(body)
         except ValueError:
             return body
-
-
-def _seconds(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) else None
 
 
 __all__ = ["HttpApi", "OioException", "encode_query", "text_of_json"]

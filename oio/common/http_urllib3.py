@@ -142,12 +142,47 @@ def pool_timeout(pool: Any, connect_s: float | None, read_s: float | None) -> An
     return urllib3.Timeout(connect=connect_s, read=read_s)
 
 
+def timeout_bounds(timeout: Any) -> tuple[float | None, float | None]:
+    """Seconds to connect and to wait for an answer, as a ``urllib3.Timeout`` (or what looks like one) tells.
+
+    None where it tells nothing.
+    """
+    if hasattr(timeout, "start_connect"):
+        # What is left to read depends on the time already spent when the whole is bounded: none yet.
+        timeout = timeout.clone()
+        timeout.start_connect()
+    bounds = (getattr(timeout, "connect_timeout", None), getattr(timeout, "read_timeout", None))
+    connect_s, read_s = (float(value) if isinstance(value, (int, float)) else None for value in bounds)
+    return connect_s, read_s
+
+
+def answers_as_they_come(pool: Any) -> dict[str, Any]:
+    """Keywords by which a pool of urllib3 hands over the answer of a busy service.
+
+    Left alone it obeys the header ``Retry-After``: it would wait and ask again several times, unknown to the
+    caller whose business that is, and beyond any deadline.
+    """
+    settings = getattr(pool, "connection_pool_kw", None)
+    if not isinstance(settings, dict):
+        return {}
+    import urllib3
+
+    retries = settings.get("retries")
+    if not isinstance(retries, urllib3.Retry):
+        if retries is False:
+            return {}
+        retries = urllib3.Retry.from_int(retries)
+    if not retries.respect_retry_after_header:
+        return {}
+    return {"retries": retries.new(respect_retry_after_header=False)}
+
+
 def pool_errors() -> tuple[type[Exception], ...]:
-    """Classes of the errors that a pool may raise."""
+    """Classes of the errors that a pool may raise; ``ValueError`` is for what cannot be sent as it is."""
     urllib3_errors = sys.modules.get("urllib3.exceptions")
     if urllib3_errors is None:
-        return (http_client.HttpClientError,)
-    return (http_client.HttpClientError, urllib3_errors.HTTPError)
+        return (http_client.HttpClientError, ValueError)
+    return (http_client.HttpClientError, ValueError, urllib3_errors.HTTPError)
 
 
 def oio_exception_from_httperror(

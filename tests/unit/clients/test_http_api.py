@@ -211,6 +211,42 @@ def test_any_pool_with_request_will_do() -> None:
     assert kwargs["timeout"].read_timeout == 30.0
 
 
+@pytest.mark.parametrize("kind", ["ours", "urllib3"])
+@pytest.mark.parametrize("bounds", [{"total": 7}, {"total": 9, "read": 7}, {"connect": 1, "read": 7}])
+def test_timeout_of_urllib3(scripted: Scripted, kind: str, bounds: dict[str, float]) -> None:
+    import urllib3
+
+    pool = http_urllib3.SafePoolManager() if kind == "urllib3" else HttpPool()
+    api = HttpApi(endpoint=f"http://{scripted.address}", pool_manager=pool)
+    for others in ({}, {"pool_manager": HttpPool()}, {"pool_manager": http_urllib3.SafePoolManager()}):
+        api._request("GET", "a", timeout=urllib3.Timeout(**bounds), **others)
+        told_us = int(scripted.requests[-1].headers["x-oio-timeout"])
+        assert 6_900_000 < told_us <= 7_000_000
+
+
+def test_busy_service_through_a_pool_of_urllib3(scripted: Scripted) -> None:
+    """The pool would obey ``Retry-After`` behind the back of the caller."""
+    import urllib3
+
+    busy = Response(503, b'{"status": 436, "message": "frozen"}', [("Retry-After", "60")])
+    for pool in (urllib3.PoolManager(), urllib3.PoolManager(retries=2), urllib3.PoolManager(retries=False)):
+        scripted.answers, scripted.requests = [busy], []
+        with pytest.raises(exc.ServiceBusy) as caught:
+            HttpApi(endpoint=f"http://{scripted.address}", pool_manager=pool)._request("GET", "a")
+        assert caught.value.status == 436
+        assert len(scripted.requests) == 1
+
+
+def test_headers_are_the_same_through_any_pool(scripted: Scripted) -> None:
+    for pool in (HttpPool(), http_urllib3.SafePoolManager()):
+        api = HttpApi(endpoint=f"http://{scripted.address}", pool_manager=pool)
+        api._request("GET", "a", headers={"x-a": "é\u1234"})
+        assert scripted.requests.pop().headers["x-a"].encode("latin-1").decode() == "é\u1234"
+        with pytest.raises(exc.OioException):
+            api._request("GET", "a", headers={"x-a": "a\nb"})
+    assert not scripted.requests
+
+
 # --- queries and bodies ---
 
 
