@@ -389,15 +389,16 @@ class ContainerRoutes(ProxyClient):
         reference: str | None = None,
         cid: str | None = None,
         frozen: bool = False,
-        apart: bool = False,
+        strict: bool = False,
         **kwargs: Any,
     ) -> None:
         """Insert a row.
 
         :param frozen: even when the container is frozen.
-        :param apart: raise ``Conflict`` for a chunk whose service has another one of its metachunk.
+        :param strict: raise ``NotFound`` when the chunk is not what the metachunk has by now, ``Conflict`` when
+            its service has another chunk of the metachunk.
         """
-        params = self._raw_params(account, reference, cid, frozen, apart)
+        params = self._raw_params(account, reference, cid, frozen, strict)
         self._change("container/raw_insert", params, text_of_json([bean]), **kwargs)
 
     def container_raw_update(
@@ -408,11 +409,11 @@ class ContainerRoutes(ProxyClient):
         reference: str | None = None,
         cid: str | None = None,
         frozen: bool = False,
-        apart: bool = False,
+        strict: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Replace rows one for one. :param frozen: and ``apart``: see ``container_raw_insert``."""
-        params = self._raw_params(account, reference, cid, frozen, apart)
+        """Replace rows one for one. :param frozen: and ``strict``: see ``container_raw_insert``."""
+        params = self._raw_params(account, reference, cid, frozen, strict)
         data = text_of_json({"old": old, "new": new})
         self._change("container/raw_update", params, data, **kwargs)
 
@@ -429,10 +430,10 @@ class ContainerRoutes(ProxyClient):
         self._change("container/raw_delete", params, text_of_json(data), **kwargs)
 
     def _raw_params(
-        self, account: str | None, reference: str | None, cid: str | None, frozen: bool, apart: bool
+        self, account: str | None, reference: str | None, cid: str | None, frozen: bool, strict: bool
     ) -> dict[str, Any]:
         params = self._make_params(account, reference, cid=cid)
-        for name, value in (("frozen", frozen), ("apart", apart)):
+        for name, value in (("frozen", frozen), ("strict", strict)):
             if value:
                 params[name] = 1
         return params

@@ -513,7 +513,8 @@ class Content:
         """Have the container refer to a new chunk: in place of one, or one more.
 
         When that fails, the new chunk is deleted, provided that the container does not refer to it. It fails
-        (``Conflict``) when another chunk of the metachunk came to the same service meanwhile.
+        when the metachunk changed (``NotFound``), or when another of its chunks came to the same service
+        (``Conflict``).
 
         :param keep_if_unsure: the only good copy may be at stake: delete the new one only after a refusal, since
             a request without answer may still be served later.
@@ -522,12 +523,12 @@ class Content:
         try:
             if insert:
                 self.container_client.container_raw_insert(
-                    self._bean(chunk, new_url), cid=self.container_id, frozen=frozen, apart=True, **request
+                    self._bean(chunk, new_url), cid=self.container_id, frozen=frozen, strict=True, **request
                 )
             else:
                 self.container_client.container_raw_update(
                     [self._bean(chunk, chunk.url)], [self._bean(chunk, new_url)],
-                    cid=self.container_id, frozen=frozen, apart=True, **request,
+                    cid=self.container_id, frozen=frozen, strict=True, **request,
                 )  # fmt: skip
         except failures() as err:
             self.logger.warning("cannot register %s in %s: %s", new_url, self.full_path, err)

@@ -364,6 +364,8 @@ class ContentPut(ContainerTarget, kw_only=True):
     condition: Condition | None = None
     force_versioning: int | None = None
     simulate_versioning: bool = False
+    # The client asked before, and was not told the outcome.
+    retried: bool = False
 
 
 class ContentReply(Message, kw_only=True):
@@ -423,6 +425,8 @@ class ContentDelete(ContentTarget, kw_only=True):
     condition: Condition | None = None
     force_versioning: int | None = None
     simulate_versioning: bool = False
+    # As in ContentPut.
+    retried: bool = False
 
 
 class ItemStatus(Message, kw_only=True):
@@ -445,6 +449,8 @@ class ContentDeleteMany(ContainerTarget, kw_only=True):
     paths: list[str]
     force_versioning: int | None = None
     simulate_versioning: bool = False
+    # As in ContentPut.
+    retried: bool = False
 
 
 class ContentTouch(ContentTarget, kw_only=True):
@@ -564,22 +570,26 @@ RawBean = RawAlias | RawHeader | RawChunk
 class RawInsert(ContainerTarget, kw_only=True):
     """Insert rows (421 when one exists, unless ``force``: then it is replaced).
 
-    ``apart``: 421 also when the service of a chunk has another one of its metachunk.
+    ``strict``: the chunks come from somebody whose view of the object may be old. 420 when the base has no chunk
+    of the same metachunk, size and hash; 421 when the service of a chunk has another one of its metachunk.
     """
 
     beans: list[RawBean]
     force: bool = False
     frozen: bool = False
-    apart: bool = False
+    strict: bool = False
 
 
 class RawUpdate(ContainerTarget, kw_only=True):
-    """Replace each row of ``old`` by the row of ``new`` at the same index; ``apart`` as for insertions."""
+    """Replace each row of ``old`` by the row of ``new`` at the same index.
+
+    ``strict``: 420 when an old chunk has another size or hash by now; 421 as for insertions.
+    """
 
     old: list[RawBean]
     new: list[RawBean]
     frozen: bool = False
-    apart: bool = False
+    strict: bool = False
 
 
 class RawDelete(ContainerTarget, kw_only=True):

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from content_harness import check_whole, urls
+from content_harness import check_whole, forget, urls
 from support import ACCOUNT
 
 from oio.common import exceptions as exc
@@ -60,6 +60,49 @@ def test_chunks_moved_at_the_same_time_do_not_end_on_one_service(
     late = factory.get(cid, content.content_id)
     late.move_chunk(late.chunks.filter(url=second.url).one())
     check_whole(api, factory, disk, late, data)
+
+
+@pytest.mark.parametrize("policy", ["THREECOPIES", "EC"])
+@pytest.mark.parametrize("method", ["move_chunk", "rebuild_chunk"])
+def test_an_object_emptied_during_a_move_stays_empty(
+    api, store, container, factory, disk, policy, method, monkeypatch
+):
+    """What is added later must not come behind bytes that are no longer the object's."""
+    _data, content = store(policy, size=1000)
+    before = urls(content)
+    find_spare = content._get_spare_chunk
+
+    def empty(*args, **kwargs):
+        api.object_truncate(ACCOUNT, container, content.path, size=0)
+        return find_spare(*args, **kwargs)
+
+    monkeypatch.setattr(content, "_get_spare_chunk", empty)
+    chunk = content.chunks[0]
+    with pytest.raises(exc.NotFound, match="changed meanwhile"):
+        getattr(content, method)(chunk.id, service_id=chunk.host)
+    assert urls(factory.get(content.container_id, content.content_id)) == before
+    api.object_create(ACCOUNT, container, obj_name=content.path, data=b"more", append=True)
+    assert b"".join(api.object_fetch(ACCOUNT, container, content.path)[1]) == b"more"
+
+
+@pytest.mark.parametrize("policy", ["THREECOPIES", "EC"])
+def test_a_chunk_is_not_rebuilt_by_position_into_an_object_that_went(api, store, container, factory, policy):
+    _data, content = store(policy, size=1000)
+    position = content.chunks[0].pos
+    forget(api, content.container_id, content, content.chunks[0])
+    late = factory.get(content.container_id, content.content_id)
+    find_spare, spares = late._get_spare_chunk, []
+
+    def overwrite(*args, **kwargs):
+        spares.append(find_spare(*args, **kwargs))
+        api.object_create(ACCOUNT, container, obj_name=content.path, data=b"other", policy=policy)
+        return spares[0]
+
+    late._get_spare_chunk = overwrite
+    with pytest.raises(exc.NotFound):
+        late.rebuild_chunk(None, chunk_pos=position)
+    with pytest.raises(exc.NotFound):
+        api.blob_client.chunk_head(spares[0][0][0])
 
 
 @pytest.mark.parametrize("policy", ["TWOCOPIES", "EC"])

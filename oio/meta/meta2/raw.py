@@ -39,6 +39,7 @@ _MOVE_PROPERTIES = (
 )
 _DELETE_HEADER = "DELETE FROM contents WHERE id = ? RETURNING 1"
 _DELETE_CHUNK = "DELETE FROM chunks WHERE content = ? AND position = ? AND id = ? RETURNING 1"
+_SIZE_AND_HASH = "SELECT size, hash FROM chunks WHERE content = ? AND position = ? AND id = ?"
 _CONTENT_OF_ALIAS = "SELECT content FROM aliases WHERE alias = ? AND version = ? AND NOT deleted"
 _LIVE_ALIASES = "SELECT count(*) FROM aliases WHERE content = ? AND NOT deleted"
 
@@ -52,9 +53,11 @@ def insert(
     _check_beans(request.beans)
 
     def change() -> None:
+        if request.strict:
+            _check_siblings(tx, request.beans)
         for bean in request.beans:
             _insert(tx, bean, request.force)
-        if request.apart:
+        if request.strict:
             _check_apart(tx, request.beans)
 
     _count_change(tx, request.beans, change)
@@ -77,6 +80,8 @@ def update(
             raise StatusError(status.BAD_REQUEST, f"{_name(old)} cannot become {_name(new)}")
 
     def change() -> None:
+        if request.strict:
+            _check_unchanged(tx, request.old)
         for bean in request.old:
             if not _delete(tx, bean):
                 raise StatusError(status.CONTENT_NOT_FOUND, f"No {_name(bean)}")
@@ -84,7 +89,7 @@ def update(
             _insert(tx, new, False)
             if isinstance(old, RawAlias) and isinstance(new, RawAlias):
                 _move_properties(tx, old, new)
-        if request.apart:
+        if request.strict:
             _check_apart(tx, request.new)
 
     _count_change(tx, [*request.old, *request.new], change)
@@ -114,30 +119,6 @@ def _check_status(tx: Transaction, even_frozen: bool) -> None:
     present = states.current(tx.get)
     if present == "disabled" or (present == "frozen" and not even_frozen):
         raise StatusError(status.CONTAINER_FROZEN, f"Invalid status: {present}")
-
-
-def _check_apart(tx: Transaction, beans: Sequence[RawBean]) -> None:
-    """Two chunks of a metachunk on one service are lost together.
-
-    Whoever chose the service may not have known of chunks that others moved or rebuilt meanwhile; here, in the
-    transaction that writes the rows, nothing can be unknown.
-    """
-    for bean in beans:
-        if not isinstance(bean, RawChunk):
-            continue
-        metachunk, service = bean.pos.partition(".")[0], _service_of(bean.id)
-        for url, position, _, _ in rows.chunks(tx.execute, bytes.fromhex(bean.content)):
-            if (url, position) == (bean.id, bean.pos) or _service_of(url) != service:
-                continue
-            if position.partition(".")[0] == metachunk:
-                raise StatusError(
-                    status.CONTENT_EXISTS,
-                    f"{service} has another chunk of this metachunk, {url}: cannot add {_name(bean)}",
-                )
-
-
-def _service_of(url: str) -> str:
-    return url.partition("://")[2].partition("/")[0]
 
 
 def _check_beans(beans: Sequence[RawBean]) -> None:
@@ -220,6 +201,65 @@ def _name(bean: RawBean) -> str:
     if isinstance(bean, RawHeader):
         return f"header {bean.id}"
     return f"chunk {bean.id} at position {bean.pos} of content {bean.content}"
+
+
+# --- strictness ---------------------------------------------------------------------------------------
+#
+# Chunks are rebuilt and moved by clients whose view of the object grows old meanwhile. Here, in the transaction
+# that writes the rows, nothing can be unknown.
+
+
+def _check_unchanged(tx: Transaction, beans: Sequence[RawBean]) -> None:
+    """The new rows copy the size and the hash of the old ones: these must still be right."""
+    for bean in beans:
+        if isinstance(bean, RawChunk):
+            key = (bytes.fromhex(bean.content), bean.pos, bean.id)
+            stored = tx.execute(_SIZE_AND_HASH, key).fetchone()
+            if stored is not None and stored != _size_and_hash(bean):
+                raise StatusError(
+                    status.CONTENT_NOT_FOUND, f"{_name(bean)} changed meanwhile: {stored[0]} bytes"
+                )
+
+
+def _check_siblings(tx: Transaction, beans: Sequence[RawBean]) -> None:
+    """A chunk is added to a metachunk that is there, and is still the one that it was made from."""
+    for bean in beans:
+        if not isinstance(bean, RawChunk):
+            continue
+        there = rows.chunks(tx.execute, bytes.fromhex(bean.content))
+        metachunk, wanted = _metachunk(bean.pos), _size_and_hash(bean)
+        if not any((size, hash_) == wanted and _metachunk(pos) == metachunk for _, pos, hash_, size in there):
+            raise StatusError(
+                status.CONTENT_NOT_FOUND, f"No metachunk of {bean.size} bytes and this hash for {_name(bean)}"
+            )
+
+
+def _check_apart(tx: Transaction, beans: Sequence[RawBean]) -> None:
+    """Two chunks of a metachunk on one service are lost together."""
+    for bean in beans:
+        if not isinstance(bean, RawChunk):
+            continue
+        metachunk, service = _metachunk(bean.pos), _service(bean.id)
+        for url, position, _, _ in rows.chunks(tx.execute, bytes.fromhex(bean.content)):
+            if (url, position) == (bean.id, bean.pos) or _service(url) != service:
+                continue
+            if _metachunk(position) == metachunk:
+                raise StatusError(
+                    status.CONTENT_EXISTS,
+                    f"{service} has another chunk of this metachunk, {url}: cannot add {_name(bean)}",
+                )
+
+
+def _size_and_hash(bean: RawChunk) -> tuple[int, bytes]:
+    return bean.size, bytes.fromhex(bean.hash)
+
+
+def _metachunk(position: str) -> str:
+    return position.partition(".")[0]
+
+
+def _service(url: str) -> str:
+    return url.partition("://")[2].partition("/")[0]
 
 
 # --- counters -----------------------------------------------------------------------------------------

@@ -76,14 +76,15 @@ _decode_pairs = msgspec.json.Decoder(_Pairs).decode
 def raw_insert(call: Call) -> Response:
     """``container/raw_insert``: 421 when a row exists, unless ``force``.
 
-    ``apart`` (here and for updates): 421 also when the service of a chunk has another one of its metachunk.
+    ``strict`` (here and for updates) is for chunks that were made from a view of the object that may be old: 420
+    when size or hash are others by now, 421 when the service has another chunk of the metachunk.
     """
     request = RawInsert(
         **call.container(),
         beans=_beans(call),
         force=call.flag("force"),
         frozen=call.flag("frozen"),
-        apart=call.flag("apart"),
+        strict=call.flag("strict"),
     )
     call.proxy.resolver.call_meta2(request, call, write=True)
     return Response(204)
@@ -108,7 +109,7 @@ def raw_update(call: Call) -> Response:
         old=[_checked(bean, f"old[{index}]") for index, bean in enumerate(pairs.old)],
         new=[_checked(bean, f"new[{index}]") for index, bean in enumerate(pairs.new)],
         frozen=call.flag("frozen"),
-        apart=call.flag("apart"),
+        strict=call.flag("strict"),
     )
     call.proxy.resolver.call_meta2(request, call, write=True)
     return Response(204)

@@ -327,7 +327,7 @@ def test_the_container_is_told(make: Any, containers: Containers, blobs: Blobs, 
     bean = {"type": "chunk", "hash": "AB" * 16, "size": 10, "pos": "0", "content": "EF" * 16}
     assert update["old"] == [{**bean, "id": f"http://a/{ID}"}]
     assert update["new"] == [{**bean, "id": "http://new/" + ID}]
-    assert (update["cid"], update["frozen"], update["apart"]) == (CID, frozen, True)
+    assert (update["cid"], update["frozen"], update["strict"]) == (CID, frozen, True)
     assert blobs.deleted == [], "the lost chunk is not deleted"
     assert [chunk.host for chunk in content.chunks.filter(pos=0)] == ["new", "b", "c"]
     assert content.chunks[0].raw()["real_url"] == "http://address-of-new/" + ID

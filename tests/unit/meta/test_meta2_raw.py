@@ -159,22 +159,45 @@ def test_chunks_of_a_metachunk_are_kept_apart_when_asked(bench: Meta2Bench) -> N
     before = rows(bench)
 
     def move(old: m.RawChunk, new: m.RawChunk) -> None:
-        bench.call(m.RawUpdate(cid=CID, old=[old], new=[new], apart=True))
+        bench.call(m.RawUpdate(cid=CID, old=[old], new=[new], strict=True))
 
     assert code_of(move, second, there) == 421
-    assert code_of(insert, bench, there, apart=True) == 421
+    assert code_of(insert, bench, there, strict=True) == 421
     assert rows(bench) == before
-    insert(bench, chunk(f"{service}/98", content=content, pos="1"), apart=True)
+    insert(bench, chunk("http://elsewhere/98", content=content, pos="1"))
+    insert(bench, chunk(f"{service}/98", content=content, pos="1"), strict=True)
     move(first, there)
     assert code_of(move, there, chunk(second.id.rpartition("/")[0] + "/97", content=content)) == 421
     update(bench, [second], [chunk(f"{service}/96", content=content)])
-    assert len(bench.show("a").chunks) == 3
+    assert [c.url for c in bench.show("a").chunks].count(f"{service}/96") == 1
 
 
 def test_fragments_of_a_metachunk_are_kept_apart_when_asked(bench: Meta2Bench) -> None:
     insert(bench, alias(), header(), chunk("http://r/1", pos="0.0"), chunk("http://r/2", pos="1.0"))
-    assert code_of(insert, bench, chunk("http://r/3", pos="0.1"), apart=True) == 421
-    insert(bench, chunk("http://s/3", pos="0.1"), chunk("http://s/4", pos="1.1"), apart=True)
+    assert code_of(insert, bench, chunk("http://r/3", pos="0.1"), strict=True) == 421
+    insert(bench, chunk("http://s/3", pos="0.1"), chunk("http://s/4", pos="1.1"), strict=True)
+
+
+def test_chunks_that_were_made_from_an_old_view_are_refused_when_asked(bench: Meta2Bench) -> None:
+    bench.put("a")
+    content = bench.show("a").content_id
+    old = chunk(bench.show("a").chunks[0].url, content=content)
+    moved = chunk("http://elsewhere/1", content=content)
+    bench.call(m.ContentTruncate(cid=CID, path="a", size=0))
+    before = rows(bench)
+
+    def move(before: m.RawChunk, after: m.RawChunk) -> None:
+        bench.call(m.RawUpdate(cid=CID, old=[before], new=[after], strict=True))
+
+    assert code_of(move, old, moved) == 420
+    assert code_of(insert, bench, moved, strict=True) == 420
+    assert code_of(insert, bench, chunk("http://r/1", content="BB"), strict=True) == 420
+    assert rows(bench) == before
+    replaced = msgspec.structs.replace
+    move(replaced(old, size=0), replaced(moved, size=0))
+    assert code_of(move, replaced(moved, size=0, hash="EF" * 16), replaced(old, size=0)) == 420
+    insert(bench, replaced(old, size=0), strict=True)
+    assert bench.check_counters() == (0, 1)
 
 
 def test_a_missing_chunk_that_comes_back(bench: Meta2Bench) -> None:

@@ -25,15 +25,15 @@ def test_beans_arrive_as_they_were_sent(cluster):
     ]
     assert cluster.post(f"container/raw_insert?{REF}", [ALIAS, HEADER, CHUNK]).status == 204
     sent = cluster.meta.last("raw_insert")
-    assert not sent.force and not sent.frozen and not sent.apart
+    assert not sent.force and not sent.frozen and not sent.strict
     assert sent.beans == [
         RawAlias(name="a/é", version=12, header="ABCD"),
         RawHeader(id="ABCD", chunk_method="plain/nb_copy=1", mime_type="text/plain"),
         RawChunk(id=CHUNK["id"], hash="AB" * 16, size=4, content="ABCD", pos="0.1"),
     ]
-    assert cluster.post(f"container/raw_insert?{REF}&force=1&frozen=1&apart=1", full).status == 204
+    assert cluster.post(f"container/raw_insert?{REF}&force=1&frozen=1&strict=1", full).status == 204
     sent = cluster.meta.last("raw_insert")
-    assert sent.force and sent.frozen and sent.apart
+    assert sent.force and sent.frozen and sent.strict
     assert sent.beans == [
         RawAlias(name="a/é", version=12, header="ABCD", ctime=1, mtime=2, deleted=True),
         RawHeader(
