@@ -16,6 +16,10 @@ from typing import Any
 import apsw
 import msgspec
 
+from oio.common import status
+from oio.common.status import StatusError
+from oio.event.queue import EVENT_MAX_BYTES
+
 Bindings = Sequence[Any]
 
 _CHANGES = re.compile(r"^\s*(?:INSERT(?: OR \w+)? INTO|REPLACE INTO|UPDATE|DELETE FROM)\s+(\w+)", re.I)
@@ -141,9 +145,19 @@ class Transaction:
         return {key: value for key, value in merged.items() if value is not None}
 
     def emit(self, event: Mapping[str, Any] | msgspec.Struct) -> None:
-        """Add an event to the outbox; it leaves for the queue once the transaction is committed."""
+        """Add an event to the outbox; it leaves for the queue once the transaction is committed.
+
+        :raises StatusError: 413 when no queue would take it, and all those after it would wait for ever.
+        """
         if self.events_enabled:
-            self._op_events.append(msgspec.json.encode(event))
+            encoded = msgspec.json.encode(event)
+            if len(encoded) > EVENT_MAX_BYTES:
+                raise StatusError(
+                    status.PAYLOAD_TOO_LARGE,
+                    f"Too large: the event of this change takes {len(encoded)} bytes,"
+                    f" at most {EVENT_MAX_BYTES} allowed",
+                )
+            self._op_events.append(encoded)
 
     def emit_state(self) -> None:
         """The state of the base changed: one event will tell it within about a second."""

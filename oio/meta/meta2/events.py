@@ -4,13 +4,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from oio.common.status import StatusError
 from oio.meta.context import Context
 from oio.meta.messages import ContainerTarget
 from oio.meta.transaction import Transaction
+
+logger = logging.getLogger("oio.meta.meta2.events")
 
 #: Beans of one event, when it names chunks.
 BEANS_MAX = 16
@@ -124,15 +128,28 @@ def emit_content(
     if not chunks or len(beans) + len(chunks) <= BEANS_MAX:
         if chunks:
             beans += chunks
-        tx.emit(_envelope(name, url, context, part=0, parts=1, data=beans))
+        _emit_beans(tx, _envelope(name, url, context, part=0, parts=1, data=beans))
         return
     parts = 1 + (len(chunks) + BEANS_MAX - 1) // BEANS_MAX
-    tx.emit(_envelope(name, url, context, part=0, parts=parts, data=beans))
+    _emit_beans(tx, _envelope(name, url, context, part=0, parts=parts, data=beans))
     # Consumers need the chunk method: alias and header come with every part.
     repeated = [bean for bean in beans if bean["type"] != "properties"]
     for part in range(1, parts):
         some = chunks[(part - 1) * BEANS_MAX : part * BEANS_MAX]
         tx.emit(_envelope(name, url, context, part=part, parts=parts, data=[*repeated, *some]))
+
+
+def _emit_beans(tx: Transaction, event: dict[str, Any]) -> None:
+    """Emit an event of beans; properties too large for any queue stay out, so that the rest is told."""
+    try:
+        tx.emit(event)
+    except StatusError as exc:
+        event["data"] = [bean for bean in event["data"] if bean["type"] != "properties"]
+        tx.emit(event)
+        logger.warning(
+            "%s of %s leaves without the properties of the object, request %s: %s",
+            event["event"], event["url"], event.get("request_id"), exc.message,
+        )
 
 
 def emit_content_data(

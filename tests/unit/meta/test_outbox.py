@@ -13,10 +13,12 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 from meta2_bench import CID, FakeQueue, Meta2Bench, wait_until
 
 from oio.common.status import StatusError
+from oio.event.queue import EVENT_MAX_BYTES
 from oio.meta import messages as m
 
 #: Writes objects until it is killed; says each acknowledged one. Its queue refuses everything.
@@ -108,6 +110,28 @@ def test_destroyed_while_the_queue_is_down(tmp_path: Path, event_queue: FakeQueu
     wait_until(lambda: not outbox_files(bench))
     assert [item["name"] for item in bench.objects()] == ["b"]
     bench.repository.close()
+
+
+def test_properties_too_large_for_an_event_stay_out_of_it(
+    bench: Meta2Bench, event_queue: FakeQueue
+) -> None:
+    """The queue would refuse the event for ever, and all those of the service would wait behind it."""
+    bench.put("a", properties={"big": "x" * EVENT_MAX_BYTES, "small": "y"})
+    bench.delete("a")
+    event_queue.wait_for(lambda: "content.deleted" in event_queue.kinds())
+    for event in event_queue.events:
+        if event["event"].startswith("storage.content"):
+            kinds = {bean["type"] for bean in event["data"]}
+            assert {"aliases", "contents_headers"} <= kinds and "properties" not in kinds
+        assert len(msgspec.json.encode(event)) <= EVENT_MAX_BYTES
+
+
+def test_changes_of_a_container_too_large_for_an_event_are_refused(bench: Meta2Bench) -> None:
+    before = bench.properties()
+    with pytest.raises(StatusError, match="Too large") as caught:
+        bench.call(m.ContainerSetProperties(cid=CID, properties={"user.k": "x" * EVENT_MAX_BYTES}))
+    assert caught.value.code == 413
+    assert bench.properties() == before
 
 
 @pytest.mark.parametrize("down", [False, True])
