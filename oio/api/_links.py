@@ -21,6 +21,7 @@ from oio.common.decorators import api_call, raise_no_such_object
 from oio.common.exceptions import (
     BadRequest,
     ClientException,
+    ClientPreconditionFailed,
     DeadlineReached,
     NotFound,
     UnfinishedUploadException,
@@ -155,6 +156,10 @@ class LinkMethods(ObjectWriteMethods):
                 **commit,
             )
         except (ClientException, DeadlineReached) as exc:
+            if isinstance(exc, ClientPreconditionFailed) and exc.retried:
+                if self._is_in_place(account, container, link["content_path"], commit):
+                    return
+                exc.retried = False
             if was_refused(exc):
                 self.logger.warning("Failed to commit %s, deleting its chunks: %s", link["full_path"], exc)
                 self._delete_orphan_chunks(linked, cid, **kwargs)

@@ -204,7 +204,7 @@ class ObjectWriteMethods(ApiCore):
                 **kwargs,
             )
         except (ClientException, DeadlineReached) as exc:
-            if isinstance(exc, ClientPreconditionFailed) and exc.retried:
+            if isinstance(exc, ClientPreconditionFailed) and exc.retried and not append:
                 if self._is_in_place(account, container, obj_name, kwargs):
                     return chunks, size, checksum, meta
                 exc.retried = False

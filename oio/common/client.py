@@ -16,6 +16,7 @@ from typing import Any
 
 from oio.api.base import HttpApi, only_reads
 from oio.common.configuration import load_namespace_conf, validate_service_conf
+from oio.common.constants import RETRIED_HEADER
 from oio.common.easy_value import int_value
 from oio.common.exceptions import ConfigurationException, Conflict, OioException, ServiceBusy
 from oio.common.logger import get_logger
@@ -106,6 +107,9 @@ class ProxyClient(HttpApi):
                     exc.retried = attempt > 1
                     raise
                 _pause(attempt, kwargs.get("deadline"))
+                # The busy service may have done it nevertheless: what cannot be done twice must know. The
+                # caller's headers go to other requests too, and are left alone.
+                headers = {**(headers or {}), RETRIED_HEADER: "1"}
             except Conflict:
                 # What only reads has nothing that a first request could have done already.
                 if attempt > 1 and method == "POST" and not only_reads(url):

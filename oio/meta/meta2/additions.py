@@ -8,6 +8,7 @@ import time
 
 import msgspec
 
+from oio.common import status
 from oio.common.status import StatusError
 from oio.meta.context import Context
 from oio.meta.messages import ContentPut
@@ -16,6 +17,7 @@ from oio.meta.meta2.rows import Alias, Header
 from oio.meta.transaction import Transaction
 
 # A cast reads the digits before the dot: the metachunk.
+_HAS_CHUNK = "SELECT EXISTS (SELECT 1 FROM chunks WHERE content = ? AND id = ?)"
 _LAST_METACHUNK = "SELECT max(CAST(position AS INTEGER)) FROM chunks WHERE content = ?"
 
 
@@ -43,6 +45,8 @@ def add(
                 request.security, checks.placed(request.chunks), request.size
             )
         return False
+    if request.retried and request.append:
+        _refuse_again(tx, request, alias)
     if request.condition is not None:
         conditions.check(tx.execute, request.condition, alias)
     header = rows.readable_header(tx.execute, alias)
@@ -51,6 +55,13 @@ def add(
     else:
         _append(tx, context, request, alias, header, missing)
     return True
+
+
+def _refuse_again(tx: Transaction, request: ContentPut, alias: Alias) -> None:
+    """:raises StatusError: 421 when the request was executed before, but its answer was lost."""
+    for chunk in request.chunks:
+        if rows.scalar(tx.execute, _HAS_CHUNK, (alias.content, chunk.url)):
+            raise StatusError(status.CONTENT_EXISTS, f"{alias.name} has these chunks already")
 
 
 def _append(

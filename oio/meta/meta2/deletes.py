@@ -39,6 +39,9 @@ def delete(
         raise StatusError(status.BAD_REQUEST, "Versioning is disabled: no version can be given")
     if request.condition is None:
         alias = rows.require(tx.execute, request)
+        if alias.deleted and request.retried and not request.version:
+            # The marker is that of the former request, most likely: removing it would bring the object back.
+            return
     else:
         found = rows.find(tx.execute, request)
         conditions.check(tx.execute, request.condition, found)
@@ -66,6 +69,7 @@ def delete_many(
             path=path,
             force_versioning=request.force_versioning,
             simulate_versioning=request.simulate_versioning,
+            retried=request.retried,
         )
         try:
             # Whatever can refuse a deletion is checked before it changes anything.

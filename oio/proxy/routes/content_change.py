@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from oio.common.constants import RETRIED_HEADER
 from oio.http.messages import Response
 from oio.meta.messages import (
     BulkReply,
@@ -27,6 +28,7 @@ def delete(call: Call) -> Response:
         condition=condition_of(call),
         force_versioning=call.header_number("x-oio-force-versioning"),
         simulate_versioning=call.header_boolean("x-oio-simulate-versioning"),
+        retried=call.header_boolean(RETRIED_HEADER),
     )
     call.proxy.resolver.call_meta2(request, call, write=True)
     return Response(204)
@@ -42,6 +44,7 @@ def delete_many(call: Call) -> Response:
         paths=paths,
         force_versioning=call.header_number("x-oio-force-versioning"),
         simulate_versioning=call.header_boolean("x-oio-simulate-versioning"),
+        retried=call.header_boolean(RETRIED_HEADER),
     )
     reply: BulkReply = call.proxy.resolver.call_meta2(request, call, write=True)
     items = [

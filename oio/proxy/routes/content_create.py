@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from oio.common import status
+from oio.common.constants import RETRIED_HEADER
 from oio.common.status import StatusError
 from oio.http.messages import Response
 from oio.meta.messages import Chunk, ContentPut, ContentUpdate
@@ -114,6 +115,7 @@ def _put_request(call: Call) -> tuple[ContentPut, dict[str, str]]:
         condition=condition_of(call),
         force_versioning=call.header_number("x-oio-force-versioning"),
         simulate_versioning=call.header_boolean("x-oio-simulate-versioning"),
+        retried=call.header_boolean(RETRIED_HEADER),
     )
     return request, prefixed_properties(container) if container else {}
 

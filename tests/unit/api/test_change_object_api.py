@@ -282,6 +282,21 @@ def test_a_condition_that_fails_because_of_ones_own_first_attempt(
     assert cluster.chunk_count() == 3
 
 
+def test_what_was_appended_is_never_deleted_after_several_attempts(
+    api: ObjectStorageApi, cluster: FakeCluster, monkeypatch: Any
+) -> None:
+    """An append changes the hash, thus fails the condition of its own second attempt."""
+    monkeypatch.setattr("oio.common.client._pause", lambda *_args: None)
+    api.object_create(*WHERE, data=b"mine", obj_name="obj")
+    refused = failure(412, 412, "If-Match does not hold")
+    cluster.proxy.script["content/create"] = [failure(503, 503, "busy"), refused]
+    with pytest.raises(exc.ClientPreconditionFailed):
+        api.object_create(
+            *WHERE, data=b"more", obj_name="obj", append=True, if_match="AB" * 16, request_attempts=3
+        )
+    assert cluster.chunk_count() == 6
+
+
 def test_a_condition_that_another_writer_broke_between_two_attempts(
     api: ObjectStorageApi, cluster: FakeCluster, monkeypatch: Any
 ) -> None:

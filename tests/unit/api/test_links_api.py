@@ -163,6 +163,27 @@ def test_a_condition_on_the_link(api: ObjectStorageApi, cluster: FakeCluster, ta
     assert {entry[1] for entry in asked} == {"content/create"}
 
 
+def test_a_condition_that_fails_because_of_ones_own_first_attempt(
+    api: ObjectStorageApi, cluster: FakeCluster, target: Any, monkeypatch: Any
+) -> None:
+    """The first commit is done, its answer lost; the second finds the link of the first."""
+    monkeypatch.setattr("oio.common.client._pause", lambda *_args: None)
+    real = cluster.proxy.on_content_create
+
+    def done_then_busy(*args: Any) -> Any:
+        answer = real(*args)
+        return failure(503, 503, "busy") if answer.status == 204 else answer
+
+    cluster.proxy.on_content_create = done_then_busy  # type: ignore[method-assign]
+    link(api, if_none_match="*", request_attempts=3)
+    assert fetch(api, "link") == DATA
+    before = cluster.chunk_count()
+    with pytest.raises(exc.ClientPreconditionFailed):
+        link(api, if_none_match="*", request_attempts=3)
+    assert fetch(api, "link") == DATA
+    assert cluster.chunk_count() == before
+
+
 def test_fastcopy_is_deprecated(api: ObjectStorageApi, target: Any) -> None:
     with pytest.warns(DeprecationWarning):
         api.object_fastcopy("acct", "cont", "target", "acct", "cont", "link")

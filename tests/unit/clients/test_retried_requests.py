@@ -95,6 +95,18 @@ def test_commits(monkeypatch: pytest.MonkeyPatch, errors: list[Exception], raise
     assert send.call_count == len(errors)
 
 
+def test_what_is_sent_again_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oio.common.client._pause", lambda *_args: None)
+    send = Mock(side_effect=[exc.ServiceBusy(), exc.ServiceBusy(), (Mock(status=204), b"")])
+    monkeypatch.setattr("oio.api.base.HttpApi._direct_request", send)
+    client = ContainerClient({"namespace": "NS"}, endpoint="127.0.0.1:1", request_attempts=3)
+    headers = {"x-a": "b"}
+    assert client.content_delete(*OBJ, headers=headers)
+    again = {"x-a": "b", "x-oio-retried": "1"}
+    assert [call.args[2] for call in send.call_args_list] == [{"x-a": "b"}, again, again]
+    assert headers == {"x-a": "b"}
+
+
 def test_without_attempts_the_first_error_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     send = Mock(side_effect=exc.ServiceBusy())
     monkeypatch.setattr("oio.api.base.HttpApi._direct_request", send)

@@ -58,9 +58,9 @@ def test_versioning_headers_are_checked(cluster, route):
     assert cluster.meta.calls == []
 
 
-def test_versioning_headers_travel(cluster):
+def test_headers_of_writes_travel(cluster):
     cluster.meta.answers["content_delete_many"] = messages.BulkReply(items=[messages.ItemStatus(status=204)])
-    extra = {**HEADERS, "x-oio-force-versioning": "-1", "x-oio-simulate-versioning": "1"}
+    extra = {**HEADERS, "x-oio-force-versioning": "-1", "x-oio-simulate-versioning": "1", "x-oio-retried": "1"}
     for route, name, body in (
         ("content/create", "content_put", CHUNKS),
         ("content/delete", "content_delete", None),
@@ -68,10 +68,10 @@ def test_versioning_headers_travel(cluster):
     ):
         cluster.post(f"{route}?{OBJECT}", body, headers=extra)
         sent = cluster.meta.last(name)
-        assert (sent.force_versioning, sent.simulate_versioning) == (-1, True)
+        assert (sent.force_versioning, sent.simulate_versioning, sent.retried) == (-1, True, True)
         cluster.post(f"{route}?{OBJECT}", body, headers=HEADERS)
         sent = cluster.meta.last(name)
-        assert (sent.force_versioning, sent.simulate_versioning) == (None, False)
+        assert (sent.force_versioning, sent.simulate_versioning, sent.retried) == (None, False, False)
 
 
 def test_autocreate_refuses_bad_container_properties_before_anything(cluster):
