@@ -34,9 +34,9 @@ from oio.common.configuration import load_namespace_conf, parse_options
 from oio.common.exceptions import OioException
 from oio.conscience.agent_settings import AgentSettings, ServiceSettings, load_agent_settings
 from oio.conscience.checkers import Checker, make_checker
-from oio.conscience.hoststats import CpuSampler, DiskSampler
+from oio.conscience.plugins import AgentContext
 from oio.conscience.stats import Collector, make_collector
-from oio.http.client import HttpClientError, HttpPool
+from oio.http.client import HttpClientError
 
 # Checks take about a millisecond: a few threads are enough for a host where nothing hangs.
 WORKERS_MIN = 2
@@ -50,27 +50,6 @@ REGISTER_TIMEOUT_S = 10.0
 COMPLAINT_PERIOD_S = 60.0
 
 _KEPT_TAGS = ("stat.", "tag.")
-
-
-class AgentContext:
-    """What checkers and collectors may use."""
-
-    def __init__(self, namespace: str, proxy: str, options: dict[str, Any]) -> None:
-        self.namespace = namespace
-        self.proxy_url = f"http://{proxy}"
-        self.options = options
-        # Nothing stays idle in the pool of the checks: each opens its connection (see checkers.py).
-        self.check_pool = HttpPool(max_idle_per_address=0)
-        self.stats_pool = HttpPool(max_idle_per_address=4)
-        self.cpu = CpuSampler()
-        self.disks = DiskSampler()
-        # The first reading only sets the start of the period.
-        self.cpu.idle_ratio()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self.check_pool.close()
-        self.stats_pool.close()
 
 
 class Watcher:

@@ -15,13 +15,10 @@ from __future__ import annotations
 
 import logging
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from oio.common.utils import request_id
-from oio.conscience.plugins import Plugin, load_plugin
-
-if TYPE_CHECKING:
-    from oio.conscience.agent import AgentContext
+from oio.conscience.plugins import AgentContext, Plugin, load_plugin
 
 ENTRY_POINT_GROUP = "oio.conscience.checker"
 

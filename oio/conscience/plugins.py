@@ -1,14 +1,35 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""What checkers and collectors have in common, and those that other packages bring by entry point."""
+"""What checkers and collectors have in common and share, and those that other packages bring by entry point."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-if TYPE_CHECKING:
-    from oio.conscience.agent import AgentContext
+from oio.conscience.hoststats import CpuSampler, DiskSampler
+from oio.http.client import HttpPool
+
+
+class AgentContext:
+    """What checkers and collectors may use."""
+
+    def __init__(self, namespace: str, proxy: str, options: dict[str, Any]) -> None:
+        self.namespace = namespace
+        self.proxy_url = f"http://{proxy}"
+        self.options = options
+        # Nothing stays idle in the pool of the checks: each opens its connection (see checkers.py).
+        self.check_pool = HttpPool(max_idle_per_address=0)
+        self.stats_pool = HttpPool(max_idle_per_address=4)
+        self.cpu = CpuSampler()
+        self.disks = DiskSampler()
+        # The first reading only sets the start of the period.
+        self.cpu.idle_ratio()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.check_pool.close()
+        self.stats_pool.close()
 
 
 class Plugin:

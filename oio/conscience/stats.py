@@ -14,16 +14,13 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from oio.common.utils import request_id
 from oio.conscience.hoststats import free_ratio
-from oio.conscience.plugins import Plugin, load_plugin
-
-if TYPE_CHECKING:
-    from oio.conscience.agent import AgentContext
+from oio.conscience.plugins import AgentContext, Plugin, load_plugin
 
 ENTRY_POINT_GROUP = "oio.conscience.stats"
 BEANSTALKD_REPLY_MAX_BYTES = 65536

@@ -13,10 +13,11 @@ import yaml
 from support import eventually
 
 from oio.common.exceptions import ConfigurationException
-from oio.conscience.agent import Agent, AgentContext
+from oio.conscience.agent import Agent
 from oio.conscience.agent_settings import load_agent_settings
 from oio.conscience.checkers import Verdict, make_checker
 from oio.conscience.hoststats import CpuSampler, DiskSampler, free_ratio
+from oio.conscience.plugins import AgentContext
 from oio.conscience.stats import make_collector, parse_json, parse_lines
 from oio.http.server import Response, Server
 
