@@ -21,6 +21,10 @@ from oio.proxy.routes.container import SYSTEM, USER, check_policy, prefixed_prop
 _NOT_ALPHANUMERIC = re.compile(r"[^A-Za-z0-9]")
 _META = "x-oio-container-meta-"
 
+#: User properties beyond this number, or this number of bytes, are in the body only: common clients refuse an
+#: answer of 100 headers, or a line of 64 KiB, and could not list the container any more.
+USER_HEADERS_MAX, USER_HEADERS_MAX_BYTES = 64, 32768
+
 
 def show(call: Call) -> Response:
     """``container/show``: properties as headers."""
@@ -99,14 +103,20 @@ def split_properties(properties: dict[str, str]) -> tuple[dict[str, str], dict[s
 
 
 def property_headers(properties: dict[str, str]) -> list[tuple[str, str]]:
-    """Properties of a container as headers."""
-    headers = []
+    """Properties of a container as headers; those of the user all together, or none when they are too many."""
+    headers, user = [], []
     for key, value in properties.items():
         name = _NOT_ALPHANUMERIC.sub("-", key)
-        if not key.startswith((SYSTEM, USER)):
+        if key.startswith(USER):
+            user.append((_META + name, escape(value)))
+            continue
+        if not key.startswith(SYSTEM):
             name = "x-" + name
         headers.append((_META + name, escape(value)))
-    return headers
+    size = sum(len(name) + len(value) for name, value in user)
+    if len(user) > USER_HEADERS_MAX or size > USER_HEADERS_MAX_BYTES:
+        return headers
+    return headers + user
 
 
 ROUTES = [

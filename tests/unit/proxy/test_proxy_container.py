@@ -158,6 +158,24 @@ def test_destroy_of_what_is_not_there(cluster):
     assert answer.code == (405, 405) and answer.headers["allow"] == "GET, HEAD, PUT"
 
 
+@pytest.mark.parametrize(
+    ("count", "size", "shown"), [(64, 1, True), (65, 1, False), (1, 30000, True), (2, 30000, False)]
+)
+@pytest.mark.parametrize("route", ["show", "list"])
+def test_more_properties_than_an_answer_can_have_headers(cluster, route, count, size, shown):
+    """Clients give up on too many or too large headers: the listing of the container must stay in reach."""
+    user = {f"user.k{number}": "v" * size for number in range(count)}
+    properties = {"sys.m2.usage": "5", **user}
+    cluster.meta.answers["container_get_properties"] = messages.Properties(properties=properties)
+    cluster.meta.answers["content_list"] = messages.ListReply(
+        objects=b"[]", prefixes=[], truncated=False, next_marker="", properties=properties
+    )
+    answer = cluster.get(f"container/{route}?{REF}")
+    assert len(answer.json["properties"]) == count
+    assert answer.headers["x-oio-container-meta-sys-m2-usage"] == "5"
+    assert ("x-oio-container-meta-user-k0" in answer.headers) == shown
+
+
 def test_show_and_properties(cluster):
     cluster.meta.answers["container_get_properties"] = messages.Properties(
         properties={"user.color": "dark blue", "sys.m2.usage": "12", "version:main.admin": "3:0"}
