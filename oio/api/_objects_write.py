@@ -335,9 +335,8 @@ class ObjectWriteMethods(ApiCore):
         except BaseException as exc:
             # Timeouts of green programs are not Exceptions; interruptions of the program must not wait.
             if isinstance(exc, Exception) or hasattr(exc, "seconds"):
-                chunks = preparer.all_chunks_so_far()
-                if kwargs.get("version"):
-                    chunks = [chunk for chunk in chunks if _is_ours(chunk)]
+                chosen = bool(kwargs.get("version"))
+                chunks = [chunk for chunk in preparer.all_chunks_so_far() if _may_delete(chunk, chosen)]
                 self.logger.warning("Upload failed, deleting %d chunks: %s", len(chunks), exc)
                 self._delete_orphan_chunks(chunks, cid, **kwargs)
             raise
@@ -450,13 +449,16 @@ def was_refused(exc: ClientException | DeadlineReached) -> bool:
     return exc.status in _REFUSALS
 
 
-def _is_ours(chunk: Mapping[str, Any]) -> bool:
-    """Whether a rawx confirmed that it wrote this chunk for us.
+def _may_delete(chunk: Mapping[str, Any], chosen: bool) -> bool:
+    """Whether a chunk of a failed upload may be deleted: nobody else has one of this name.
 
-    Chunk ids follow from the version. When the caller chose it, a chunk that could not be written may be one
-    of an object in place, which must not be deleted.
+    Chunk ids follow from the version. One that was in place before is that of another object: two clients
+    were given the same version, in the same microsecond. When the caller chose the version this is likely,
+    and a rawx must have confirmed that it wrote the chunk for us.
     """
-    return "error" not in chunk and (chunk.get("hash") or "").strip("0") != ""
+    if chosen:
+        return "error" not in chunk and (chunk.get("hash") or "").strip("0") != ""
+    return chunk.get("error") not in ("HTTP 409", "resp: HTTP 409")
 
 
 def _check_properties(properties: Any) -> None:

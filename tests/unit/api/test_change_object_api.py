@@ -166,6 +166,17 @@ def test_change_of_policy_of_missing_things(api: ObjectStorageApi, cluster: Fake
 # --- what is deleted after a failure ---
 
 
+@pytest.mark.parametrize("policy", ["THREE", "EC"])
+def test_chunks_of_a_client_that_was_given_the_same_version_are_not_deleted(
+    api: ObjectStorageApi, cluster: FakeCluster, policy: str
+) -> None:
+    for rawx in cluster.rawx:
+        rawx.refuse["PUT"] = 409
+    with pytest.raises(exc.OioException):
+        api.object_create(*WHERE, data=DATA, obj_name="obj", policy=policy)
+    assert not [entry for rawx in cluster.rawx for entry in rawx.log if entry[0] == "DELETE"]
+
+
 def test_chunks_in_place_are_not_deleted_by_an_upload_of_the_same_version(
     api: ObjectStorageApi, cluster: FakeCluster, made: Any
 ) -> None:
