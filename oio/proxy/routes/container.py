@@ -14,7 +14,9 @@ from oio.meta.messages import (
     ContainerCreate,
     ContainerDestroy,
     ContainerSetStatus,
+    ContainerTouch,
     Created,
+    Operation,
     ReferenceForce,
     ReferenceReply,
     ReferenceShow,
@@ -211,7 +213,7 @@ def destroy(call: Call) -> Response:
             # Somebody else is destroying it: the link is theirs to put back.
             links = []
         if exc.code not in CONTAINER_MISSING:
-            _put_back(call, names, links, hosts if frozen else [])
+            _put_back(call, names, links, hosts, frozen)
         raise
     return Response(204)
 
@@ -232,8 +234,13 @@ def _freeze(call: Call, hosts: list[str], names: dict[str, Any], only_empty: boo
     return True
 
 
-def _put_back(call: Call, names: dict[str, Any], links: list[ServiceLink], frozen: list[str]) -> None:
-    """Link a container again, and enable its base on the services where it was frozen."""
+def _put_back(
+    call: Call, names: dict[str, Any], links: list[ServiceLink], hosts: list[str], frozen: bool
+) -> None:
+    """Link a container again, and enable its base when it was ``frozen`` for its destruction.
+
+    Its account took the removal of the link for the end of the container: the base tells that it lives.
+    """
     resolver, errand = call.proxy.resolver, Errand(call, grace_s=ROLLBACK_S)
     for link in links:
         try:
@@ -245,15 +252,20 @@ def _put_back(call: Call, names: dict[str, Any], links: list[ServiceLink], froze
                 "container %s (%s/%s) could not be destroyed, and its link to %s is lost: %s, request %s",
                 names["cid"], names["account"], names["name"], link.host, exc, call.reqid,
             )
-    if not frozen:
-        return
+    requests: list[Operation] = []
+    if frozen:
+        requests.append(ContainerSetStatus(**names, status="enabled", tolerant=True))
+    if links:
+        requests.append(ContainerTouch(**names))
     try:
-        request = ContainerSetStatus(**names, status="enabled", tolerant=True)
-        resolver.call_services("meta2", frozen, request, errand, write=True)
+        for request in requests:
+            resolver.call_services("meta2", hosts, request, errand, write=True)
     except StatusError as exc:
         logger.error(
-            "container %s (%s/%s) could not be destroyed, and stays frozen: %s, request %s",
-            names["cid"], names["account"], names["name"], exc, call.reqid,
+            "container %s (%s/%s) could not be destroyed, and stays %s: %s, request %s",
+            names["cid"], names["account"], names["name"],
+            "frozen" if frozen and request is requests[0] else "out of its account until it changes",
+            exc, call.reqid,
         )
 
 

@@ -107,7 +107,7 @@ def test_destroy_accepts_what_is_frozen_or_disabled_and_leaves_it_so_when_it_fai
     assert cluster.post(f"container/destroy?{REF}").status == 204
     cluster.meta.answers["container_destroy"] = StatusError(500, "disk")
     assert cluster.post(f"container/destroy?{REF}").code == (500, 500)
-    assert cluster.meta.names()[-1] == "reference_force"
+    assert cluster.meta.names()[-2:] == ["reference_force", "container_touch"]
 
 
 @pytest.mark.parametrize("failing", ["reference_unlink", "container_destroy"])
@@ -117,6 +117,8 @@ def test_destroy_links_again_and_thaws_when_it_fails(cluster, failing):
     assert cluster.meta.last("reference_force").service == LINK
     thawed = cluster.meta.last("container_set_status")
     assert thawed.status == "enabled" and thawed.tolerant
+    # Its account must hear that it lives: the link that was removed told the contrary.
+    assert cluster.meta.names()[-1] == "container_touch"
 
 
 def test_what_puts_things_back_has_a_deadline_of_its_own(cluster):

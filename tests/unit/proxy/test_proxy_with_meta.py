@@ -6,6 +6,7 @@ import pytest
 from proxy_backend import full_cluster
 from proxy_cluster import NS
 
+from oio.common.status import StatusError
 from oio.common.utils import cid_from_name
 
 REF = "acct=acct&ref=ref"
@@ -111,6 +112,26 @@ def test_two_destructions_at_once_leave_no_link(full, monkeypatch):
     assert full.post(f"container/destroy?{where}").status == 404
     assert full.get(f"reference/show?{where}").json["srv"] == []
     assert full.post(f"reference/destroy?{where}").status == 204
+
+
+def test_a_container_that_could_not_be_destroyed_tells_that_it_lives(full, monkeypatch):
+    where = "acct=acct&ref=survivor"
+    full.post(f"container/create?{where}")
+    resolver = full.app.resolver
+    call_services, asked = resolver.call_services, []
+
+    def failing(service_type, services, request, context, write):
+        asked.append(request.operation())
+        if request.operation() == "container_destroy":
+            raise StatusError(504, "deadline reached")
+        return call_services(service_type, services, request, context, write)
+
+    monkeypatch.setattr(resolver, "call_services", failing)
+    assert full.post(f"container/destroy?{where}").status == 503
+    assert asked == ["container_set_status", "container_destroy", "container_set_status", "container_touch"]
+    monkeypatch.setattr(resolver, "call_services", call_services)
+    assert full.post(f"container/get_properties?{where}").json["system"]["sys.status"] == "0"
+    assert full.post(f"container/destroy?{where}").status == 204
 
 
 def test_forced_versioning_sets_the_container(full):
