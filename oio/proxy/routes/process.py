@@ -37,24 +37,27 @@ _TIMEOUTS = frozenset({status.CONNECTION_TIMEOUT, status.READ_TIMEOUT})
 
 
 def show_status(call: Call) -> Response:
-    """``/v3.0/status``: counters of all the workers, gauges of this one."""
+    """``/v3.0/status``: counters of all the workers together, gauges of the worker that has most."""
     proxy = call.proxy
     counters = _counters(proxy)
-    for reply in proxy.tell_siblings(call):
-        for name, value in _parse_counters(reply).items():
-            counters[name] = counters.get(name, 0) + value
     caches = (("dir", proxy.resolver.csm0.describe()), ("srv", proxy.resolver.links.describe()))
     world = proxy.feed.world
+    gauges = {
+        f"cache.{level}.{name}": description[name]
+        for level, description in caches
+        for name in ("count", "max", "ttl")
+    }
+    gauges["down.srv"] = len(proxy.resolver.down)
+    gauges["known.srv"] = len(world.items) if world is not None else 0
+    for reply in proxy.tell_siblings(call):
+        for name, value in _parse_numbers(reply, b"counter").items():
+            counters[name] = counters.get(name, 0) + value
+        for name, value in _parse_numbers(reply, b"gauge").items():
+            gauges[name] = max(gauges.get(name, 0), value)
     # The sums come after what they sum up.
     order = sorted(counters, key=lambda name: (name.count(".") < 2, name))
     lines = [f"counter {name} {counters[name]}" for name in order]
-    lines += [
-        f"gauge cache.{level}.{name} {description[name]}"
-        for level, description in caches
-        for name in ("count", "max", "ttl")
-    ]
-    lines.append(f"gauge down.srv {len(proxy.resolver.down)}")
-    lines.append(f"gauge known.srv {len(world.items) if world is not None else 0}")
+    lines += [f"gauge {name} {value}" for name, value in gauges.items()]
     return Response(200, ("\n".join(lines) + "\n").encode(), _STATUS_HEADERS)
 
 
@@ -68,13 +71,14 @@ def _counters(proxy: Proxy) -> dict[str, int]:
     return counters
 
 
-def _parse_counters(text: bytes) -> dict[str, int]:
-    counters = {}
+def _parse_numbers(text: bytes, kind: bytes) -> dict[str, int]:
+    """Counters, or gauges, of the status of another worker."""
+    numbers = {}
     for line in text.splitlines():
         match = _LINE.match(line)
-        if match and match["kind"] == b"counter" and match["value"].isdigit():
-            counters[match["name"].decode()] = int(match["value"])
-    return counters
+        if match and match["kind"] == kind and match["value"].isdigit():
+            numbers[match["name"].decode()] = int(match["value"])
+    return numbers
 
 
 def metrics(call: Call) -> Response:
@@ -82,7 +86,7 @@ def metrics(call: Call) -> Response:
     proxy = call.proxy
     counters = _counters(proxy)
     for reply in proxy.tell_siblings(call, target="/v3.0/status"):
-        for name, value in _parse_counters(reply).items():
+        for name, value in _parse_numbers(reply, b"counter").items():
             counters[name] = counters.get(name, 0) + value
     hits, seconds = [], []
     for route in [*proxy.routes.values(), proxy.unexpected]:
@@ -136,9 +140,16 @@ def set_config(call: Call) -> Response:
 
 
 def cache_status(call: Call) -> Response:
-    """``/v3.0/cache/status``."""
+    """``/v3.0/cache/status``: each level as the worker has it that remembers most.
+
+    Workers learn on their own: another one than the caller just spoke to would seem to have forgotten.
+    """
     resolver = call.proxy.resolver
-    return json_reply({"csm0": resolver.csm0.describe(), "meta1": resolver.links.describe()})
+    levels = {"csm0": resolver.csm0.describe(), "meta1": resolver.links.describe()}
+    for reply in call.proxy.tell_siblings(call):
+        for level, other in msgspec.json.decode(reply).items():
+            levels[level]["count"] = max(levels[level]["count"], other["count"])
+    return json_reply(levels)
 
 
 def cache_show(call: Call) -> Response:

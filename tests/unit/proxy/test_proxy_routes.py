@@ -372,6 +372,9 @@ def test_state_changes_reach_the_siblings(make_cluster):
     assert [item["addr"] for item in two.get("local/list").json] == ["127.0.0.1:7001"]
     assert two.conscience.pushed == []
     two.post(f"content/touch?{REF}&path=a")
+    # Whichever worker answers, what one of them remembers shows.
+    assert one.request("GET", "/v3.0/cache/status", raw=True).json["meta1"]["count"] == 1
+    assert b"gauge cache.srv.count 1\n" in one.request("GET", "/v3.0/status", raw=True).data
     one.request("POST", "/v3.0/cache/flush/low", raw=True)
     assert two.request("GET", "/v3.0/cache/status", raw=True).json["meta1"]["count"] == 0
     two.conscience.put(rawx(9))
