@@ -23,6 +23,7 @@ from oio.common.decorators import api_call, raise_no_such_container
 from oio.common.exceptions import (
     BadRequest,
     ClientException,
+    NoSuchContainer,
     NotFound,
     OioException,
     ServiceBusy,
@@ -78,7 +79,12 @@ class SnapshotMethods(ContainerMethods, LinkMethods):
         kwargs = {**kwargs, "cache": None}
         kwargs.pop("cid", None)
         with self._frozen(account, container, kwargs):
-            self.container.container_snapshot(account, container, dst_account, dst_container, **kwargs)
+            try:
+                self.container.container_snapshot(account, container, dst_account, dst_container, **kwargs)
+            except OioException as exc:
+                if exc.retried or not _is_refused(exc):
+                    self._remove_unknown((account, container), (dst_account, dst_container), kwargs)
+                raise
             linked: list[str] = []
             try:
                 copy = (dst_account, dst_container)
@@ -234,6 +240,41 @@ class SnapshotMethods(ContainerMethods, LinkMethods):
         """Rows to replace, and rows to put in their place."""
         old = [_chunk_bean(chunk, content) for chunk in targets]
         return old, [_chunk_bean(chunk, content) for chunk in copies]
+
+    def _remove_unknown(
+        self, source: tuple[str, str], copy: tuple[str, str], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Remove the copy that was made, perhaps, by a request whose answer was lost.
+
+        A container that was there before is left alone: only a copy that has no chunks of its own has those
+        of its source.
+        """
+        kwargs = {key: value for key, value in kwargs.items() if key != "deadline"}
+        unfinished: list[bool] = []
+
+        def look() -> None:
+            try:
+                unfinished.append(self._shares_chunks(source, copy, kwargs))
+            except (NotFound, NoSuchContainer):
+                self.logger.debug("No copy %s/%s was made", *copy)
+
+        self._insist(look, f"{copy[0]}/{copy[1]} may be an unfinished copy", kwargs.get("reqid"))
+        if any(unfinished):
+            self._remove_copy(*copy, [], kwargs)
+
+    def _shares_chunks(
+        self, source: tuple[str, str], copy: tuple[str, str], kwargs: dict[str, Any]
+    ) -> bool:
+        item = next(self._with_chunks(copy, kwargs), None)
+        if item is None:
+            return False
+        urls = []
+        for container in (source, copy):
+            _meta, chunks = self.container.content_locate(
+                *container, item["name"], version=item["version"], properties=False, **kwargs
+            )
+            urls.append({chunk["url"] for chunk in chunks})
+        return not urls[0].isdisjoint(urls[1])
 
     def _remove_copy(
         self, account: str, container: str, linked: list[str], kwargs: Mapping[str, Any]

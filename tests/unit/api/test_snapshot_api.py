@@ -125,6 +125,51 @@ def test_an_empty_container(snapshot: Snapshot) -> None:
     assert snapshot.steps() == [FREEZE, DUPLICATE, TOUCH, ENABLE]
 
 
+def retried(error: exc.OioException) -> exc.OioException:
+    error.retried = True
+    return error
+
+
+LOST = [exc.OioTimeout("lost"), exc.ServiceBusy(), exc.DeadlineReached(), retried(exc.BadRequest())]
+
+
+@pytest.mark.parametrize("error", LOST)
+def test_a_copy_that_was_made_but_not_told_is_removed(snapshot: Snapshot, error: Exception) -> None:
+    snapshot.container.container_snapshot.side_effect = error
+    with pytest.raises(type(error)):
+        snapshot.run()
+    assert snapshot.steps() == [FREEZE, DUPLICATE, DESTROY, FORGET, DELETE_CHUNKS, ENABLE]
+    assert snapshot.container.container_delete.call_args[0] == COPY
+
+
+@pytest.mark.parametrize("error", LOST)
+@pytest.mark.parametrize("there", ["nothing", "empty", "other"])
+def test_a_container_that_is_not_an_unfinished_copy_is_left_alone(
+    snapshot: Snapshot, error: Exception, there: str
+) -> None:
+    def locate(account: str, container: str, name: str, **kwargs: Any) -> Any:
+        return Snapshot.locate(snapshot, account, container, name + account, **kwargs)
+
+    snapshot.container.container_snapshot.side_effect = error
+    snapshot.container.content_locate.side_effect = locate
+    if there == "nothing":
+        snapshot.container.content_list.side_effect = exc.NotFound()
+    elif there == "empty":
+        snapshot.listed = []
+    with pytest.raises(type(error)):
+        snapshot.run()
+    assert snapshot.steps() == [FREEZE, DUPLICATE, ENABLE]
+    assert snapshot.container.content_list.call_count == 1
+
+
+def test_a_refused_copy_is_not_looked_for(snapshot: Snapshot) -> None:
+    snapshot.container.container_snapshot.side_effect = exc.BadRequest()
+    with pytest.raises(exc.BadRequest):
+        snapshot.run()
+    assert snapshot.steps() == [FREEZE, DUPLICATE, ENABLE]
+    snapshot.container.content_list.assert_not_called()
+
+
 def test_prepare_meta2_raw_update(snapshot: Snapshot) -> None:
     copies = [{**chunk, "url": chunk["url"] + "X"} for chunk in chunks_of("a")]
     old, new = snapshot.api._prepare_meta2_raw_update(chunks_of("a"), copies, "C0")
