@@ -74,6 +74,8 @@ PUT_QUEUE_DEPTH = 10
 CHUNK_BUFFER_MIN = 32768
 CHUNK_BUFFER_MAX = 262144
 
+_HTTP_CONFLICT = 409
+
 Chunk = dict[str, Any]
 Metachunks = Callable[[], Iterable[list[Chunk]]] | Mapping[Any, list[Chunk]]
 
@@ -427,6 +429,9 @@ class MetachunkLinker(MetachunkWriter):
         for target in self.meta_chunk_target:
             chunk_id = compute_chunk_id(cid, path, version, target["pos"], self.policy)
             try:
+                if target["url"].rpartition("/")[2] == chunk_id:
+                    # The rawx would call a link to itself forbidden.
+                    raise exc.ChunkException(_HTTP_CONFLICT)
                 _resp, url = self.blob_client.chunk_link(
                     target["url"],
                     chunk_id,
@@ -440,7 +445,8 @@ class MetachunkLinker(MetachunkWriter):
             except failures() as err:
                 self.logger.error("cannot link %s: %s (reqid=%s)", target["url"], err, self.reqid)
                 target["error"] = str(err)
-                failed.append({**target, "error": err})
+                taken = isinstance(err, exc.ChunkException) and err.args == (_HTTP_CONFLICT,)
+                failed.append({**target, "error": "HTTP 409" if taken else err})
                 continue
             link = {**target, "url": url}
             if target.get("real_url"):

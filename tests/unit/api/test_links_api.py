@@ -89,6 +89,21 @@ def test_missing_things(api: ObjectStorageApi, target: Any) -> None:
     assert caught.value.status == 406
 
 
+@pytest.mark.parametrize("name", ["target", "other"])
+def test_a_version_that_exists_is_a_conflict(
+    api: ObjectStorageApi, cluster: FakeCluster, target: Any, name: str
+) -> None:
+    data = DATA if name == "target" else b"x" * 2500
+    version = target["version"]
+    if name == "other":
+        version = api.object_create_ext("acct", "cont", data=data, obj_name=name)[3]["version"]
+    before = cluster.chunk_count()
+    with pytest.raises(exc.Conflict):
+        link(api, name, version=version)
+    assert cluster.chunk_count() == before
+    assert fetch(api, name) == data
+
+
 def test_a_link_below_the_quorum_leaves_nothing(api: ObjectStorageApi, cluster: FakeCluster, target: Any) -> None:
     before = cluster.chunk_count()
     for rawx in cluster.rawx[:2]:
