@@ -51,5 +51,14 @@ def test_a_service_is_killed_amid_a_snapshot(broken, fault_api, box, kind, when)
             fault_api.blob_client.chunk_head(chunk["url"])
     with pytest.raises(exc.NoSuchContainer):
         fault_api.container_get_properties(ACCOUNT, copy)
+
+    def placed():
+        # What was started again knows all services, and is known, after a moment only.
+        try:
+            return fault_api.container_create(ACCOUNT, box + "-probe") or True
+        except exc.OioException:
+            return None
+
+    eventually(placed, what="a container can be placed")
     fault_api.container_snapshot(ACCOUNT, box, ACCOUNT, copy)
     assert read(fault_api, copy, "o11") == b"11"
