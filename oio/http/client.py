@@ -77,6 +77,9 @@ Timeout = float | tuple[float, float] | None
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 """Methods whose repetition has the same effect as one request (RFC 9110, 9.2.2)."""
 
+SWEEP_CONNECTS = 32
+"""After so many new connections, the idle ones that nobody will use any more are closed."""
+
 TARGETS_CACHED_MAX = 4096
 """Bound of the cache of parsed addresses."""
 
@@ -129,6 +132,7 @@ class HttpPool:
         self.max_answer_bytes = max_answer_bytes
         self._closed = False
         self._idle: dict[str, deque[ClientConnection]] = {}
+        self._connects = 0
         self._targets: dict[str, tuple[str, str, int]] = {}
         self._tls_context: Any = None
         _pools.add(self)
@@ -279,7 +283,24 @@ class HttpPool:
             return
         idle.append(connection)
 
+    def _sweep(self) -> None:
+        """Close what waits for addresses that are gone, or has waited too long: its descriptors are not free."""
+        oldest = time.monotonic() - self.idle_timeout_s
+        for idle in list(self._idle.values()):
+            while idle:
+                try:
+                    connection = idle.popleft()
+                except IndexError:
+                    break
+                if connection.idle_since >= oldest and not connection.is_stale():
+                    idle.appendleft(connection)
+                    break
+                connection.close()
+
     def _connect(self, key: str, timeout_s: float, deadline: float | None) -> ClientConnection:
+        self._connects += 1
+        if self._connects % SWEEP_CONNECTS == 0:
+            self._sweep()
         scheme, host, port = self._target(key)
         if deadline is not None:
             left = deadline - time.monotonic()

@@ -274,7 +274,7 @@ class ClientConnection(Source):
     def is_stale(self) -> bool:
         """Tell whether the peer closed the connection, or said something nobody asked for."""
         if self._tls:
-            return bool(select.select([self.sock], [], [], 0)[0])
+            return _is_readable(self.sock.fileno())
         raw = self.sock if self._plain else getattr(self.sock, "fd", self.sock)
         try:
             raw.recv(1, _PEEK)
@@ -563,3 +563,13 @@ def _pack(seconds: float) -> bytes:
 
 
 __all__ = ["ClientConnection", "ClientResponse", "HttpClientError", "connect", "format_request"]
+
+
+def _is_readable(fd: int) -> bool:
+    """Would a read of this descriptor return at once?"""
+    if not hasattr(select, "poll"):
+        # Eventlet takes it away; its own ``select`` takes any descriptor.
+        return bool(select.select([fd], [], [], 0)[0])
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(0))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import _socket
 import os
 import pickle
-import select
+import selectors
 import socket
 import threading
 import time
@@ -15,6 +15,7 @@ import time
 import pytest
 
 from oio.http.client import (
+    SWEEP_CONNECTS,
     ConnectError,
     ConnectionClosed,
     ConnectTimeout,
@@ -135,6 +136,17 @@ def test_idle_connections_are_bounded(serve, url):
     with HttpPool(idle_timeout_s=0.0) as pool:
         pool.request("GET", url(server))
         assert not pool.acquire(host, port).reused
+
+
+def test_connections_to_servers_that_are_gone_do_not_stay(serve, pool):
+    gone, here = serve(), serve()
+    for connection in [pool.acquire(*gone.addresses[0]) for _ in range(12)]:
+        connection.release()
+    assert pool.idle_count() == 12
+    gone.stop(0.2)
+    for _ in range(SWEEP_CONNECTS):
+        pool.acquire(*here.addresses[0]).close()
+    assert pool.idle_count() == 0
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -492,6 +504,15 @@ def _get(pool, server):
     return connection.getresponse()
 
 
+def _wait_for_any(readers, writers):
+    with selectors.DefaultSelector() as selector:
+        for connection in readers:
+            selector.register(connection, selectors.EVENT_READ)
+        for connection in writers:
+            selector.register(connection, selectors.EVENT_WRITE)
+        selector.select(1)
+
+
 def test_one_thread_drives_many_connections(serve, pool):
     data = os.urandom(1 << 20)
     server = serve()
@@ -506,7 +527,7 @@ def test_one_thread_drives_many_connections(serve, pool):
     deadline = time.monotonic() + 20
     while sending or waiting or receiving:
         assert time.monotonic() < deadline
-        select.select([*waiting, *receiving], sending, [], 1)
+        _wait_for_any([*waiting, *receiving], sending)
         for connection in list(sending):
             if connection.send_nowait():
                 assert connection.pending == 0
