@@ -7,9 +7,10 @@ import random
 
 import pytest
 from faults import Writers, chunk_path, read, servers_of, stopped
-from support import ACCOUNT
+from support import ACCOUNT, eventually
 
-from oio.common.exceptions import OioException
+from oio.common.exceptions import ClientException, OioException
+from oio.common.status import POLICY_NOT_SATISFIABLE
 
 # Policy, chunks that may be lost of a metachunk.
 TOLERANCES = [("TWOCOPIES", 1), ("THREECOPIES", 2), ("EC21", 1), ("EC", 3)]
@@ -17,7 +18,16 @@ TOLERANCES = [("TWOCOPIES", 1), ("THREECOPIES", 2), ("EC21", 1), ("EC", 3)]
 
 def store(api, box, policy, size=300_000):
     data = random.Random(size).randbytes(size)
-    chunks, _size, _etag = api.object_create(ACCOUNT, box, obj_name="o", data=data, policy=policy)
+
+    def stored():
+        # A server that the former test stopped may be seen as down for a moment after it came back.
+        try:
+            return api.object_create(ACCOUNT, box, obj_name="o", data=data, policy=policy)[0]
+        except ClientException as exc:
+            assert exc.status == POLICY_NOT_SATISFIABLE, exc
+            return None
+
+    chunks = eventually(stored, what="all servers seen up")
     return data, sorted(chunks, key=lambda chunk: chunk["pos"])
 
 
