@@ -38,6 +38,19 @@ def tracer(path, calls):
     return (STRACE, "-f", "-qq", "-s", "300", "-o", str(path), "-e", f"trace={calls}")
 
 
+def whole_calls(trace):
+    """Lines of a trace, where a call that others interrupted is one line: at its end, when its effect is there."""
+    begun = {}
+    for line in trace.read_text(errors="replace").splitlines():
+        pid = line.split(None, 1)[0]
+        if line.endswith("<unfinished ...>"):
+            begun[pid] = line.removesuffix("<unfinished ...>").rstrip()
+        elif "resumed>" in line and pid in begun:
+            yield begun.pop(pid) + line.partition("resumed>")[2]
+        else:
+            yield line
+
+
 class Process:
     """One of our programs, maybe under strace."""
 

@@ -7,7 +7,7 @@ import itertools
 import re
 
 import pytest
-from processes import can_trace, tracer
+from processes import can_trace, tracer, whole_calls
 
 from oio.http.client import HttpPool
 from oio.meta import messages as m
@@ -30,7 +30,7 @@ def put(number):
 def calls_of(trace, volume):
     """("write" or "sync", suffix of the file) for bases, and ("answer", status) for what is told to clients."""
     names, found = {}, []
-    for line in trace.read_text(errors="replace").splitlines():
+    for line in whole_calls(trace):
         match = re.match(r"\d+\s+(\w+)\((.*)\)\s+= (-?\d+)", line)
         if match is None or match[3].startswith("-"):
             continue
