@@ -28,7 +28,7 @@ from oio.common.exceptions import (
     OioException,
     UnrecoverableContent,
 )
-from oio.common.storage_functions import _sort_chunks, fetch_stream, fetch_stream_ec
+from oio.common.storage_functions import _sort_chunks, open_stream
 from oio.common.storage_method import STORAGE_METHODS
 from oio.common.utils import cid_from_name
 
@@ -97,10 +97,7 @@ class ObjectReadMethods(ApiCore):
         chunks = _sort_chunks(raw_chunks, storage_method.ec, self.logger)
         meta["container_id"] = container_id
         meta["ns"] = self.namespace
-        if storage_method.backblaze:
-            raise OioException(f"Chunk method {meta['chunk_method']} cannot be read")
         kwargs["headers"] = {REQID_HEADER: kwargs["reqid"]} if kwargs.get("reqid") else {}
-        open_stream = fetch_stream_ec if storage_method.ec else fetch_stream
         return meta, open_stream(chunks, ranges, storage_method, **kwargs)
 
     def _fetch_again_if_stale(

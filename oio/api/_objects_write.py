@@ -32,7 +32,6 @@ from oio.common.exceptions import (
     DeadlineReached,
     EtagMismatch,
     FileNotFound,
-    InvalidStorageMethod,
     MissingData,
     MissingName,
     NotFound,
@@ -273,8 +272,6 @@ class ObjectWriteMethods(ApiCore):
             from oio.api.ec import ECWriteHandler
 
             handler_class = ECWriteHandler
-        elif method.backblaze:
-            raise InvalidStorageMethod(f"Chunk method {meta['chunk_method']} cannot be written")
         else:
             handler_class = ReplicatedWriteHandler
         kwargs.setdefault(

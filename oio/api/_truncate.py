@@ -16,7 +16,7 @@ from oio.api._objects_write import ObjectWriteMethods, was_refused
 from oio.common.constants import REQID_HEADER
 from oio.common.decorators import api_call, raise_no_such_object
 from oio.common.exceptions import ClientException, DeadlineReached, OioException
-from oio.common.storage_functions import _sort_chunks, fetch_stream, fetch_stream_ec
+from oio.common.storage_functions import _sort_chunks, open_stream
 from oio.common.storage_method import STORAGE_METHODS
 from oio.common.utils import GeneratorIO, set_deadline_from_read_timeout
 
@@ -76,7 +76,6 @@ class TruncateMethods(ObjectWriteMethods):
         kwargs = {key: value for key, value in kwargs.items() if key not in _OWN_KEYWORDS}
         first, end = _extent(groups[position])
         method = STORAGE_METHODS.load(meta["chunk_method"])
-        open_stream = fetch_stream_ec if method.ec else fetch_stream
         reading = {**kwargs, "headers": {REQID_HEADER: kwargs["reqid"]}}
         kept = GeneratorIO(open_stream(groups, [(first, size - 1)], method, **reading))
         # Prepared as another version: chunk ids follow from it, and those of this one are taken.

@@ -278,6 +278,14 @@ def fetch_stream_ec(
     perf.done()
 
 
+def open_stream(
+    chunks: Mapping[int, list[Chunk]], ranges: Iterable[Range] | None, storage_method: Any, **kwargs: Any
+) -> Iterator[bytes]:
+    """Read ranges of an object after its chunk method: :func:`fetch_stream` or :func:`fetch_stream_ec`."""
+    fetch = fetch_stream_ec if storage_method.ec else fetch_stream
+    return fetch(chunks, ranges, storage_method, **kwargs)
+
+
 _READER_KEYS = ("connection_timeout", "read_timeout", "perfdata", "resp_by_chunk", "logger")
 
 

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from oio.api._transport import failures
+from oio.api.ec import ECWriteHandler
+from oio.api.replication import ReplicatedWriteHandler
 from oio.blob.client import BlobClient
 from oio.common import exceptions as exc
 from oio.common.constants import OIO_VERSION
@@ -26,7 +28,7 @@ from oio.common.decorators import ensure_request_id2
 from oio.common.fullpath import encode_fullpath
 from oio.common.logger import get_logger
 from oio.common.status import CONTENT_DRAINED
-from oio.common.storage_functions import _get_weighted_random_score
+from oio.common.storage_functions import _get_weighted_random_score, _sort_chunks, open_stream
 from oio.common.utils import group_chunk_errors
 from oio.container.client import ContainerClient
 from oio.container.metadata import extract_chunk_qualities
@@ -53,6 +55,9 @@ class Content:
 
     :ivar chunks: the chunks, as a :class:`ChunksHelper`; kept up to date by rebuilds and moves.
     """
+
+    #: What uploads an object of this kind.
+    _write_handler: type[ReplicatedWriteHandler | ECWriteHandler]
 
     def __init__(
         self,
@@ -163,7 +168,9 @@ class Content:
         self, stream: Any, preparer: Callable[[], Iterator[list[RawChunk]]], kwargs: dict[str, Any]
     ) -> tuple[list[RawChunk], int, str]:
         """Write a stream to the chunks that a preparer gives."""
-        raise NotImplementedError
+        handler = self._write_handler(stream, self._sysmeta(), preparer, self.storage_method, **kwargs)
+        written: tuple[list[RawChunk], int, str] = handler.stream()
+        return written
 
     def _stored_checksum(self, checksum: str) -> str:
         """The checksum of the object, from that of its data."""
@@ -234,7 +241,9 @@ class Content:
 
         :raises UnrecoverableContent: while reading, when too few chunks are left.
         """
-        raise NotImplementedError
+        raw = [dict(chunk) for chunk in self.chunks.raw()]
+        chunks = _sort_chunks(raw, self.storage_method.ec, logger=self.logger)
+        return open_stream(chunks, None, self.storage_method, **kwargs)
 
     def delete(self, **kwargs: Any) -> Any:
         """Delete the object: its latest version unless ``version`` tells another one."""

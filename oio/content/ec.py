@@ -5,33 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from oio.api.ec import ECRebuildHandler, ECWriteHandler
 from oio.common import exceptions as exc
 from oio.common.constants import OIO_VERSION
 from oio.common.decorators import ensure_request_id2
-from oio.common.storage_functions import _sort_chunks, fetch_stream_ec
 from oio.common.utils import GeneratorIO
-from oio.content.chunks import Chunk, RawChunk
+from oio.content.chunks import Chunk
 from oio.content.content import Content
 
 
 class ECContent(Content):
     """An erasure-coded object."""
 
-    def fetch(self, **kwargs: Any) -> Iterator[bytes]:
-        """See :meth:`Content.fetch`."""
-        raw = [dict(chunk) for chunk in self.chunks.raw()]
-        chunks = _sort_chunks(raw, True, logger=self.logger)
-        return fetch_stream_ec(chunks, None, self.storage_method, **kwargs)
-
-    def _upload(
-        self, stream: Any, preparer: Callable[[], Iterator[list[RawChunk]]], kwargs: dict[str, Any]
-    ) -> tuple[list[RawChunk], int, str]:
-        handler = ECWriteHandler(stream, self._sysmeta(), preparer, self.storage_method, **kwargs)
-        return handler.stream()
+    _write_handler = ECWriteHandler
 
     def _move_sources(self, current: Chunk) -> list[Chunk]:
         return [current]

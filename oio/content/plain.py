@@ -5,31 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from oio.api.replication import ReplicatedWriteHandler
 from oio.common import exceptions as exc
 from oio.common.decorators import ensure_request_id2
-from oio.common.storage_functions import _sort_chunks, fetch_stream
-from oio.content.chunks import Chunk, RawChunk
+from oio.content.chunks import Chunk
 from oio.content.content import Content, best_first
 
 
 class PlainContent(Content):
     """A replicated object."""
 
-    def fetch(self, **kwargs: Any) -> Iterator[bytes]:
-        """See :meth:`Content.fetch`."""
-        raw = [dict(chunk) for chunk in self.chunks.raw()]
-        chunks = _sort_chunks(raw, False, logger=self.logger)
-        return fetch_stream(chunks, None, self.storage_method, **kwargs)
-
-    def _upload(
-        self, stream: Any, preparer: Callable[[], Iterator[list[RawChunk]]], kwargs: dict[str, Any]
-    ) -> tuple[list[RawChunk], int, str]:
-        handler = ReplicatedWriteHandler(stream, self._sysmeta(), preparer, self.storage_method, **kwargs)
-        return handler.stream()
+    _write_handler = ReplicatedWriteHandler
 
     def _stored_checksum(self, checksum: str) -> str:
         return checksum.upper()
