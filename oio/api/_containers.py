@@ -11,7 +11,7 @@ from typing import Any
 
 from oio.api._objects_read import ObjectReadMethods
 from oio.api._objects_write import ObjectWriteMethods
-from oio.common.constants import M2_PROP_VERSIONING_POLICY
+from oio.common.constants import M2_PROP_VERSIONING_POLICY, SIMULATEVERSIONING_HEADER
 from oio.common.decorators import CONTAINER_NOT_FOUND_CODES, api_call, raise_no_such_container
 from oio.common.exceptions import ClientException, NotFound, OioException
 from oio.common.utils import list_of_names
@@ -200,6 +200,8 @@ class ContainerMethods(ObjectReadMethods, ObjectWriteMethods):
         def purge_at_once(crowded: str) -> None:
             self.container.content_purge(account, container, crowded, maxvers=max(keep, 1), **kwargs)
 
+        # A container that keeps no versions any more would refuse to delete one by its number.
+        deletion = {**kwargs, "headers": {**(kwargs.get("headers") or {}), SIMULATEVERSIONING_HEADER: "1"}}
         for item in self._all_versions(account, container, kwargs, purge_at_once):
             if item["deleted"]:
                 continue
@@ -209,7 +211,7 @@ class ContainerMethods(ObjectReadMethods, ObjectWriteMethods):
             if kept <= max(keep, 1):
                 continue
             try:
-                self.container.content_delete(account, container, name, version=item["version"], **kwargs)
+                self.container.content_delete(account, container, name, version=item["version"], **deletion)
             except NotFound as exc:
                 if exc.status in CONTAINER_NOT_FOUND_CODES:
                     raise

@@ -387,3 +387,14 @@ def test_many_objects_are_deleted_at_once(api, container):
     many = [f"absent{number}" for number in range(250)]
     assert api.object_delete_many(ACCOUNT, container, many) == [(name, False) for name in many]
     assert cid_from_name(ACCOUNT, container) + ".1" == system_of(api, container)["sys.name"]
+
+
+@pytest.mark.parametrize("maximum", ["0", "1", "2"])
+def test_purge_deletes_versions_from_before_versioning_was_limited(api, container, maximum):
+    api.container_set_properties(ACCOUNT, container, system={"sys.m2.policy.version": "-1"})
+    for _ in range(4):
+        api.object_create(ACCOUNT, container, obj_name="o", data=b"x", policy="SINGLE")
+    api.container_set_properties(ACCOUNT, container, system={"sys.m2.policy.version": maximum})
+    api.container_purge(ACCOUNT, container)
+    left = api.object_list(ACCOUNT, container, versions=True)["objects"]
+    assert len(left) == max(1, int(maximum))
