@@ -4,6 +4,7 @@
 """Tools that the tests share: waiting for conditions, a queue of events, starting clusters."""
 
 import json
+import socket
 import threading
 import time
 from pathlib import Path
@@ -22,6 +23,17 @@ def eventually(condition, timeout_s=20.0, what="condition"):
             return result
         assert time.monotonic() < deadline, f"{what}: not reached within {timeout_s} s"
         time.sleep(0.02)
+
+
+def held_port():
+    """A socket that keeps a port of loopback, and its number: nobody listens there, nobody else is given it.
+
+    A server that sets SO_REUSEADDR can be started on it while the socket is still open.
+    """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    return sock, sock.getsockname()[1]
 
 
 class MemoryQueue:

@@ -10,7 +10,7 @@ import time
 import msgspec
 import pytest
 import yaml
-from support import eventually
+from support import eventually, held_port
 
 from oio.common.exceptions import ConfigurationException
 from oio.conscience.agent import Agent
@@ -101,9 +101,11 @@ def describe(port, kind, checks, stats=(), **more):
     return {"host": "127.0.0.1", "port": port, "type": kind, "checks": checks, "stats": list(stats), **more}
 
 
+@pytest.fixture
 def closed_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    held, port = held_port()
+    with held:
+        yield port
 
 
 @pytest.mark.parametrize(
@@ -122,10 +124,10 @@ def test_rise_and_fall(rise, fall, results, expected):
     assert got == expected
 
 
-def test_checkers(context, fake):
+def test_checkers(context, fake, closed_port):
     service = fake()
     service.pages = {"/info": (200, b"x"), "/made": (201, b""), "/v1/ping": (204, b"")}
-    dead = closed_port()
+    dead = closed_port
 
     def check(kind, port=service.port, **more):
         conf = {"type": kind, "host": "127.0.0.1", "port": port, **more}
@@ -150,7 +152,7 @@ def test_a_silent_service_fails_in_time(context):
         assert time.monotonic() - begin < DEADLINE_S / 2
 
 
-def test_collectors(context, fake, tmp_path):
+def test_collectors(context, fake, tmp_path, closed_port):
     service = fake()
     stat = b"counter req.time %d\ncounter req.hits %d\nconfig volume /v\nconfig service_id NS-rawx-1\n"
     service.pages = {
@@ -184,7 +186,7 @@ def test_collectors(context, fake, tmp_path):
     volume = collector("volume", path=str(tmp_path)).get_stats()
     assert volume["tag.vol"] == str(tmp_path) and 0 <= volume["stat.space"] <= 100
     assert collector("volume", path="/does/not/exist").get_stats()["stat.space"] == 0
-    assert collector("beanstalkd", port=closed_port()).get_stats() == {}
+    assert collector("beanstalkd", port=closed_port).get_stats() == {}
     with pytest.raises(ValueError):
         collector("http", path="/none").get_stats()
     with pytest.raises(ValueError):
@@ -244,7 +246,7 @@ def test_disks_are_busy_by_their_ticks(tmp_path):
     assert 0 <= free_ratio(str(tmp_path)) <= 1
 
 
-def test_registers_up_and_down(fake, run_agent, tmp_path):
+def test_registers_up_and_down(fake, run_agent, tmp_path, closed_port):
     proxy, service = fake(), fake()
     service.pages["/info"] = (200, b"")
     checks = [{"type": "http", "uri": "/info"}]
@@ -255,7 +257,7 @@ def test_registers_up_and_down(fake, run_agent, tmp_path):
                 service.port, "rawx", checks, [{"type": "volume", "path": str(tmp_path)}, {"type": "system"}],
                 location="a.b", slots=["rawx", "rawx-even"], service_id="ID", tls="127.0.0.1:1",
             ),
-            "dead": describe(closed_port(), "rdir", [{"type": "tcp"}]),
+            "dead": describe(closed_port, "rdir", [{"type": "tcp"}]),
         },
     )  # fmt: skip
     eventually(lambda: proxy.registered("rawx") and proxy.registered("rdir"))
@@ -312,14 +314,14 @@ def test_services_are_registered_together(fake, run_agent):
     assert max(len(batch) for _, batch in proxy.posted) == 10
 
 
-def test_one_refused_service_does_not_keep_the_others_out(fake, run_agent):
+def test_one_refused_service_does_not_keep_the_others_out(fake, run_agent, closed_port):
     proxy, service = fake(), fake()
     proxy.refused = "strange"
     run_agent(
         proxy,
         {
             "good": describe(service.port, "rawx", [{"type": "tcp"}]),
-            "bad": describe(closed_port(), "strange", [{"type": "tcp"}]),
+            "bad": describe(closed_port, "strange", [{"type": "tcp"}]),
         },
     )
     eventually(lambda: proxy.registered("rawx"))

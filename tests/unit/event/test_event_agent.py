@@ -5,12 +5,11 @@
 import json
 import logging
 import shutil
-import socket
 import time
 from pathlib import Path
 
 import pytest
-from support import eventually
+from support import eventually, held_port
 
 from oio.common.exceptions import ConfigurationException, OioException
 from oio.event import agent as agent_module
@@ -39,8 +38,7 @@ class FakeCluster:
         self.proxy = Server(self._resolve, [("127.0.0.1", 0)])
         self.proxy.start()
         self.rawx = None
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.rawx_port = probe.getsockname()[1]
+        self.held, self.rawx_port = held_port()
         self.addresses["NS-rawx-1"] = f"127.0.0.1:{self.rawx_port}"
 
     def start_rawx(self):
@@ -51,6 +49,7 @@ class FakeCluster:
         self.proxy.stop(0.1)
         if self.rawx:
             self.rawx.stop(0.1)
+        self.held.close()
 
     @property
     def proxy_address(self):
@@ -144,10 +143,9 @@ def test_chunks_are_deleted(run_agent, cluster, queue):
 
 
 def test_a_dead_rawx_delays_nobody_and_nothing_is_forgotten(run_agent, cluster, queue):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        other_port = probe.getsockname()[1]
-    alive = Server(lambda request: Response(204), [("127.0.0.1", other_port)])
+    alive = Server(lambda request: Response(204), [("127.0.0.1", 0)])
     alive.start()
+    other_port = alive.addresses[0][1]
     cluster.chunks = {chunk_id(n) for n in range(50)}
     agent = run_agent()
     for number in range(50):

@@ -12,6 +12,7 @@ import threading
 
 import pytest
 from rawx_harness import CHUNK, headers_for, read_reply, wait_for
+from support import held_port
 
 from oio.common.exceptions import ConfigurationException
 from oio.rawx import config, main
@@ -262,9 +263,7 @@ def test_tls(tmp_path, start):
          "-nodes", "-keyout", key, "-out", cert, "-days", "2", "-subj", "/CN=rawx"],
         check=True, capture_output=True,
     )  # fmt: skip
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    held, port = held_port()
     address = f"127.0.0.1:{port}"
     service = start(tls_rawx_url=address, tls_cert_file=str(cert), tls_key_file=str(key))
     data = os.urandom(2 << 20)
@@ -277,6 +276,7 @@ def test_tls(tmp_path, start):
             sock.sendall(f"GET /{CHUNK} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
             reply = read_reply(sock)
     assert (reply.status, reply.body) == (200, data)
+    held.close()
     assert f"url_tls {address}\n".encode() in service.client.request("GET", "/info").body
 
 
