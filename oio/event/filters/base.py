@@ -1,0 +1,127 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What every filter of the event agent is made of.
+
+A filter is one step of the pipeline of a type of event. The agent builds it with the next step and its options,
+and calls it with an event, the queue the event came from, and a callback::
+
+    from oio.event.filters.base import Filter, make_filter_factory
+
+    class CountObjects(Filter):
+        def init(self):
+            self.seen = 0
+
+        def process(self, env, beanstalkd, cb):
+            self.seen += 1
+            return self.app(env, beanstalkd, cb)
+
+    filter_factory = make_filter_factory(CountObjects)
+
+A step ends in one of four ways, and each tells the agent what becomes of the event:
+
+- it calls the next step, ``self.app(env, beanstalkd, cb)``: it is done, durably (the last step answers 200);
+- :meth:`Filter.retry`: time can heal what failed (a service is down, or slow); the event comes again later;
+- :meth:`Filter.bury`: nothing but a person can help (the event makes no sense); it is kept aside;
+- it raises something else: a defect; the agent decides.
+
+Deliveries may repeat and may come in any order: every filter must be idempotent and order-tolerant. One object is
+used by many green threads at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from logging import Logger
+from typing import Any, NoReturn
+
+from oio.common.exceptions import ExplicitBury
+from oio.common.logger import get_logger
+
+# An event: the decoded JSON object, and the ``job_id`` that the agent added.
+Env = dict[str, Any]
+# ``cb(status, message)``: 2xx = done, 5xx = deliver again later.
+Callback = Callable[[int, str], Any]
+# The next step of a pipeline; its attribute ``app_env`` holds what the steps of a process share.
+Application = Callable[[Env, Any, Callback], Any]
+
+STATUS_RETRY = 503
+
+
+class Filter:
+    """One step of a pipeline; by itself, it only calls the next one.
+
+    :ivar app: the next step.
+    :ivar app_env: what the filters of a process share: ``account_client``, ``rdir_client``, ``pool``…
+    :ivar conf: the options: those of the agent, overridden by those of the section of the filter.
+    :ivar own_conf: the options of the section of the filter alone.
+    :ivar counts: events by outcome, and whatever else the filter counts; shown by the metrics of the agent.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        conf: Mapping[str, Any],
+        logger: Logger | None = None,
+        own_conf: Mapping[str, Any] | None = None,
+    ) -> None:
+        """:raises ConfigurationException: when an option is wrong."""
+        self.app = app
+        self.app_env: dict[str, Any] = getattr(app, "app_env", None) or {}
+        self.conf = dict(conf)
+        self.own_conf = dict(conf if own_conf is None else own_conf)
+        self.logger = logger or get_logger(self.conf)
+        self.counts: Counter[str] = Counter()
+        self._counts_lock = threading.Lock()
+        self.init()
+
+    def init(self) -> None:
+        """Read the options; called once, at the end of the construction."""
+
+    def process(self, env: Env, beanstalkd: Any, cb: Callback) -> Any:
+        """Handle one event, then call the next step or answer."""
+        return self.app(env, beanstalkd, cb)
+
+    def __call__(self, env: Env, beanstalkd: Any, cb: Callback) -> Any:
+        return self.process(env, beanstalkd, cb)
+
+    def close(self) -> None:
+        """Release what :meth:`init` opened; idempotent."""
+
+    def retry(self, cb: Callback, message: str) -> Any:
+        """Ask for the event to be delivered again, later."""
+        self.count("retries")
+        return cb(STATUS_RETRY, message)
+
+    def bury(self, message: str) -> NoReturn:
+        """Put the event aside, for a person. :raises ExplicitBury: always."""
+        self.count("buried")
+        raise ExplicitBury(message)
+
+    def count(self, name: str, more: int = 1) -> None:
+        """Add to a counter."""
+        with self._counts_lock:
+            self.counts[name] += more
+
+
+FilterFactory = Callable[..., Callable[[Application], Filter]]
+
+
+def make_filter_factory(filter_class: type[Filter]) -> FilterFactory:
+    """The ``filter_factory`` of a module: what an entry point of ``oio.event.filter_factory`` names.
+
+    It takes the options of the agent as a mapping, those of the section as keywords, and returns what builds the
+    filter from the next step.
+    """
+
+    def filter_factory(global_conf: Mapping[str, Any], **local_conf: Any) -> Callable[[Application], Filter]:
+        conf = {**global_conf, **local_conf}
+
+        def build(app: Application) -> Filter:
+            return filter_class(app, conf, own_conf=local_conf)
+
+        return build
+
+    return filter_factory
