@@ -38,13 +38,16 @@ import zlib
 from collections.abc import Iterator, Sequence
 from urllib.parse import parse_qs, urlsplit
 
-from oio.event.queue import EVENT_MAX_BYTES, EventQueue, QueueError, QueueFull, QueueTimeout
+from oio.event.queue import DEFAULT_TUBE, EVENT_MAX_BYTES, EventQueue, QueueError, QueueFull, QueueTimeout
 
 MAGIC = b"OIOSPL01"
 HEADER = struct.Struct(">II")
 SUFFIX = ".seg"
 WRITER_LOCK = "writer.lock"
 POSITION_FILE = "position"
+# Directory of a tube other than the default one, in the directory of the producer.
+TUBE_PREFIX = ".tube-"
+TUBE_MAX_BYTES = 200
 
 # A consumed segment is the unit that is given back to the file system.
 SEGMENT_BYTES = 16 << 20
@@ -54,7 +57,7 @@ SPOOL_MAX_BYTES = 1 << 30
 logger = logging.getLogger("oio.event.spool")
 
 
-def spool_from_url(url: str) -> SpoolQueue:
+def spool_from_url(url: str, tube: str = DEFAULT_TUBE) -> SpoolQueue:
     """``spool:///dir?max_bytes=N&segment_bytes=N&fsync=0``. :raises ValueError: on anything else."""
     parts = urlsplit(url)
     if parts.netloc or not parts.path.startswith("/"):
@@ -64,7 +67,7 @@ def spool_from_url(url: str) -> SpoolQueue:
     if unknown:
         raise ValueError(f"{url!r}: unknown option {', '.join(sorted(unknown))}")
     return SpoolQueue(
-        parts.path,
+        tube_directory(parts.path, tube),
         segment_bytes=int(options.get("segment_bytes", SEGMENT_BYTES)),
         max_bytes=int(options.get("max_bytes", SPOOL_MAX_BYTES)),
         fsync=options.get("fsync", "1") != "0",
@@ -119,8 +122,10 @@ class SpoolQueue(EventQueue):
         except OSError as exc:
             raise QueueError(f"cannot open the spool {directory}: {exc}") from exc
 
-    def put_many(self, events: Sequence[bytes], timeout_s: float | None = None) -> None:
-        """Append events; returns once they are on disk."""
+    def put_many(
+        self, events: Sequence[bytes], timeout_s: float | None = None, keys: Sequence[str] | None = None
+    ) -> None:
+        """Append events; returns once they are on disk. There is one order for all keys."""
         if not events:
             return
         blob = b"".join([frame(event) for event in events])
@@ -260,6 +265,18 @@ def parse_record(data: bytes | memoryview, offset: int) -> tuple[int, bytes | No
     if zlib.crc32(payload, size) != checksum:
         raise ValueError("checksum mismatch")
     return end, payload
+
+
+def tube_directory(directory: str, tube: str) -> str:
+    """Spool of a tube: the directory itself for the default one, else a hidden directory in it.
+
+    :raises ValueError: when the name of the tube cannot be that of a directory.
+    """
+    if tube == DEFAULT_TUBE:
+        return directory
+    if not tube or "/" in tube or "\0" in tube or len(tube.encode()) > TUBE_MAX_BYTES:
+        raise ValueError(f"{tube!r} cannot be the name of a tube")
+    return os.path.join(directory, TUBE_PREFIX + tube)
 
 
 def segment_path(directory: str, number: int) -> str:
