@@ -64,6 +64,20 @@ setup(
     extras_require=EXTRAS_REQUIRE,
     entry_points={
         "console_scripts": ["openio = oio.cli.openio:main"],
+        "oio.conscience.checker": [
+            "asn1 = oio.conscience.checkers:Asn1Checker",
+            "http = oio.conscience.checkers:HttpChecker",
+            "tcp = oio.conscience.checkers:TcpChecker",
+        ],
+        "oio.conscience.stats": [
+            "beanstalkd = oio.conscience.stats:BeanstalkdCollector",
+            "http = oio.conscience.stats:HttpCollector",
+            "meta = oio.conscience.stats:MetaCollector",
+            "oioproxy = oio.conscience.stats:ProxyCollector",
+            "rawx = oio.conscience.stats:RawxCollector",
+            "system = oio.conscience.stats:SystemCollector",
+            "volume = oio.conscience.stats:VolumeCollector",
+        ],
         "openio.cluster": [
             "cluster_show = oio.cli.cluster:ClusterShow",
             "cluster_list = oio.cli.cluster:ClusterList",
