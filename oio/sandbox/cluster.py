@@ -191,14 +191,18 @@ class Sandbox:
         supervision.launch()
         ready = Readiness(self.layout, supervision, timeout_s, report)
         try:
-            for service in chosen:
-                if service.type == "conscience":
-                    supervision.start(service)
+            queues = [service for service in chosen if service.type in layouts.QUEUE_TYPES]
+            consciences = [service for service in chosen if service.type == "conscience"]
+            first = [*queues, *consciences]
+            for service in first:
+                supervision.start(service)
             # Everything registers with the conscience: on a small machine it gets the first seconds.
-            if any(service.type == "conscience" for service in chosen) and wait:
+            if wait:
+                ready.wait_queues(queues)
+            if consciences and wait:
                 ready.wait_conscience()
             for service in chosen:
-                if service.type != "conscience":
+                if service not in first:
                     supervision.start(service)
             if wait:
                 ready.wait_all(chosen)

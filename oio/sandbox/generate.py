@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from oio.sandbox import conscience_conf
+from oio.sandbox import conscience_conf, queues
 from oio.sandbox.errors import SandboxError
 from oio.sandbox.layout import UNSCORED_TYPES, Layout, Service
 
@@ -62,6 +62,8 @@ def write_all(layout: Layout) -> None:
             files[f"{service.name}.conf"] = account_conf(layout, service)
         elif service.type == "ecd":
             files[f"{service.name}.conf"] = ecd_conf(layout, service)
+        elif service.type == "redis":
+            files[f"{service.name}.conf"] = queues.redis_conf(layout, service)
         if service.port and service.type not in UNSCORED_TYPES:
             files[os.path.join("watch", f"{service.name}.yml")] = watch_conf(service)
     for name, text in files.items():
@@ -187,6 +189,12 @@ def watch_conf(service: Service) -> str:
     elif type_ == "rawx":
         checks = [{"type": "http", "uri": "/info"}]
         stats = [volume, {"type": "rawx", "path": "/stat"}, system]
+    elif type_ == "redis":
+        checks = [{"type": "tcp"}]
+        stats = [volume, system]
+    elif type_ == "beanstalkd":
+        checks = [{"type": "tcp"}]
+        stats = [{"type": "beanstalkd"}, system, volume]
     else:
         checks = [{"type": "http", "uri": "/status"}]
         stats = [volume, system]
@@ -371,9 +379,15 @@ def command(layout: Layout, service: Service) -> list[str]:
         return [*program("oio-account-server"), os.path.join(conf, f"{service.name}.conf")]
     if service.type == "ecd":
         return [*program("oio-ecd"), os.path.join(conf, f"{service.name}.conf")]
+    if service.type == "redis":
+        return queues.redis_command(os.path.join(conf, f"{service.name}.conf"))
+    if service.type == "beanstalkd":
+        return queues.beanstalkd_command(layout, service)
     if service.type == "conscience-agent":
         return [*program("oio-conscience-agent"), os.path.join(conf, "conscience-agent.yml")]
-    return [*program("oio-event-agent"), os.path.join(conf, "event-agent.conf")]
+    if service.type == "event-agent":
+        return [*program("oio-event-agent"), os.path.join(conf, "event-agent.conf")]
+    raise AssertionError(f"no program for {service.type}")
 
 
 def program(name: str) -> list[str]:

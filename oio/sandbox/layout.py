@@ -32,7 +32,11 @@ _SOCKET_PATH_MAX = 90
 _UNSAFE = re.compile(r"[%*?\[\]{}\"'\\;#\n\r]")
 
 #: Types that own a volume.
-VOLUME_TYPES = frozenset({"conscience", "meta0", "meta1", "meta2", "rawx", "account"})
+VOLUME_TYPES = frozenset(
+    {"conscience", "beanstalkd", "redis", "meta0", "meta1", "meta2", "rawx", "account", "rdir"}
+)
+#: Types that hold events on their way: started first, stopped last.
+QUEUE_TYPES = frozenset({"beanstalkd", "redis"})
 #: Types that the conscience does not know: nobody draws one by its score.
 UNSCORED_TYPES = frozenset({"conscience", "ecd"})
 
@@ -219,7 +223,8 @@ def compute(home: str, options: Options) -> Layout:
     for service, port in zip(layout.services, found, strict=True):
         service.port = port
     add(_service(layout, "conscience-agent", 1))
-    add(_service(layout, "event-agent", 1))
+    for num in range(1, max(1, options.beanstalkd) + 1):
+        add(_service(layout, "event-agent", num))
     layout.save()
     return layout
 

@@ -13,18 +13,26 @@ import msgspec
 from oio.sandbox.errors import SandboxError
 
 #: Counted types, in the order in which they take ports.
-TYPES = ("ecd", "conscience", "meta0", "meta1", "meta2", "rawx", "account")
+TYPES = (
+    "ecd", "conscience", "beanstalkd", "redis", "meta0", "meta1", "meta2", "rawx", "account", "rdir",
+)  # fmt: skip
 
 #: Keys of option files that concern parts this tool does not run: accepted, with a warning.
 IGNORED_KEYS = frozenset(
     {
-        "backblaze", "beanstalkd", "container_versions", "key_file",
-        "monitor_period", "opensuse", "preserve_events", "profile", "rdir", "redis",
-        "replication_events", "tls_cert_file", "tls_key_file", "use_tls",
-        "webhook_enabled", "webhook_endpoint", "xcute",
+        "backblaze", "container_versions", "key_file", "opensuse", "profile",
+        "tls_cert_file", "tls_key_file", "use_tls", "xcute",
     }
 )
 
+#: Where the contract expects a Redis that the tool does not run, and what receives webhooks in tests.
+REDIS_ELSEWHERE = "127.0.0.1:6379"
+WEBHOOK_ENDPOINT = "http://127.0.0.1:9081"
+
+#: Services of which there may be none.
+_OPTIONAL = frozenset({"ecd", "beanstalkd", "redis", "rawx", "rdir"})
+_ADDRESS = re.compile(r"^[^\s:/]+:[0-9]{1,5}\Z")
+_ENDPOINT = re.compile(r"^https?://[^\s]+\Z")
 _NAMESPACE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _POLICIES = ("SINGLE", "TWOCOPIES", "THREECOPIES", "17COPIES", "EC", "EC21", "ECX21")
 
@@ -43,11 +51,19 @@ class Options(msgspec.Struct, kw_only=True):
     #: Number of services of each type. Programs without erasure coding library need an ecd.
     ecd: int = 0
     conscience: int = 1
+    #: Events go through these, when there are some, instead of Redis. The program must be installed.
+    beanstalkd: int = 0
+    #: Accounts, and events on their way. 0: one that somebody else runs, at ``redis_host``.
+    redis: int = 1
     meta0: int = 1
     meta1: int = 1
     meta2: int = 1
     rawx: int = 12
     account: int = 1
+    #: Indexes of what the volumes hold.
+    rdir: int = 0
+    #: ``host:port`` of a Redis that somebody else runs (used when ``redis`` is 0).
+    redis_host: str = ""
     #: Processes of the proxy.
     proxy_workers: int = 2
     #: Policy of containers that have none of their own.
@@ -67,8 +83,15 @@ class Options(msgspec.Struct, kw_only=True):
     zookeeper: str = ""
     #: Do meta2 and rawx have ids (``NS-rawx-1``) instead of addresses?
     service_ids: bool = True
-    #: Do rawx emit events? Nothing in the local cluster consumes them by default.
-    rawx_events: bool = False
+    #: Do rawx emit events? Without them nothing knows which chunks a volume holds.
+    rawx_events: bool = True
+    #: Is a copy of each event kept, for tests, in the tube ``oio-preserved``?
+    preserve_events: bool = False
+    #: Are the events of containers that are replicated elsewhere copied to the tube ``oio-repli``?
+    replication_events: bool = False
+    #: Are changes of objects told to ``webhook_endpoint``?
+    webhook_enabled: bool = False
+    webhook_endpoint: str = WEBHOOK_ENDPOINT
     #: Do rawx create all their directories, in the background, during their first minute?
     prepare_directories: bool = True
     #: Seconds between two checks of a service by the conscience agent.
@@ -84,9 +107,13 @@ class Options(msgspec.Struct, kw_only=True):
             raise SandboxError("No host to listen on")
         for type_ in TYPES:
             count = getattr(self, type_)
-            low = 0 if type_ in ("ecd", "rawx") else 1
-            if not low <= count <= 200:
-                raise SandboxError(f"Number of {type_} out of bounds ({low}..200): {count}")
+            low, high = 0 if type_ in _OPTIONAL else 1, 1 if type_ == "redis" else 200
+            if not low <= count <= high:
+                raise SandboxError(f"Number of {type_} out of bounds ({low}..{high}): {count}")
+        if not self.redis and not _ADDRESS.match(self.redis_host):
+            raise SandboxError(f"Without redis, redis_host is its host:port, not {self.redis_host!r}")
+        if self.webhook_enabled and not _ENDPOINT.match(self.webhook_endpoint):
+            raise SandboxError(f"Not the URL of a webhook: {self.webhook_endpoint!r}")
         if not 1 <= self.base_port <= 65000:
             raise SandboxError(f"First port out of bounds (1..65000): {self.base_port}")
         if not 1 <= self.proxy_workers <= 64:
@@ -148,6 +175,14 @@ def from_map(raw: Mapping[str, Any], origin: str) -> dict[str, Any]:
         elif key == "zookeeper" and isinstance(value, bool):
             if value:
                 fields[key] = "127.0.0.1:2181"
+        elif key == "redis" and isinstance(value, bool):
+            fields[key] = int(value)
+            if not value:
+                fields.setdefault("redis_host", REDIS_ELSEWHERE)
+        elif key == "webhook_endpoint":
+            fields[key] = value or WEBHOOK_ENDPOINT
+        elif key == "monitor_period":
+            fields["check_interval_s"] = value
         elif key == "config":
             fields[key] = dict(value or {})
         elif key in known:

@@ -24,8 +24,9 @@ from oio.directory import mapping
 from oio.http.client import HttpClientError, HttpPool
 from oio.meta.client import MetaClient
 from oio.meta.messages import Meta0Get, ReferenceShow
+from oio.sandbox import queues
 from oio.sandbox.errors import SandboxError
-from oio.sandbox.layout import UNSCORED_TYPES, Layout, Service
+from oio.sandbox.layout import QUEUE_TYPES, UNSCORED_TYPES, Layout, Service
 from oio.sandbox.supervision import Supervision, tail
 
 _POLL_S = 0.1
@@ -74,6 +75,11 @@ class Readiness:
         """Wait for the consciences."""
         self._wait("conscience", self._missing_consciences)
 
+    def wait_queues(self, services: list[Service]) -> None:
+        """Wait for what holds the events: others may start once it serves."""
+        if services:
+            self._wait("queues", lambda: self._missing_answers(services))
+
     def wait_all(self, services: list[Service]) -> None:
         """Wait for these services, and set up what the first start must set up."""
         expected = [service for service in services if service.port]
@@ -105,7 +111,15 @@ class Readiness:
         """Ask the services themselves: after a restart the conscience remembers scores of the past."""
         missing = {}
         for service in expected:
-            if service.type not in _PROBE_PATHS or service.name in self._answered:
+            if service.name in self._answered:
+                continue
+            if service.type in QUEUE_TYPES:
+                if problem := queues.probe(service):
+                    missing[service.name] = problem
+                else:
+                    self._answered.add(service.name)
+                continue
+            if service.type not in _PROBE_PATHS:
                 continue
             try:
                 url = f"http://{service.addr}{_PROBE_PATHS[service.type]}"

@@ -21,13 +21,18 @@ from typing import Any
 
 from oio.sandbox.errors import SandboxError
 from oio.sandbox.generate import service_environment
-from oio.sandbox.layout import Layout, Service
+from oio.sandbox.layout import QUEUE_TYPES, Layout, Service
 
 #: The supervisor itself starts within a second; a busy machine may need much more (seconds).
 _SUPERVISOR_START_S = 20.0
 #: Stopping waits for the slowest service, then for the kill (seconds).
 _SUPERVISOR_STOP_S = 40.0
 _POLL_S = 0.05
+
+#: What handles events gives back to the queue what it was working on; what holds them, and what they are
+#: about, stops last.
+_CONSUMERS = frozenset({"event-agent"})
+_HOLDERS = frozenset({"account", "rdir", *QUEUE_TYPES})
 
 _RPC_ERRORS = (OSError, http.client.HTTPException, xmlrpc.client.Error)
 #: Faults that mean that there is nothing to do (supervisor.xmlrpc.Faults).
@@ -82,7 +87,17 @@ class Supervision:
             rpc.startProcess(f"{service.type}:{service.name}", False)
 
     def stop(self, services: list[Service]) -> None:
-        """Stop services, all at once, and wait until they are."""
+        """Stop services and wait until they are: what makes events, what handles them, what holds them.
+
+        Those of one step stop all at once: the supervisor by itself stops one after the other.
+        """
+        for types in (_CONSUMERS | _HOLDERS, _HOLDERS, frozenset[str]()):
+            step = [one for one in services if one.type not in types]
+            services = [one for one in services if one.type in types]
+            if step:
+                self._stop_at_once(step)
+
+    def _stop_at_once(self, services: list[Service]) -> None:
         names = {service.name for service in services}
         with self._rpc() as rpc:
             for service in services:
@@ -128,7 +143,6 @@ class Supervision:
     def shutdown(self) -> None:
         """Stop everything, the supervisor too. Afterwards no process and no socket is left."""
         if self.alive():
-            # All at once: the supervisor by itself stops one group after the other.
             self.stop(self._layout.services)
             with self._rpc() as rpc, contextlib.suppress(*_RPC_ERRORS):
                 rpc.shutdown()
