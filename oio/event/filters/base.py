@@ -31,14 +31,15 @@ used by many green threads at once.
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from logging import Logger
 from typing import Any, NoReturn
 
-from oio.common.exceptions import ExplicitBury
-from oio.common.logger import get_logger
+from oio.common.exceptions import ConfigurationException, ExplicitBury
 
 # An event: the decoded JSON object, and the ``job_id`` that the agent added.
 Env = dict[str, Any]
@@ -54,9 +55,10 @@ class Filter:
     """One step of a pipeline; by itself, it only calls the next one.
 
     :ivar app: the next step.
-    :ivar app_env: what the filters of a process share: ``account_client``, ``rdir_client``, ``pool``…
+    :ivar app_env: what the filters of a process share: ``account_client``, ``rdir_client``, ``pool``, ``logger``…
     :ivar conf: the options: those of the agent, overridden by those of the section of the filter.
     :ivar own_conf: the options of the section of the filter alone.
+    :ivar global_conf: the options of the agent alone.
     :ivar counts: events by outcome, and whatever else the filter counts; shown by the metrics of the agent.
     """
 
@@ -66,13 +68,15 @@ class Filter:
         conf: Mapping[str, Any],
         logger: Logger | None = None,
         own_conf: Mapping[str, Any] | None = None,
+        global_conf: Mapping[str, Any] | None = None,
     ) -> None:
         """:raises ConfigurationException: when an option is wrong."""
         self.app = app
         self.app_env: dict[str, Any] = getattr(app, "app_env", None) or {}
         self.conf = dict(conf)
         self.own_conf = dict(conf if own_conf is None else own_conf)
-        self.logger = logger or get_logger(self.conf)
+        self.global_conf = dict(global_conf or {})
+        self.logger = logger or self.app_env.get("logger") or logging.getLogger("oio.event")
         self.counts: Counter[str] = Counter()
         self._counts_lock = threading.Lock()
         self.init()
@@ -100,6 +104,33 @@ class Filter:
         self.count("buried")
         raise ExplicitBury(message)
 
+    def float_option(self, name: str, default: float, minimum: float = 0.0) -> float:
+        """Value of an option that is a number. :raises ConfigurationException: when it is not."""
+        return self._number(name, self.conf.get(name), default, minimum)
+
+    def int_option(self, name: str, default: int, minimum: int = 0, own: bool = False) -> int:
+        """Value of an option that is an integer. :raises ConfigurationException: when it is not.
+
+        :param own: do not take the option of the agent that has the same name.
+        """
+        given = (self.own_conf if own else self.conf).get(name)
+        value = self._number(name, given, default, minimum)
+        if value != int(value):
+            raise ConfigurationException(f"{name}={given!r} is not an integer")
+        return int(value)
+
+    @staticmethod
+    def _number(name: str, given: Any, default: float, minimum: float) -> float:
+        if given in (None, "", "None"):
+            return default
+        try:
+            value = float(given)
+        except ValueError:
+            value = math.nan
+        if not minimum <= value < math.inf:
+            raise ConfigurationException(f"{name}={given!r} is not a number of at least {minimum:g}")
+        return value
+
     def count(self, name: str, more: int = 1) -> None:
         """Add to a counter."""
         with self._counts_lock:
@@ -120,7 +151,7 @@ def make_filter_factory(filter_class: type[Filter]) -> FilterFactory:
         conf = {**global_conf, **local_conf}
 
         def build(app: Application) -> Filter:
-            return filter_class(app, conf, own_conf=local_conf)
+            return filter_class(app, conf, own_conf=local_conf, global_conf=global_conf)
 
         return build
 

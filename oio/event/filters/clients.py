@@ -1,0 +1,146 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the filters of a process share: connections, clients, and what was learned through them.
+
+A filter exists once per handler; what costs connections or memory is kept in ``app_env``, under the names that
+the agent gives (``account_client``, ``rdir_client``, ``pool``) or, when it did not, is made at the first use.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from oio.conscience.client import ConscienceClient
+from oio.container.client import ContainerClient
+from oio.directory.client import DirectoryClient
+from oio.event.filters.base import Filter
+from oio.http.client import HttpPool
+
+# Connections kept per service by a process: more than its green threads would need in parallel.
+POOL_IDLE_MAX = 64
+# A service that moves keeps its id: its address is asked again after this long, or after a failure.
+ADDRESS_AGE_MAX_S = 30.0
+ADDRESSES_MAX = 10000
+RESOLVE_TIMEOUTS = {"connection_timeout": 2.0, "read_timeout": 5.0}
+_HAS_PORT = re.compile(r":\d{1,5}\Z")
+
+Value = TypeVar("Value")
+
+
+def shared(step: Filter, key: str, make: Callable[[], Any]) -> Any:
+    """What ``app_env`` holds under a name, made when there is nothing."""
+    found = step.app_env.get(key)
+    if found is None:
+        # Two threads may make it at once: one of both is kept, the other has done nothing yet.
+        found = step.app_env.setdefault(key, make())
+    return found
+
+
+def pool_of(step: Filter) -> HttpPool:
+    """Connections."""
+    pool: HttpPool = shared(step, "pool", lambda: HttpPool(max_idle_per_address=POOL_IDLE_MAX))
+    return pool
+
+
+def account_of(step: Filter) -> Any:
+    """Client of the account service."""
+
+    def make() -> Any:
+        from oio.account.client import AccountClient
+
+        return AccountClient(step.conf, proxy_endpoint=_proxy(step), **_common(step))
+
+    return shared(step, "account_client", make)
+
+
+def conscience_of(step: Filter) -> ConscienceClient:
+    """Client of the registry of services."""
+    client: ConscienceClient = shared(
+        step, "conscience_client", lambda: ConscienceClient(step.conf, endpoint=_proxy(step), **_common(step))
+    )
+    return client
+
+
+def container_of(step: Filter) -> ContainerClient:
+    """Client of containers and objects."""
+    client: ContainerClient = shared(
+        step, "container_client", lambda: ContainerClient(step.conf, endpoint=_proxy(step), **_common(step))
+    )
+    return client
+
+
+def directory_of(step: Filter) -> DirectoryClient:
+    """Client of the directory."""
+    client: DirectoryClient = shared(
+        step, "directory_client", lambda: DirectoryClient(step.conf, endpoint=_proxy(step), **_common(step))
+    )
+    return client
+
+
+def rawx_address(step: Filter, service: str) -> str:
+    """Address of a rawx, given its address or its id.
+
+    :raises OioException: when the proxy does not tell, or does not know it.
+    """
+    if _HAS_PORT.search(service):
+        return service
+    known, fresh = _addresses(step).get(service)
+    if known is None or not fresh:
+        known = str(conscience_of(step).resolve("rawx", service, **RESOLVE_TIMEOUTS)["addr"])
+        _addresses(step).put(service, known)
+    return known
+
+
+def forget_rawx(step: Filter, service: str) -> None:
+    """Have the address of a rawx asked again: it did not answer there, it may have moved."""
+    _addresses(step).drop(service)
+
+
+def _addresses(step: Filter) -> TimedCache[str]:
+    cache: TimedCache[str] = shared(step, "rawx_addresses", lambda: TimedCache(ADDRESS_AGE_MAX_S, ADDRESSES_MAX))
+    return cache
+
+
+class TimedCache(Generic[Value]):
+    """What was learned, by key, for a while; the oldest entries leave when it is full. Thread-safe."""
+
+    def __init__(self, duration_s: float, size: int) -> None:
+        self._duration_s = duration_s
+        self._size = size
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[Any, tuple[float, Value]] = OrderedDict()
+
+    def get(self, key: Any) -> tuple[Value | None, bool]:
+        """What is known, or None, and whether it is still fresh."""
+        with self._lock:
+            found = self._entries.get(key)
+        if found is None:
+            return None, False
+        return found[1], time.monotonic() - found[0] < self._duration_s
+
+    def drop(self, key: Any) -> None:
+        """Forget something."""
+        with self._lock:
+            self._entries.pop(key, None)
+
+    def put(self, key: Any, value: Value, learned_s: float | None = None) -> None:
+        """Keep something. :param learned_s: monotonic time from which it counts; else now."""
+        with self._lock:
+            self._entries[key] = (time.monotonic() if learned_s is None else learned_s, value)
+            self._entries.move_to_end(key)
+            while len(self._entries) > self._size:
+                self._entries.popitem(last=False)
+
+
+def _proxy(step: Filter) -> str | None:
+    return step.conf.get("proxy") or None
+
+
+def _common(step: Filter) -> dict[str, Any]:
+    return {"pool_manager": pool_of(step), "logger": step.logger}
