@@ -1,0 +1,305 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""A tube in Redis: its keys, the scripts that move jobs between them, the connection.
+
+=======================  ====================================================================================
+``oio:tubes``            set of the names of the tubes
+``oio:TUBE``             stream of the ready and the reserved jobs (the latter are pending in the group ``agents``)
+``oio:TUBE:delayed``     sorted set of ``ID ATTEMPTS BODY``, by the time they are due (ms since the epoch)
+``oio:TUBE:buried``      stream of the buried jobs
+=======================  ====================================================================================
+
+An entry of a stream has the fields ``b`` (body), and once it was moved ``i`` (first id) and ``n`` (deliveries
+before it was moved). Every move is one script: a job is in one place at any moment, also when the server or the
+caller dies. Scripts check that the caller still owns the job: pending, for this consumer, delivered as often as
+it knows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from oio.event.queue import url_options
+
+TUBES_KEY = "oio:tubes"
+GROUP = "agents"
+
+# Contract: ``events.beanstalkd.timeout``.
+TIMEOUT_S = 4.0
+CONNECT_TIMEOUT_S = 2.0
+# A queue in memory must have an end; beyond it, events wait where they were born, on disk.
+JOBS_MAX = 1_000_000
+
+_MOVE = """
+local function put(key, fields, attempts)
+  redis.call('XADD', key, '*', 'b', fields.b, 'i', fields.i, 'n', attempts)
+end
+local function read(id, flat)
+  return {b = flat[2], i = flat[4] or id, n = tonumber(flat[6] or 0)}
+end
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+local function promote(delayed, stream, highest, limit)
+  local members = redis.call('ZRANGEBYSCORE', delayed, '-inf', highest, 'LIMIT', 0, limit)
+  for _, member in ipairs(members) do
+    local i, n, b = string.match(member, '^(%S+) (%d+) (.*)$')
+    put(stream, {b = b, i = i}, n)
+    redis.call('ZREM', delayed, member)
+  end
+  return #members
+end
+"""
+
+# KEYS: stream, tubes. ARGV: name of the tube, jobs at most, bodies.
+PUT = """
+if tonumber(ARGV[2]) > 0 and redis.call('XLEN', KEYS[1]) + #ARGV - 2 > tonumber(ARGV[2]) then
+  return redis.error_reply('FULL the tube holds ' .. redis.call('XLEN', KEYS[1]) .. ' jobs')
+end
+redis.call('SADD', KEYS[2], ARGV[1])
+for a = 3, #ARGV do redis.call('XADD', KEYS[1], '*', 'b', ARGV[a]) end
+return #ARGV - 2
+"""
+
+# KEYS: stream, delayed. ARGV: group, consumer, jobs at most. Gives the ms until the next delayed job is due
+# (-1: unknown) and for each job: place, first id, former attempts, deliveries from this place, body.
+FETCH = _MOVE + """
+local now = now_ms()
+promote(KEYS[2], KEYS[1], now, 100)
+local out = {-1}
+local streams = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3], 'STREAMS', KEYS[1], '>')
+if streams then
+  for _, entry in ipairs(streams[1][2]) do
+    local f = read(entry[1], entry[2])
+    local o = #out
+    out[o + 1] = entry[1]; out[o + 2] = f.i; out[o + 3] = f.n; out[o + 4] = 1; out[o + 5] = f.b
+  end
+else
+  local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+  if first[2] then out[1] = math.max(1, math.ceil(first[2] - now)) end
+end
+return out
+"""
+
+# KEYS: stream. ARGV: group, consumer, ms without news, jobs at most. Same reply as FETCH.
+RECLAIM = _MOVE + """
+local out = {-1}
+for _, late in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[3], '-', '+', ARGV[4])) do
+  local claimed = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], late[1])
+  if claimed[1] then
+    local f = read(claimed[1][1], claimed[1][2])
+    local o = #out
+    out[o + 1] = late[1]; out[o + 2] = f.i; out[o + 3] = f.n; out[o + 4] = late[4] + 1; out[o + 5] = f.b
+  end
+end
+for _, other in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  if other[2] ~= ARGV[2] and other[4] == 0 and other[6] > 3600000 then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], other[2])
+  end
+end
+return out
+"""
+
+# KEYS: stream, delayed, buried. ARGV: group, consumer, then for each job: operation, place, deliveries, delay ms
+# Operations: delete, release, bury, touch, and giveback (a release that is not counted as an attempt).
+SETTLE = _MOVE + """
+local out = {}
+for a = 3, #ARGV, 4 do
+  local op, id, count = ARGV[a], ARGV[a + 1], tonumber(ARGV[a + 2])
+  local pending = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1)[1]
+  if not pending or pending[2] ~= ARGV[2] or pending[4] ~= count then
+    out[#out + 1] = 0
+  elseif op == 'touch' then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'JUSTID')
+    out[#out + 1] = 1
+  else
+    local entry = op ~= 'delete' and redis.call('XRANGE', KEYS[1], id, id)[1]
+    if entry then
+      local f = read(id, entry[2])
+      local attempts = f.n + count
+      local delay = tonumber(ARGV[a + 3])
+      if op == 'giveback' then attempts = attempts - 1 end
+      if op == 'bury' then
+        put(KEYS[3], f, attempts)
+      elseif delay > 0 then
+        redis.call('ZADD', KEYS[2], now_ms() + delay, f.i .. ' ' .. attempts .. ' ' .. f.b)
+      else
+        put(KEYS[1], f, attempts)
+      end
+    end
+    redis.call('XACK', KEYS[1], ARGV[1], id)
+    redis.call('XDEL', KEYS[1], id)
+    out[#out + 1] = 1
+  end
+end
+return out
+"""
+
+# KEYS: stream, delayed, buried. ARGV: jobs at most. Attempts of buried jobs are counted anew.
+KICK = _MOVE + """
+local entries = redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', ARGV[1])
+for _, entry in ipairs(entries) do
+  put(KEYS[1], read(entry[1], entry[2]), 0)
+  redis.call('XDEL', KEYS[3], entry[1])
+end
+if #entries > 0 then return #entries end
+return promote(KEYS[2], KEYS[1], '+inf', ARGV[1])
+"""
+
+# KEYS: stream. ARGV: group, consumer. Its pending jobs would be lost with it, hence the condition.
+LEAVE = """
+for _, one in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  if one[2] == ARGV[2] and one[4] == 0 then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+  end
+end
+return 1
+"""
+
+OPTIONS: dict[str, Callable[[str], Any]] = {
+    "timeout_s": float,
+    "connect_timeout_s": float,
+    "max_jobs": int,
+    "replicas": int,
+}
+
+_SCRIPTS = (PUT, FETCH, RECLAIM, SETTLE, KICK, LEAVE)
+_SHA1 = {script: hashlib.sha1(script.encode()).hexdigest() for script in _SCRIPTS}
+
+
+class RedisTube:
+    """Connection to the server of a tube; thread-safe.
+
+    :ivar client: connects at its first command, and again after each failure; follows Sentinel.
+    """
+
+    def __init__(self, url: str, tube: str) -> None:
+        """``redis://[user:password@]host:port/db`` or ``redis+sentinel://host:port,host:port/master/db``.
+
+        In the query string: ``timeout_s`` (of one exchange), ``connect_timeout_s``, ``max_jobs`` (0: no limit),
+        ``replicas`` (that must have an event before it is taken for put).
+
+        :raises ValueError: when the URL is malformed.
+        """
+        address, options = url_options(url, OPTIONS)
+        self.url = url
+        self.tube = tube
+        self.timeout_s = float(options.get("timeout_s", TIMEOUT_S))
+        self.jobs_max = int(options.get("max_jobs", JOBS_MAX))
+        self.replicas = int(options.get("replicas", 0))
+        self.stream = f"oio:{tube}"
+        self.delayed = f"oio:{tube}:delayed"
+        self.buried = f"oio:{tube}:buried"
+        connect_timeout_s = float(options.get("connect_timeout_s", CONNECT_TIMEOUT_S))
+        self.client: Any = _connect(address, self.timeout_s, connect_timeout_s)
+
+    def run(self, script: str, keys: Sequence[str], *args: str | bytes | int) -> Any:
+        """Run a script; it is sent whole only when the server does not know it."""
+        from redis.exceptions import NoScriptError
+
+        try:
+            return self.client.evalsha(_SHA1[script], len(keys), *keys, *args)
+        except NoScriptError:
+            return self.client.eval(script, len(keys), *keys, *args)
+
+    def run_and_wait(self, script: str, keys: Sequence[str], *args: str | bytes | int) -> int:
+        """Run a script that writes, and return how many replicas have its effects (0 when none is wanted)."""
+        if not self.replicas:
+            self.run(script, keys, *args)
+            return 0
+        # WAIT speaks of what its own connection wrote, hence one pipeline, and the script is sent whole.
+        with self.client.pipeline(transaction=False) as pipe:
+            pipe.eval(script, len(keys), *keys, *args)
+            pipe.execute_command("WAIT", self.replicas, int(self.timeout_s * 500))
+            return int(pipe.execute()[1])
+
+    def make_group(self) -> None:
+        """Make the group of consumers, unless it is there; it begins with the oldest job."""
+        from redis.exceptions import ResponseError
+
+        self.client.sadd(TUBES_KEY, self.tube)
+        try:
+            self.client.xgroup_create(self.stream, GROUP, id="0", mkstream=True)
+        except ResponseError as exc:
+            if not str(exc).startswith("BUSYGROUP"):
+                raise
+
+    def counts(self) -> tuple[int, int, int, int]:
+        """Jobs that are ready, reserved, delayed, buried."""
+        from redis.exceptions import ResponseError
+
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.xlen(self.stream).zcard(self.delayed).xlen(self.buried)
+            pipe.execute_command("XPENDING", self.stream, GROUP)
+            length, delayed, buried, pending = pipe.execute(raise_on_error=False)
+        for reply in (length, delayed, buried):
+            if isinstance(reply, Exception):
+                raise reply
+        if isinstance(pending, ResponseError) and str(pending).startswith("NOGROUP"):
+            return length, 0, delayed, buried
+        if isinstance(pending, Exception):
+            raise pending
+        reserved = int(pending["pending"] if isinstance(pending, dict) else pending[0])
+        return max(0, length - reserved), reserved, delayed, buried
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+        self.client.connection_pool.disconnect()
+
+
+def tubes_of(url: str) -> list[str]:
+    """Names of the tubes of a server."""
+    tube = RedisTube(url, "")
+    try:
+        return sorted(name.decode() for name in tube.client.smembers(TUBES_KEY))
+    finally:
+        tube.close()
+
+
+def _connect(address: str, timeout_s: float, connect_timeout_s: float) -> Any:
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    parts = urlsplit(address)
+    path = [piece for piece in parts.path.split("/") if piece]
+    hosts = [_host_port(address, item) for item in parts.netloc.rpartition("@")[2].split(",")]
+    options: dict[str, Any] = {
+        "db": _database(address, path[-1]) if len(path) == (2 if "+" in parts.scheme else 1) else 0,
+        "username": unquote(parts.username) if parts.username else None,
+        "password": unquote(parts.password) if parts.password else None,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": connect_timeout_s,
+        "socket_keepalive": True,
+        # The callers keep what failed and have their own pace; a command that is sent twice puts twice.
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+    }
+    if parts.scheme == "redis":
+        if len(hosts) != 1 or len(path) > 1:
+            raise ValueError(f"{address!r} must be redis://host:port/db")
+        return redis.Redis(host=hosts[0][0], port=hosts[0][1], **options)
+    if not 1 <= len(path) <= 2:
+        raise ValueError(f"{address!r} must be redis+sentinel://host:port,host:port/master/db")
+    sentinel = redis.Sentinel(
+        hosts, sentinel_kwargs={"socket_timeout": connect_timeout_s, "socket_connect_timeout": connect_timeout_s}
+    )
+    return sentinel.master_for(path[0], **options)
+
+
+def _host_port(url: str, text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not (port.isascii() and port.isdigit()):
+        raise ValueError(f"{url!r}: {text!r} is not host:port")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _database(url: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{url!r}: {text!r} is not the number of a database")
+    return int(text)
