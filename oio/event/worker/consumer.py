@@ -1,0 +1,274 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""One consumer: takes an event, has it handled, settles it, takes the next one.
+
+A consumer is a thread (a green one in the agent) that handles one event at a time. Whatever happens to an event,
+the consumer goes on; it ends when the worker stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from oio.event.agent_metrics import ConsumerCounts, shown_url
+from oio.event.agent_settings import AgentSettings
+from oio.event.pipelines import Answer, Pipelines
+from oio.event.source import EventSource, Job, SourceClosed, SourceError
+from oio.event.worker.outcomes import (
+    Malformed,
+    Outcome,
+    Verdict,
+    judge_answer,
+    judge_failure,
+    parse_event,
+    retry_delay_s,
+)
+
+# A consumer asks for an event this long before it looks whether it is to stop.
+RESERVE_TIMEOUT_S = 2.0
+# A queue that cannot be reached is asked again after this long (contract).
+RECONNECT_PERIOD_S = 2.0
+# After this many events the other green threads get a turn even if nothing made this one wait.
+YIELD_PERIOD = 32
+# The same complaint is made again after this long.
+COMPLAINT_PERIOD_S = 30.0
+_BODY_LOGGED_BYTES = 2000
+# Dates below are seconds, those above microseconds (some tools write seconds).
+_MICROSECONDS_MIN = 1e12
+
+
+class Complaints:
+    """Keeps a log readable: a complaint that repeats is written once in a while, with their number."""
+
+    def __init__(self, logger: logging.Logger, period_s: float = COMPLAINT_PERIOD_S) -> None:
+        self._logger = logger
+        self._period_s = period_s
+        self._lock = threading.Lock()
+        self._said: dict[Any, tuple[float, int]] = {}
+
+    def say(self, key: Any, level: int, text: str, *args: Any, exc_info: Any = None) -> None:
+        """Log, unless the same key was logged a moment ago."""
+        now = time.monotonic()
+        with self._lock:
+            if len(self._said) > 1000:
+                self._said.clear()
+            last, silent = self._said.get(key, (-self._period_s, 0))
+            if now - last < self._period_s:
+                self._said[key] = (last, silent + 1)
+                return
+            self._said[key] = (now, 0)
+        if silent:
+            text = f"{text} (and {silent} more like this before)"
+        self._logger.log(level, text, *args, exc_info=exc_info)
+
+
+class Shared:
+    """What the consumers of a worker share.
+
+    :ivar pipelines: replaced as a whole when the handlers file is read again.
+    :ivar idle: tells the consumers to take nothing any more.
+    """
+
+    def __init__(self, settings: AgentSettings, pipelines: Pipelines, logger: logging.Logger) -> None:
+        self.settings = settings
+        self.pipelines = pipelines
+        self.logger = logger
+        self.complaints = Complaints(logger)
+        self.idle = threading.Event()
+        self._down: set[str] = set()
+
+    def lost(self, source: EventSource, exc: Exception) -> None:
+        """A queue does not answer: say it once."""
+        if source.url not in self._down:
+            self._down.add(source.url)
+            self.logger.error("queue %s lost: %s", shown_url(source.url), exc)
+
+    def found(self, source: EventSource) -> None:
+        """A queue answers."""
+        if self._down and source.url in self._down:
+            self._down.discard(source.url)
+            self.logger.info("queue %s is back", shown_url(source.url))
+
+
+class Consumer:
+    """See the module.
+
+    :ivar job: what is being handled, since ``since_s`` (monotonic), touched at ``touched_s``.
+    """
+
+    def __init__(self, name: str, source: EventSource, shared: Shared) -> None:
+        self.source = source
+        self.counts = ConsumerCounts()
+        self.job: Job | None = None
+        self.since_s = self.touched_s = 0.0
+        #: The pipelines in use; those that were replaced are closed when nobody uses them.
+        self.pipelines: Pipelines | None = None
+        self._shared = shared
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin to consume."""
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the end; returns whether it came."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        shared = self._shared
+        turn = 0
+        while not shared.idle.is_set():
+            try:
+                job = self.source.reserve(RESERVE_TIMEOUT_S)
+            except SourceClosed:
+                return
+            except SourceError as exc:
+                self.counts.source_errors += 1
+                shared.lost(self.source, exc)
+                shared.idle.wait(RECONNECT_PERIOD_S)
+                continue
+            except Exception:
+                self.counts.source_errors += 1
+                shared.complaints.say("reserve", logging.ERROR, "taking an event", exc_info=True)
+                shared.idle.wait(RECONNECT_PERIOD_S)
+                continue
+            shared.found(self.source)
+            if job is None:
+                continue
+            self._consume(job)
+            turn += 1
+            if turn % YIELD_PERIOD == 0:
+                time.sleep(0)
+
+    def _consume(self, job: Job) -> None:
+        self.since_s = self.touched_s = time.monotonic()
+        self.job = job
+        kind, when_us, outcome = "malformed", 0.0, Outcome.RETURNED
+        try:
+            if self._shared.idle.is_set():
+                self._settle(job, self.source.release)
+                return
+            event: dict[str, Any] = {}
+            try:
+                event = parse_event(job.body)
+                kind = event["event"]
+                when_us = event.get("when") or 0
+                verdict = self._handle(event, job)
+            except Malformed as exc:
+                verdict = Verdict(Outcome.BURIED, str(exc))
+            outcome = self._apply(verdict, kind, event, job)
+        except Exception:
+            # A defect of the agent itself: the event is left to the queue, which gives it again.
+            outcome = Outcome.UNANSWERED
+            self._shared.complaints.say("defect", logging.ERROR, "consuming the event %s", job.id, exc_info=True)
+        finally:
+            self.job = None
+            self.counts.count(kind, outcome, *_lag(outcome, when_us))
+
+    def _handle(self, event: dict[str, Any], job: Job) -> Verdict:
+        event["job_id"] = job.id
+        # Read once: a new one may take its place at any moment.
+        pipelines = self.pipelines = self._shared.pipelines
+        try:
+            pipeline = pipelines.by_type.get(event["event"])
+            if pipeline is None:
+                return Verdict(Outcome.IGNORED, "no handler")
+            answer = Answer()
+            try:
+                pipeline.call(event, self.source, answer)
+            except (SystemExit, KeyboardInterrupt, GeneratorExit):
+                raise
+            except BaseException as exc:
+                if type(exc).__name__ == "GreenletExit":
+                    raise
+                return judge_failure(exc)
+            return judge_answer(answer)
+        finally:
+            self.pipelines = None
+
+    def _apply(self, verdict: Verdict, kind: str, event: dict[str, Any], job: Job) -> Outcome:
+        """Settle the event as decided; returns what was done at last."""
+        outcome = verdict.outcome
+        if outcome is Outcome.HANDLED:
+            self._settle(job, self.source.delete)
+            return outcome
+        delay_s = 0.0
+        if outcome in (Outcome.RETRY, Outcome.UNANSWERED):
+            attempts = self._attempts(job)
+            limit = self._shared.settings.max_attempts
+            if limit and attempts >= limit:
+                outcome = Outcome.BURIED
+                verdict = verdict._replace(reason=f"{verdict.reason} (given up after {attempts} deliveries)")
+            elif outcome is Outcome.RETRY:
+                delay_s = self._delay_s(verdict, attempts)
+        self._log(verdict, outcome, kind, event, job, delay_s)
+        if outcome is Outcome.IGNORED:
+            self._settle(job, self.source.delete)
+        elif outcome is Outcome.RETRY:
+            self._settle(job, lambda one: self.source.release(one, delay_s))
+        elif outcome is Outcome.BURIED:
+            self._settle(job, self.source.bury)
+        return outcome
+
+    def _delay_s(self, verdict: Verdict, attempts: int) -> float:
+        if verdict.delay_s is not None:
+            return max(0.0, verdict.delay_s)
+        settings = self._shared.settings
+        return retry_delay_s(attempts, settings.retry_delay_s, settings.retry_delay_max_s)
+
+    def _attempts(self, job: Job) -> int:
+        try:
+            return self.source.attempts(job)
+        except SourceError:
+            return 1
+
+    def _settle(self, job: Job, action: Callable[[Job], bool]) -> None:
+        """Tell the queue; when that fails, the event comes again, which filters must stand."""
+        try:
+            if not action(job):
+                self._shared.complaints.say(
+                    "not ours", logging.WARNING, "event %s took too long, it comes again", job.id
+                )
+        except SourceClosed:
+            return
+        except SourceError as exc:
+            self.counts.source_errors += 1
+            self._shared.complaints.say(
+                "settle", logging.WARNING, "event %s is not settled, it comes again: %s", job.id, exc
+            )
+
+    def _log(
+        self, verdict: Verdict, outcome: Outcome, kind: str, event: dict[str, Any], job: Job, delay_s: float
+    ) -> None:
+        request_id = event.get("request_id") or "-"
+        if outcome is Outcome.BURIED:
+            # What was asked for is no news; everything else is, with the event itself.
+            body = job.body[:_BODY_LOGGED_BYTES].decode("utf-8", "replace")
+            self._shared.logger.log(
+                verdict.level, "event %s %s buried: %s [%s] %s", job.id, kind, verdict.reason, request_id,
+                body if verdict.level > logging.INFO else "", exc_info=verdict.trace,
+            )  # fmt: skip
+            return
+        fate = {
+            Outcome.IGNORED: "deleted",
+            Outcome.RETRY: f"comes again in {delay_s:.1f} s",
+            Outcome.UNANSWERED: "comes again when its time to run is over",
+        }.get(outcome, outcome.value)
+        key = (outcome, kind, verdict.reason.partition(":")[0])
+        self._shared.complaints.say(
+            key, verdict.level, "event %s %s %s: %s [%s]", job.id, kind, fate, verdict.reason, request_id
+        )
+
+
+def _lag(outcome: Outcome, when: Any) -> tuple[float | None, float]:
+    """Age of an event that is done (None: it is not, or has no date), and the present time."""
+    now_s = time.time()
+    if outcome not in (Outcome.HANDLED, Outcome.IGNORED) or type(when) not in (int, float) or when <= 0:
+        return None, now_s
+    when_s = when / 1e6 if when > _MICROSECONDS_MIN else when
+    return max(0.0, now_s - when_s), now_s
