@@ -80,14 +80,12 @@ class AccountUpdateFilter(Filter):
     def _tell(self, env: Env, url: dict[str, Any]) -> None:
         """:raises OioException: when the event has to come again, or makes no sense."""
         kind, account, container = env["event"], url.get("account"), url.get("user")
-        when = env.get("when")
         if not _is_name(account) or not _is_name(container):
             self.bury(f"{kind} without account or container: {url}")
-        if not isinstance(when, (int, float)) or isinstance(when, bool) or when < 0:
-            self.bury(f"{kind} without date: {when!r}")
+        when_s = self.when_of(env) / 1e6
         reqid = str(env.get("request_id") or "") or request_id(_REQID_PREFIX)
-        metadata = _ACTIONS[kind](self, env, when / 1e6)
-        late = time.time() - when / 1e6 > LATE_S
+        metadata = _ACTIONS[kind](self, env, when_s)
+        late = time.time() - when_s > LATE_S
         if metadata is None:
             self._create_account(account, container, late, reqid)
             return

@@ -49,6 +49,8 @@ Callback = Callable[[int, str], Any]
 Application = Callable[[Env, Any, Callback], Any]
 
 STATUS_RETRY = 503
+# No date in microseconds is as large: it fits in 64 bits.
+_WHEN_END = 2.0**63
 
 
 class Filter:
@@ -103,6 +105,13 @@ class Filter:
         """Put the event aside, for a person. :raises ExplicitBury: always."""
         self.count("buried")
         raise ExplicitBury(message)
+
+    def when_of(self, env: Env) -> int:
+        """Date of an event, in microseconds. :raises ExplicitBury: when it has none."""
+        when = env.get("when")
+        if not isinstance(when, (int, float)) or isinstance(when, bool) or not 0 <= when < _WHEN_END:
+            self.bury(f"{env.get('event')} without date: {when!r}")
+        return int(when)
 
     def float_option(self, name: str, default: float, minimum: float = 0.0) -> float:
         """Value of an option that is a number. :raises ConfigurationException: when it is not."""

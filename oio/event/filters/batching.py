@@ -194,5 +194,5 @@ def _outcome(reply: dict[str, Any]) -> StatusMessageException | None:
     status = int(reply["status"])
     if status < 400:
         return None
-    error: ClientException = from_status(status, reply.get("message"))
+    error: ClientException = from_status(status, str(reply.get("message") or "n/a"))
     return error

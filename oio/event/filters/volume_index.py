@@ -54,12 +54,12 @@ class VolumeIndexFilter(Filter):
         """Handle one event."""
         action = self.actions.get(env.get("event", ""))
         if action is not None:
-            when = env.get("when")
-            if not isinstance(when, (int, float)) or isinstance(when, bool) or when < 0:
-                self.bury(f"{env['event']} without date: {when!r}")
-            reqid = str(env.get("request_id") or "").strip("-") or request_id(_REQID_PREFIX)
+            when = self.when_of(env)
+            reqid = str(env.get("request_id") or "")
+            if reqid in ("", "-"):  # what a rawx writes for a request without id
+                reqid = request_id(_REQID_PREFIX)
             try:
-                action(self, env, int(when), {"reqid": reqid, **self._timeouts})
+                action(self, env, when, {"reqid": reqid, **self._timeouts})
             except ExplicitBury:
                 raise
             except (OioException, HttpClientError) as exc:
