@@ -164,6 +164,22 @@ DECLARED: dict[str, Variable] = _declare(
     # Events.
     Variable("rawx.events_allowed", "bool", True, "Do chunk servers emit events?"),
     Variable("events.common.pending.max", "int", 10000, "Events kept in memory", 1, 2**31),
+    Variable("events.common.pending.delay", "duration", 1.0, "States wait for others", 0.01, 3600),
+    Variable("meta2.tube.container_new", "str", "oio", "Tube of storage.container.new"),
+    Variable("meta2.tube.container_deleted", "str", "oio", "Tube of storage.container.deleted"),
+    Variable("meta2.tube.container_state", "str", "oio", "Tube of storage.container.state"),
+    Variable("meta2.tube.container_updated", "str", "oio", "Tube of storage.container.update"),
+    Variable("meta2.tube.content_created", "str", "oio", "Tube of storage.content.new"),
+    Variable("meta2.tube.content_appended", "str", "oio", "Tube of storage.content.append"),
+    Variable("meta2.tube.content_deleted", "str", "oio", "Tube of storage.content.deleted"),
+    Variable("meta2.tube.content_updated", "str", "oio", "Tube of storage.content.update"),
+    Variable("meta2.tube.content_drained", "str", "oio", "Tube of storage.content.drained"),
+    Variable("meta2.tube.content_broken", "str", "oio", "Tube of storage.content.broken, .perfectible"),
+    Variable("meta2.tube.meta2_deleted", "str", "oio", "Tube of storage.meta2.deleted"),
+    Variable("rawx.tube.chunk_created", "str", "oio", "Tube of storage.chunk.new"),
+    Variable("rawx.tube.chunk_deleted", "str", "oio", "Tube of storage.chunk.deleted"),
+    Variable("meta1.tube.services", "str", "oio", "Tube of account.services"),
+    Variable("meta1.tube.references", "str", "oio", "Tube of no event"),
     # Bases.
     Variable("sqliterepo.repo.hard_max", "int", 1024, "Open bases at most", 1, 2**20),
     Variable("sqliterepo.cache.timeout.open", "duration", 20.0, "Wait for a base", 0.01, 3600),
@@ -186,6 +202,7 @@ DECLARED: dict[str, Variable] = _declare(
 #: Variables that files of older versions set, and why they change nothing here.
 WITHOUT_EFFECT = {
     "core.sds.strict_utf8": "names are always UTF-8",
+    "meta1.tube.references": "no event tells of references without services",
     "proxy.period.refresh.srvtypes": "types come with the services, see proxy.period.cs.downstream",
     "proxy.period.reload.nsinfo": "policies come with the services, see proxy.period.cs.downstream",
 }

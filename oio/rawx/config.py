@@ -20,6 +20,8 @@ from oio.common.service import parse_address
 TRUE_WORDS = frozenset({"ok", "yes", "true", "enable", "enabled", "yeah", "on", "1"})
 FALSE_WORDS = frozenset({"ko", "no", "false", "disable", "disabled", "nope", "off", "0"})
 BUFFER_KIB_MIN, BUFFER_KIB_MAX, BUFFER_KIB_DEFAULT = 32, 8192, 2048
+# About 1.3 million events.
+JOURNAL_MIB_DEFAULT = 1024
 HASH_DIGITS_MAX = 24  # directory levels are made of the digits that every chunk id has
 
 _ALIASES = {
@@ -78,6 +80,8 @@ class RawxConfig:
     headers_buffer_size: int = 65536
     events: bool = True
     event_queue: str = ""
+    events_journal: str = ""
+    events_journal_size: int = JOURNAL_MIB_DEFAULT << 20
     tls_rawx_url: str = ""
     tls_cert_file: str = ""
     tls_key_file: str = ""
@@ -211,6 +215,8 @@ def _build(options: dict[str, str], warnings: tuple[str, ...]) -> RawxConfig:
         headers_buffer_size=number("headers_buffer_size", 65536, 1024),
         events=flag("events", True),
         event_queue=options.get("event_queue", ""),
+        events_journal=options.get("events_journal", ""),
+        events_journal_size=number("events_journal_size", JOURNAL_MIB_DEFAULT, 32) << 20,
         tls_rawx_url=options.get("tls_rawx_url", ""),
         tls_cert_file=options.get("tls_cert_file", ""),
         tls_key_file=options.get("tls_key_file", ""),

@@ -2,143 +2,72 @@
 # SPDX-License-Identifier: Apache-2.0
 """Telling the rest of the cluster that a chunk appeared or went.
 
-Delivery is asynchronous and best effort: requests never wait for the queue. Events wait in a
-bounded memory; when it is full, or when the queue stays unreachable for about a second, the
-event is written to the log as ``event <json>`` and dropped. The reverse directory is repaired by
-the indexer when that happens.
+An event is in the journal (:mod:`oio.rawx.journal`) before its request is answered. Its time ``when`` orders it
+among the events of its chunk, even when requests overlap: that of a new chunk is taken after its upload began
+and before it has its name, that of a deleted one while it still has its name.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import queue
-import threading
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
 
 from oio.rawx.metadata import ChunkMeta
 
 CHUNK_NEW = "storage.chunk.new"
 CHUNK_DELETED = "storage.chunk.deleted"
-
-MEMORY_EVENTS_MAX = 32768
-BATCH_EVENTS_MAX = 4096
-# Events wait for each other this long, so that a busy service flushes a few times per second, not per chunk.
-LINGER_S = 0.2
-# How long an unreachable queue is retried before its events are dropped, and the pace.
-GIVE_UP_S = 1.0
-RETRY_S = 0.2
-
-logger = logging.getLogger("oio.rawx")
+KINDS = (CHUNK_NEW, CHUNK_DELETED)
 
 
-class Queue(Protocol):
-    """What is needed of an event queue."""
+class EventLog(Protocol):
+    """What is needed of a journal."""
 
-    def put_many(self, events: list[bytes]) -> None:
-        """Add events; they are safe when it returns."""
+    def append(self, event: bytes) -> None:
+        """Keep an event; never raises, never waits for anybody."""
 
-    def close(self) -> None:
-        """Release the resources."""
+    def counters(self) -> dict[str, int]:
+        """Numbers of events."""
+
+    def close(self, timeout_s: float) -> None:
+        """Hand over what waits."""
+
+
+def now_us() -> int:
+    """Current time, for ``when``."""
+    return time.time_ns() // 1000
 
 
 class EventSender:
-    """Hands events to queues, from one thread per queue; each event goes to one queue only."""
+    """Writes the events of one volume, each kind in its journal."""
 
-    def __init__(
-        self,
-        openers: list[Callable[[], Queue]],
-        volume_id: str,
-        service_id: str,
-        capacity: int = MEMORY_EVENTS_MAX,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, journals: Mapping[str, EventLog], volume_id: str, service_id: str) -> None:
+        self._journals = journals
         self._volume_id = volume_id
         self._service_id = service_id
-        self._capacity = capacity
-        self._clock = clock
-        self._waiting: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
-        self._stopping = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(opener,), name=f"rawx-events-{i}", daemon=True)
-            for i, opener in enumerate(openers)
-        ]
-        for thread in self._threads:
-            thread.start()
 
-    def emit(self, kind: str, meta: ChunkMeta, reqid: str, whole: bool) -> None:
-        """Queue one event without waiting. `whole` tells every field, not only whose chunk it is."""
-        if not self._threads:
-            return
-        item = (kind, time.time(), reqid, meta, whole)
-        if self._waiting.qsize() >= self._capacity:
-            self._drop([self._encode(item)], "too many events are waiting")
-            return
-        self._waiting.put(item)
+    def emit(self, kind: str, meta: ChunkMeta, reqid: str, whole: bool, when_us: int) -> None:
+        """Tell one event. ``whole`` tells every field, not only whose chunk it is."""
+        self._journals[kind].append(self._encode(kind, meta, reqid, whole, when_us))
+
+    def counters(self) -> dict[str, int]:
+        """Sums of the counters of the journals."""
+        total: Counter[str] = Counter()
+        for journal in set(self._journals.values()):
+            total.update(journal.counters())
+        return dict(total)
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Hand over what waits, within a bound; what remains is logged."""
-        self._stopping.set()
-        for _ in self._threads:
-            self._waiting.put(None)
-        deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        left = [item for item in self._take_ready() if item is not None]
-        self._drop([self._encode(item) for item in left], "the service stops")
+        """Close the journals, within a bound."""
+        for journal in set(self._journals.values()):
+            journal.close(timeout_s)
 
-    def _run(self, opener: Callable[[], Queue]) -> None:
-        target: Queue | None = None
-        running = True
-        while running:
-            first = self._waiting.get()
-            self._stopping.wait(LINGER_S)
-            items = [first, *self._take_ready(BATCH_EVENTS_MAX - 1)]
-            if None in items:
-                running = False
-                # The mark of another thread is put back; events that follow are this one's.
-                for _ in range(items.count(None) - 1):
-                    self._waiting.put(None)
-            batch = [self._encode(item) for item in items if item is not None]
-            if batch:
-                target = self._hand_over(opener, target, batch)
-        if target is not None:
-            target.close()
-
-    def _take_ready(self, limit: int | None = None) -> list[tuple[Any, ...] | None]:
-        ready: list[tuple[Any, ...] | None] = []
-        while limit is None or len(ready) < limit:
-            try:
-                ready.append(self._waiting.get_nowait())
-            except queue.Empty:
-                break
-        return ready
-
-    def _hand_over(self, opener: Callable[[], Queue], target: Queue | None, batch: list[bytes]) -> Queue | None:
-        """Give a batch to the queue, again for a while when it fails; gives the queue if it works.
-
-        A batch that failed may have been taken in part: events can be seen twice.
-        """
-        deadline = self._clock() + GIVE_UP_S
-        while True:
-            try:
-                if target is None:
-                    target = opener()
-                target.put_many(batch)
-                return target
-            except Exception as err:  # whatever a queue raises, the event ends in the log
-                if target is not None:
-                    _close_quietly(target)
-                    target = None
-                if self._clock() >= deadline:
-                    self._drop(batch, f"{type(err).__name__}: {err}")
-                    return None
-            self._stopping.wait(RETRY_S)
-
-    def _encode(self, item: tuple[Any, ...]) -> bytes:
-        kind, when, reqid, meta, whole = item
+    def _encode(
+        self, kind: str, meta: ChunkMeta, reqid: str, whole: bool, when_us: int
+    ) -> bytes:
         data = {
             "volume_id": self._volume_id,
             "volume_service_id": self._service_id,
@@ -159,26 +88,30 @@ class EventSender:
         }
         event = {
             "event": kind,
-            "when": int(when * 1_000_000),
+            "when": when_us,
             "request_id": reqid or "-",
             "data": data,
         }
-        return json.dumps(event).encode("ascii") + b"\n"
+        return _encode(event) + b"\n"
 
-    def _drop(self, events: list[bytes], reason: str) -> None:
-        if events:
-            logger.error("%d events dropped: %s", len(events), reason)
-        for event in events:
-            logger.error("event %s", event.decode("ascii").rstrip())
+
+class _ChunkName(msgspec.Struct):
+    chunk_id: str = ""
+
+
+class _ChunkEvent(msgspec.Struct):
+    data: _ChunkName
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(_ChunkEvent).decode
+
+
+def chunk_of(event: bytes) -> str:
+    """The chunk that an event tells of."""
+    return _decode(event).data.chunk_id
 
 
 def _utf8(text: str) -> str:
     """Texts of headers are latin-1 views of bytes; events show them as the UTF-8 they mostly are."""
     return text if text.isascii() else text.encode("latin-1").decode("utf-8", "replace")
-
-
-def _close_quietly(target: Queue) -> None:
-    try:
-        target.close()
-    except Exception as err:  # it already failed once, and that is reported
-        logger.debug("closing a broken event queue: %s", err)

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 from oio.common.configuration import load_namespace_conf
@@ -19,16 +19,20 @@ from oio.common.exceptions import ConfigurationException
 from oio.common.service import command_line, install_verbosity_signals
 from oio.common.variables import Variables
 from oio.common.volume_lock import lock_volume
-from oio.event.queue import open_queue, producer_url
+from oio.event.queue import DEFAULT_TUBE, QueueError, producer_url, split_urls
+from oio.event.routing import TUBE_VARIABLES, RoutedQueue
+from oio.event.spool import SpoolQueue, spool_from_url
 from oio.rawx import config as configuration
-from oio.rawx import logs
+from oio.rawx import events, logs
 from oio.rawx.config import RawxConfig
-from oio.rawx.events import EventSender, Queue
+from oio.rawx.journal import Journal
 from oio.rawx.server import Rawx, store_options
 from oio.rawx.store import Volume
 
 STOP_GRACE_S = 10.0
 EVENTS_DRAIN_S = 5.0
+# In the volume. No chunk is there: names of hashed directories are hexadecimal.
+JOURNAL_DIRECTORY = ".events"
 # The kernel may hand a signal to a thread other than the main one (it does when a debugger holds the
 # main one); the handler then runs when the main thread wakes up.
 SIGNAL_POLL_S = 1.0
@@ -76,16 +80,22 @@ def run(config: RawxConfig, *, log: logs.LogWriter | None, verbose: bool, servic
     """Lock the volume, serve until a signal comes, and stop in good order."""
     if not os.path.isdir(config.docroot):
         raise ConfigurationException(f"docroot: {config.docroot} is not a directory")
-    openers = queue_openers(config)
     lock = None if servicing else lock_volume(config.docroot, config.namespace, "rawx", config.volume_id)
     volume = Volume(config.docroot, store_options(config, exclusive=lock is not None))
-    sender = EventSender(openers, config.listen, config.service_id) if openers else None
+    try:
+        journals = open_journals(config, servicing)
+    except ConfigurationException:
+        if lock is not None:
+            lock.release()
+        raise
+    sender = events.EventSender(journals, config.listen, config.service_id)
     rawx = Rawx(
         config,
-        emit=sender.emit if sender else None,
+        emit=sender.emit if journals else None,
         volume=volume,
         log=log,
         verbose=verbose,
+        event_counters=sender.counters if journals else None,
     )
     asked, sweeper = threading.Event(), None
 
@@ -110,8 +120,7 @@ def run(config: RawxConfig, *, log: logs.LogWriter | None, verbose: bool, servic
     finally:
         asked.set()
         rawx.stop(STOP_GRACE_S)
-        if sender is not None:
-            sender.close(EVENTS_DRAIN_S)
+        sender.close(EVENTS_DRAIN_S)
         if sweeper is not None:
             sweeper.join(1.0)
         if lock is not None:
@@ -126,44 +135,56 @@ def _tend(volume: Volume, config: RawxConfig, stop: threading.Event) -> None:
         volume.prepare_directories(stop)
 
 
-def queue_openers(config: RawxConfig) -> list[Callable[[], Queue]]:
-    """One function per event queue, that connects to it; none when events are off.
+def open_journals(config: RawxConfig, servicing: bool = False) -> dict[str, Journal]:
+    """For each kind of event, the journal that keeps it until the queue has it; empty when events are off.
 
     A spool of ``event_queue`` is the one of this service; that of the namespace is common to the services
-    of the host, each of which has its own sub-directory.
+    of the host, each of which has its own sub-directory. A spool is its own journal.
     """
     if not config.events:
-        return []
+        return {}
     namespace = load_namespace_conf(config.namespace, failsafe=True, fresh=True)
-    if not Variables(namespace)["rawx.events_allowed"]:
-        return []
-    urls = _urls(config.event_queue)
+    variables = Variables(namespace)
+    if not variables["rawx.events_allowed"]:
+        return {}
+    urls = split_urls(config.event_queue)
     if not urls:
-        common = _urls(namespace.get("event-agent") or "")
+        common = split_urls(namespace.get("event-agent") or "")
         urls = [producer_url(url, "rawx", config.volume_id) for url in common]
     if not urls:
         raise ConfigurationException(
             f"events are on and no queue is configured: set event_queue here, or event-agent in "
             f"the section [{config.namespace}] of the namespace configuration"
         )
-    openers: list[Callable[[], Queue]] = [functools.partial(open_queue, url) for url in urls]
-    for opener in openers:
-        _check_queue(opener)
-    return openers
-
-
-def _urls(text: str) -> list[str]:
-    return [url.strip() for url in text.split(";") if url.strip()]
-
-
-def _check_queue(opener: Callable[[], Queue]) -> None:
-    """An URL that can never work is fatal; a queue that is down will be tried again later."""
     try:
-        opener().close()
-    except ValueError as err:
+        if not any(url.startswith("spool://") for url in urls):
+            return dict.fromkeys(events.KINDS, _forwarding_journal(config, urls, variables, servicing))
+        if len(urls) > 1:
+            raise ConfigurationException("event queue: a spool must be the only queue of a service")
+        return _spools(urls[0], variables)
+    except (ValueError, QueueError) as err:
         raise ConfigurationException(f"event queue: {err}") from None
-    except Exception as err:  # whatever the connection raises
-        logger.warning("the event queue does not answer yet: %s: %s", type(err).__name__, err)
+
+
+def _forwarding_journal(
+    config: RawxConfig, urls: list[str], variables: Variables, servicing: bool
+) -> Journal:
+    opener = functools.partial(RoutedQueue, ";".join(urls), variables)
+    opener().close()  # a malformed URL is told at once
+    directory = config.events_journal or os.path.join(config.docroot, JOURNAL_DIRECTORY)
+    if servicing:
+        # The one of the volume belongs to the process that holds the volume.
+        directory += "-servicing"
+    spool = SpoolQueue(directory, max_bytes=config.events_journal_size, fsync=False)
+    return Journal(spool, opener, events.chunk_of if len(urls) > 1 else None)
+
+
+def _spools(url: str, variables: Variables) -> dict[str, Journal]:
+    if "fsync=" not in url:
+        url += ("&" if "?" in url else "?") + "fsync=0"
+    tubes = {kind: variables[TUBE_VARIABLES[kind]] or DEFAULT_TUBE for kind in events.KINDS}
+    journals = {tube: Journal(spool_from_url(url, tube)) for tube in set(tubes.values())}
+    return {kind: journals[tube] for kind, tube in tubes.items()}
 
 
 def run_and_exit() -> NoReturn:

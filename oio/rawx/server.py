@@ -27,7 +27,7 @@ from oio.rawx.logs import LogWriter
 from oio.rawx.metadata import BadHeader, MalformedFullpath
 from oio.rawx.probe import VolumeProbe
 from oio.rawx.stats import Stats
-from oio.rawx.store import StoreOptions, Volume
+from oio.rawx.store import ChunkIsNewer, StoreOptions, Volume
 
 # Receiving more than this at once gains nothing: the bytes would leave the cache of the processor
 # between the moment they are received, hashed and written.
@@ -37,9 +37,13 @@ RECEIVE_BYTES_MAX = 512 << 10
 # chunk exists (contract: rawx PUT).
 DISCARD_BYTES_MAX = 4 << 20
 
+# Of DELETE: only remove the chunk if its bytes were written before this time (microseconds). Chunk ids can be
+# used again; a deletion that comes late must not hit the next chunk of that name.
+CREATED_BEFORE = "x-oio-chunk-created-before"
+
 logger = logging.getLogger("oio.rawx")
 
-Emit = Callable[[str, metadata.ChunkMeta, str, bool], None]
+Emit = Callable[[str, metadata.ChunkMeta, str, bool, int], None]
 
 
 def status_of(error: OSError) -> int:
@@ -91,6 +95,7 @@ class Rawx:
         probe: VolumeProbe | None = None,
         log: LogWriter | None = None,
         verbose: bool = False,
+        event_counters: Callable[[], dict[str, int]] | None = None,
     ) -> None:
         try:
             compression.check(config.compression)
@@ -102,6 +107,7 @@ class Rawx:
         self.stats = Stats()
         self.address = config.listen
         self._emit = emit
+        self._event_counters = event_counters
         self._log = log
         self._verbose = verbose
         self._buffers = upload.BufferPool(min(config.buffer_size, RECEIVE_BYTES_MAX))
@@ -173,6 +179,8 @@ class Rawx:
             return self._error(500, f"incomplete upload: {err}", close=True)
         except BadHeader as err:
             return self._error(400, str(err))
+        except ChunkIsNewer as err:
+            return self._error(412, str(err))
         except download.Inconsistent as err:
             logger.error("%s [%s]", err, request.reqid or "-")
             return self._error(412, str(err))
@@ -206,8 +214,9 @@ class Rawx:
                 target.abort()  # the space is needed more than the answer
                 self._discard_body(request, deadline, DISCARD_BYTES_MAX)
                 raise
+            when_us = events.now_us()
             target.commit(metadata.attributes_of(meta))
-        self._tell(events.CHUNK_NEW, meta, request, whole=True)
+        self._tell(events.CHUNK_NEW, meta, request, when_us, whole=True)
         return Response(
             201,
             headers=(
@@ -234,8 +243,14 @@ class Rawx:
         return Response(200, headers=headers, content_length=size)
 
     def _delete(self, request: Request, chunk_id: str) -> Response:
-        meta = self.volume.delete(chunk_id)
-        self._tell(events.CHUNK_DELETED, meta, request, whole=False)
+        limit = request.headers.get(CREATED_BEFORE)
+        if limit is None:
+            meta, when_us = self.volume.delete(chunk_id)
+        else:
+            if not metadata.is_decimal64(limit):
+                raise BadHeader(f"{CREATED_BEFORE}: {limit[:32]!r} is not a number of microseconds")
+            meta, when_us = self.volume.delete(chunk_id, int(limit))
+        self._tell(events.CHUNK_DELETED, meta, request, when_us, whole=False)
         return Response(204)
 
     def _copy(self, request: Request, chunk_id: str) -> Response:
@@ -246,8 +261,9 @@ class Rawx:
             return self._error(403, "a chunk cannot be a link to itself")
         meta = metadata.ChunkMeta(target_id)
         metadata.apply_fullpath(meta, request.headers)
+        when_us = events.now_us()
         self.volume.link(chunk_id, target_id, meta.fullpath)
-        self._tell(events.CHUNK_NEW, meta, request, whole=False)
+        self._tell(events.CHUNK_NEW, meta, request, when_us, whole=False)
         return Response(201)
 
     def _not_allowed(self, request: Request, _chunk_id: str = "") -> Response:
@@ -308,9 +324,11 @@ class Rawx:
         finally:
             self._buffers.give_back(buffer)
 
-    def _tell(self, kind: str, meta: metadata.ChunkMeta, request: Request, whole: bool) -> None:
+    def _tell(
+        self, kind: str, meta: metadata.ChunkMeta, request: Request, when_us: int, whole: bool
+    ) -> None:
         if self._emit is not None:
-            self._emit(kind, meta, request.reqid, whole)
+            self._emit(kind, meta, request.reqid, whole, when_us)
 
     def _error(self, status: int, message: str, close: bool = False) -> Response:
         """An error has no body (contract); its reason is a header in verbose mode only."""
@@ -337,6 +355,11 @@ class Rawx:
         families = self.stats.metrics()
         healthy = float(self.probe.healthy())
         families.append(Metric("oio_rawx_volume_up", "gauge", "Does the volume work?", [({}, healthy)]))
+        if self._event_counters is not None:
+            samples = [({"what": what}, float(count)) for what, count in self._event_counters().items()]
+            families.append(
+                Metric("oio_rawx_events", "counter", "Events: journal, queue, log; failed calls", samples)
+            )
         return Response(200, render(families), [("Content-Type", CONTENT_TYPE)])
 
     def _info(self) -> list[str]:

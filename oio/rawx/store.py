@@ -24,9 +24,11 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 from oio.rawx import metadata, syscalls
 from oio.rawx.dirsync import DirectorySyncer, DirectoryTree
@@ -79,6 +81,17 @@ class StoreOptions:
     exclusive: bool = True
     """Does this process hold the lock of the volume? Then a temporary file that no request of
     this process owns is the leftover of a crash."""
+
+
+class ChunkIsNewer(Exception):
+    """Raised when a chunk that should only go if it is old was written since."""
+
+
+class Deletion(NamedTuple):
+    """What was removed, and a time (microseconds) at which it was still there."""
+
+    meta: ChunkMeta
+    when_us: int
 
 
 class Volume:
@@ -179,7 +192,7 @@ class Volume:
         finally:
             os.close(fd)
 
-    def delete(self, chunk_id: str) -> ChunkMeta:
+    def delete(self, chunk_id: str, created_before_us: int | None = None) -> Deletion:
         """Remove a chunk; gives back what was known of it.
 
         The attribute that names the chunk must not stay on an inode that other names share.
@@ -187,13 +200,31 @@ class Volume:
         chunk, which a second delete removes, rather than a name without chunk. With a single name
         there is nothing to clean, unless a link was made between the count and the unlink: the
         second count, which no link through this name can follow, tells.
+
+        With ``created_before_us`` a chunk whose bytes were written later stays: :class:`ChunkIsNewer`.
+        No upload of the chunk begins between the look at its time and the unlink. Another name of old
+        bytes (a link) is as old as they are.
         """
+        if created_before_us is None:
+            return self._delete(chunk_id, None)
+        self._claim(chunk_id)
+        try:
+            return self._delete(chunk_id, created_before_us)
+        finally:
+            self._release(chunk_id)
+
+    def _delete(self, chunk_id: str, created_before_us: int | None) -> Deletion:
         directory = self.directory_of(chunk_id)
         path = f"{directory}/{chunk_id}"
         name = XATTR_FULLPATH + chunk_id
         fd = os.open(path, self._read_flags)
         try:
+            if created_before_us is not None:
+                created_us = os.fstat(fd).st_mtime_ns // 1000
+                if created_us > created_before_us:
+                    raise ChunkIsNewer(f"chunk {chunk_id} was written at {created_us}")
             meta = _read_owner(fd, chunk_id)
+            when_us = time.time_ns() // 1000
             named = bool(meta.fullpath)
             if named and os.fstat(fd).st_nlink > 1:
                 _remove_xattr_quietly(fd, name)
@@ -205,7 +236,7 @@ class Volume:
             os.close(fd)
         if self.options.fsync_dir:
             self._tree.sync(directory)
-        return meta
+        return Deletion(meta, when_us)
 
     # -- leftovers -----------------------------------------------------------------------------
 

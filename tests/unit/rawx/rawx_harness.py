@@ -143,7 +143,8 @@ class Service:
         self.rawx.start()
         self.client = Client(self.rawx.address)
 
-    def _emit(self, kind, meta, reqid, whole):
+    def _emit(self, kind, meta, reqid, whole, when_us):
+        assert abs(when_us / 1e6 - time.time()) < 60
         self.events.append((kind, meta, reqid, whole))
 
     def path(self, chunk_id=CHUNK):

@@ -2,13 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dispatch, information, counters, probe, logs, TLS, and the configuration file."""
 
-import json
 import logging
 import os
 import socket
 import ssl
 import subprocess
-import threading
 
 import pytest
 from rawx_harness import CHUNK, headers_for, read_reply, wait_for
@@ -17,9 +15,7 @@ from support import held_port
 from oio.common.exceptions import ConfigurationException
 from oio.rawx import config, main
 from oio.rawx.config import RawxConfig
-from oio.rawx.events import EventSender
 from oio.rawx.logs import LogHandler, LogWriter
-from oio.rawx.metadata import ChunkMeta
 from oio.rawx.probe import VolumeProbe, touch_volume
 from oio.rawx.server import Rawx
 
@@ -280,87 +276,6 @@ def test_tls(tmp_path, start):
     assert f"url_tls {address}\n".encode() in service.client.request("GET", "/info").body
 
 
-# -- events ------------------------------------------------------------------------------------
-
-
-class FakeQueue:
-    def __init__(self, failures=0):
-        self.failures = failures
-        self.events = []
-        self.arrived = threading.Event()
-
-    def put_many(self, events):
-        if self.failures:
-            self.failures -= 1
-            raise ConnectionError("unreachable")
-        self.events += events
-        self.arrived.set()
-
-    def close(self):
-        self.arrived.set()
-
-
-META = ChunkMeta(CHUNK, policy="P", method="M", position="0", chunk_hash="AB", chunk_size="1",
-                 fullpath="a/b/c/1/AA", container_id="CID", content_path="\xc3\xa9",
-                 content_version="1", content_id="AA", version="4.2")  # fmt: skip
-
-
-def test_event_envelope():
-    target = FakeQueue(failures=1)
-    sender = EventSender([lambda: target], "127.0.0.1:6201", "NS-rawx-1")
-    sender.emit("storage.chunk.new", META, "REQ-77", True)
-    sender.emit("storage.chunk.deleted", META, "", False)
-    sender.close()
-    assert all(event.endswith(b"\n") and event.isascii() for event in target.events)
-    new, deleted = map(json.loads, target.events)
-    assert isinstance(new.pop("when"), int)
-    data = {
-        "volume_id": "127.0.0.1:6201", "volume_service_id": "NS-rawx-1", "full_path": "a/b/c/1/AA",
-        "container_id": "CID", "content_path": "é", "content_version": "1", "content_id": "AA",
-        "content_storage_policy": "P", "metachunk_hash": "", "metachunk_size": "",
-        "chunk_id": CHUNK, "content_chunk_method": "M", "chunk_position": "0", "chunk_hash": "AB",
-        "chunk_size": "1", "oio_version": "4.2",
-    }  # fmt: skip
-    assert new == {"event": "storage.chunk.new", "request_id": "REQ-77", "data": data}
-    assert deleted["request_id"] == "-"
-    kept = ("volume_id", "volume_service_id", "full_path", "container_id", "content_path",
-            "content_version", "content_id", "chunk_id")  # fmt: skip
-    assert deleted["data"] == {k: v if k in kept else "" for k, v in data.items()}
-
-
-def test_events_that_cannot_be_delivered_are_logged(caplog):
-    clock = Clock()
-
-    def unreachable():
-        clock.now += 2
-        raise ConnectionError("unreachable")
-
-    sender = EventSender([unreachable], "V", "", clock=clock)
-    sender.emit("storage.chunk.new", META, "", True)
-    sender.close()
-    assert 'event {"event": "storage.chunk.new"' in caplog.text
-
-
-def test_the_memory_of_events_is_bounded(caplog):
-    entered, gate = threading.Event(), threading.Event()
-    target = FakeQueue()
-
-    def blocked():
-        entered.set()
-        gate.wait(5)
-        return target
-
-    sender = EventSender([blocked], "V", "", capacity=2)
-    sender.emit("storage.chunk.new", META, "", True)
-    assert entered.wait(5)
-    for _ in range(10):
-        sender.emit("storage.chunk.new", META, "", True)
-    gate.set()
-    sender.close()
-    assert caplog.text.count("too many events") == 8
-    assert len(target.events) == 3
-
-
 # -- configuration -----------------------------------------------------------------------------
 
 
@@ -420,26 +335,6 @@ def test_the_sample_is_valid_and_shows_defaults():
 def test_lzw_is_refused(tmp_path):
     with pytest.raises(ConfigurationException, match="lzw"):
         Rawx(RawxConfig("127.0.0.1:0", "NS", str(tmp_path), compression="lzw"))
-
-
-def test_event_queues(tmp_path, monkeypatch):
-    base = RawxConfig("127.0.0.1:1", "NS", str(tmp_path))
-    conf = tmp_path / "sds.conf"
-    conf.write_text("[NS]\nproxy = 127.0.0.1:1\n")
-    monkeypatch.setenv("OIO_SDS_CONF", str(conf))
-    with pytest.raises(ConfigurationException, match="event-agent"):
-        main.queue_openers(base)
-    conf.write_text(f"[NS]\nproxy = 127.0.0.1:1\nevent-agent = spool://{tmp_path}/a;spool://{tmp_path}/b\n")
-    assert len(main.queue_openers(base)) == 2
-    assert (tmp_path / "a" / "rawx-127.0.0.1_1").is_dir()
-    own = RawxConfig("127.0.0.1:1", "NS", str(tmp_path), event_queue=f"spool://{tmp_path}/own")
-    assert len(main.queue_openers(own)) == 1
-    assert (tmp_path / "own").is_dir()
-    assert main.queue_openers(RawxConfig("127.0.0.1:1", "NS", str(tmp_path), events=False)) == []
-    with pytest.raises(ConfigurationException):
-        main.queue_openers(RawxConfig("127.0.0.1:1", "NS", str(tmp_path), event_queue="x://y"))
-    conf.write_text("[NS]\nrawx.events_allowed = off\n")
-    assert main.queue_openers(own) == []
 
 
 # -- command line ------------------------------------------------------------------------------
