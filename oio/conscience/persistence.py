@@ -23,7 +23,8 @@ import zlib
 import msgspec
 
 from oio.conscience.messages import Message
-from oio.conscience.registry import Registry, SavedService
+from oio.conscience.registry import Registry
+from oio.conscience.replica import Removal, SavedService
 
 FORMAT = 1
 
@@ -35,6 +36,7 @@ class SavedState(Message, kw_only=True):
     namespace: str
     crc32: int
     services: list[SavedService]
+    removals: list[Removal] = []
 
 
 class Persistence:
@@ -70,7 +72,7 @@ class Persistence:
                 " be set again", self._path, exc, aside,
             )
             return 0
-        return self._registry.restore(state.services)
+        return self._registry.restore(state.services, state.removals)
 
     def _verify(self, state: SavedState) -> None:
         if state.format != FORMAT:
@@ -91,13 +93,14 @@ class Persistence:
             # Somebody else may have saved a later state while this thread waited.
             if self._saved_generation >= wanted:
                 return True
-            generation, services = self._registry.save()
+            generation, services, removals = self._registry.save()
             body = msgspec.json.encode(
                 SavedState(
                     format=FORMAT,
                     namespace=self._namespace,
                     crc32=zlib.crc32(msgspec.json.encode(services)),
                     services=services,
+                    removals=removals,
                 )
             )
             try:

@@ -9,6 +9,9 @@ and ``/v1/ping``. Failures answer ``{"status": code, "message": text}``. A lock,
 is on disk when it is answered, unless the disk fails: then it holds in memory, the log says so, and
 ``persistence_failures`` of ``/status`` grows until a later save succeeds.
 
+With ``param_hub.*`` the consciences of a namespace tell each other what they learn: see
+:mod:`oio.conscience.hub`.
+
 ``oio-daemon`` is the same program under its old name, and takes the same files: sections and keys that mean
 nothing here (``[General]``, ``plugins``, numbers of workers…) are left aside.
 """
@@ -26,6 +29,7 @@ import msgspec
 from oio.common import service, status
 from oio.common.exceptions import ConfigurationException
 from oio.common.status import StatusError
+from oio.conscience.hub import Hub
 from oio.conscience.messages import ServiceDef, Services
 from oio.conscience.persistence import Persistence
 from oio.conscience.registry import Registry
@@ -49,10 +53,15 @@ class ConscienceServer:
     """Routes on top of a registry; give :attr:`router` to an HTTP server."""
 
     def __init__(
-        self, registry: Registry, persistence: Persistence | None, logger: logging.Logger
+        self,
+        registry: Registry,
+        persistence: Persistence | None,
+        logger: logging.Logger,
+        hub: Hub | None = None,
     ) -> None:
         self._registry = registry
         self._persistence = persistence
+        self._hub = hub
         self._logger = logger
         self._cache: dict[bool, tuple[int, bytes]] = {}
         self.router = Router()
@@ -160,12 +169,21 @@ class ConscienceServer:
                 ],
             ),
         ]
+        if self._hub is not None:
+            peers = self._hub.status().items()
+            families.append(
+                Metric(
+                    "conscience_hub_connected", "gauge", "Whether each other conscience is followed",
+                    [({"peer": peer}, int(state["connected"])) for peer, state in peers],
+                )
+            )
         return Response(200, render(families), [("Content-Type", CONTENT_TYPE)])
 
     def _statistics(self) -> dict[str, Any]:
         counts = self._registry.statistics()
         counts["saves"] = self._persistence.saves if self._persistence else 0
         counts["persistence_failures"] = self._persistence.failures if self._persistence else 0
+        counts["hub"] = self._hub.status() if self._hub else {}
         return counts
 
     def _save(self) -> None:
@@ -291,16 +309,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def _serve(settings: Settings, path: str, period_s: float) -> int:
     logger = logging.getLogger("oio.conscience")
-    for warning in settings.warnings:
-        logger.warning("%s", warning)
     registry = Registry(settings, logger)
     persistence = Persistence(registry, path, settings.namespace, logger) if path else None
     if persistence is not None:
         logger.info("%d services restored from %s", persistence.load(), path)
-    server = make_server(ConscienceServer(registry, persistence, logger), settings.listen)
+    hub = Hub(settings.hub, registry, persistence) if settings.hub else None
+    server = make_server(ConscienceServer(registry, persistence, logger, hub), settings.listen)
     clockwork = Clockwork(registry, persistence, period_s, logger)
-    # The server stops first, so that the last save holds the last registration.
-    return service.run_until_stopped([server, clockwork], name="conscience")
+    # The hub starts first: nobody is answered before the other consciences told what they know. The clockwork
+    # stops last, so that the last save holds the last registration.
+    if hub is None:
+        return service.run_until_stopped([server, clockwork], name="conscience")
+    return service.run_until_stopped([hub, server, clockwork], [hub.close], name="conscience")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,14 @@ class Storage:
 
 
 @dataclass(frozen=True)
+class HubSettings:
+    """Where the consciences of the namespace tell each other what they learn."""
+
+    listen: tuple[str, int]
+    peers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything the daemon needs."""
 
@@ -75,7 +83,7 @@ class Settings:
     listen: tuple[str, int]
     types: dict[str, ServiceType]
     storage: Storage
-    warnings: tuple[str, ...] = ()
+    hub: HubSettings | None = None
 
 
 def load_settings(path: str) -> Settings:
@@ -99,21 +107,36 @@ def load_settings(path: str) -> Settings:
         listen=_listen_address(server, path),
         types=types,
         storage=Storage(policies, securities, pools),
-        warnings=_hub_warnings(plugin),
+        hub=_hub(plugin, path),
     )
 
 
-def _hub_warnings(plugin: dict[str, str]) -> tuple[str, ...]:
-    """Old files may ask for exchanges between consciences, which this one does not have."""
+def _hub(plugin: dict[str, str], path: str) -> HubSettings | None:
+    """The other consciences; None when this one is alone."""
     own = plugin.get("param_hub.me", "").strip()
-    group = {url.strip() for url in plugin.get("param_hub.group", "").split(",")}
-    others = sorted(group - {own, ""})
+    group = [url.strip() for url in plugin.get("param_hub.group", "").split(",") if url.strip()]
+    listen = _hub_address("param_hub.me", own, path) if own else None
+    peers = [_hub_address("param_hub.group", url, path) for url in group if url != own]
+    others = [peer for peer in dict.fromkeys(peers) if peer != listen]
     if not others:
-        return ()
-    return (
-        f"param_hub.group: nothing is exchanged with {', '.join(others)}, each conscience knows only what is"
-        " registered with it",
+        return None
+    if listen is None:
+        raise ConfigurationException(f"{path}: param_hub.group names others, param_hub.me is missing")
+    return HubSettings(
+        listen=("" if listen[0] == "*" else listen[0], listen[1]),
+        peers=tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in others),
     )
+
+
+def _hub_address(key: str, url: str, path: str) -> tuple[str, int]:
+    """Address of ``tcp://IP:PORT``."""
+    scheme, separator, rest = url.partition("://")
+    try:
+        if scheme != "tcp" or not separator:
+            raise ValueError(f"{url!r} is not tcp://IP:PORT")
+        return parse_address(rest, port_min=1)
+    except ValueError as exc:
+        raise ConfigurationException(f"{path}: {key}: {exc}") from exc
 
 
 def load_storage(path: str) -> tuple[dict[str, str], dict[str, str]]:

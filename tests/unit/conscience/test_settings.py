@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from oio.common.exceptions import ConfigurationException
-from oio.conscience.settings import expand_glob, load_services, load_settings, load_storage
+from oio.conscience.settings import HubSettings, expand_glob, load_services, load_settings, load_storage
 
 ETC = Path(__file__).parents[3] / "etc"
 
@@ -107,6 +107,14 @@ def test_files_of_the_old_daemon(tmp_path):
         f"param_storage_conf={policies}\nparam_service_conf={services}\nparam_hub.group="
     )
     own = "tcp://127.0.0.1:6002"
-    assert load_settings(write(tmp_path / "cs", old + own)).warnings == ()
-    (warning,) = load_settings(write(tmp_path / "cs", f"{old}{own},tcp://127.0.0.2:6002")).warnings
-    assert "tcp://127.0.0.2:6002" in warning
+    assert load_settings(write(tmp_path / "cs", old)).hub is None
+    assert load_settings(write(tmp_path / "cs", old + own)).hub is None
+    group = f"{own}, tcp://127.0.0.2:6002,tcp://[::1]:6003"
+    assert load_settings(write(tmp_path / "cs", old + group)).hub == HubSettings(
+        ("127.0.0.1", 6002), ("127.0.0.2:6002", "[::1]:6003")
+    )
+    for bad in ("127.0.0.2:6002", "tcp://127.0.0.2", "tcp://127.0.0.2:0", "ipc://x:1"):
+        with pytest.raises(ConfigurationException, match=r"hub\.group"):
+            load_settings(write(tmp_path / "cs", old + bad))
+    with pytest.raises(ConfigurationException, match=r"hub\.me is missing"):
+        load_settings(write(tmp_path / "cs", (old + group).replace(f"param_hub.me={own}", "")))
