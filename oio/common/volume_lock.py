@@ -38,8 +38,13 @@ class VolumeLock:
             self._fd = -1
 
 
-def lock_volume(path: str, namespace: str, service_type: str, service_id: str) -> VolumeLock:
-    """Mark a volume as ours, or verify the marks. :raises VolumeLockError: when it cannot be ours."""
+def lock_volume(
+    path: str, namespace: str, service_type: str, service_id: str, create: bool = True
+) -> VolumeLock:
+    """Mark a volume as ours, or verify the marks. :raises VolumeLockError: when it cannot be ours.
+
+    :param create: mark a volume that has no marks; else it is refused.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as exc:
@@ -52,6 +57,8 @@ def lock_volume(path: str, namespace: str, service_type: str, service_id: str) -
         # First look, then touch: a foreign volume is left as it was found.
         marks = ((XATTR_TYPE, service_type), (XATTR_NS, namespace), (XATTR_ID, service_id))
         missing = [(name, value) for name, value in marks if not _verify(fd, path, name, value)]
+        if missing and not create:
+            raise VolumeLockError(errno.ENODATA, f"volume {path} has no mark {missing[0][0]}")
         for name, value in missing:
             os.setxattr(fd, name, value.encode())
         if missing:
