@@ -1,202 +1,340 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Routes of the account service: accounts, and the containers that events make known."""
+"""Routes of the account service: accounts, the containers that events make known, and buckets.
+
+The service itself keeps nothing: any number of workers and of services may stand on the same Redis. While Redis
+does not answer, requests get 503 and can be sent again later.
+"""
 
 from __future__ import annotations
 
-import configparser
+import html
 import logging
-import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
-import apsw
 import msgspec
+from redis.exceptions import RedisError
 
-from oio.account.store import (
+from oio.account.backend import (
+    AccountBackend,
     AccountNotEmpty,
-    AccountStore,
-    ContainerUpdate,
+    BucketLocked,
     StaleUpdate,
     UnknownAccount,
+    UnknownBucket,
     UnknownContainer,
-    normalize_time,
 )
+from oio.account.listing import LISTING_DEFAULT, Query, container_limit
+from oio.account.metrics import Counts, metrics_of
+from oio.account.updates import COUNTER_MAX, COUNTERS, UNKNOWN_TIME, ContainerUpdate, normalize_time
 from oio.common.easy_value import true_value
-from oio.common.metrics import CONTENT_TYPE, Metric, render
-from oio.common.service import command_line, run_until_stopped, setup_logging
+from oio.common.metrics import CONTENT_TYPE, render
 from oio.http.router import Router
-from oio.http.server import HttpError, Request, Response, Server, ServerConfig
+from oio.http.server import BodyError, HttpError, Request, Response
 
-JSON_TYPE = [("Content-Type", "text/json")]
 # Properties of accounts may be large (contract: 2048 properties, values up to 1 MiB).
 BODY_MAX_BYTES = 64 * 2**20
+# Updates of a batch that Redis is given at once.
+UPDATES_AT_ONCE = 1000
 # Programs look for "No update needed" in it.
-_STALE = "No update needed, event older than last container update"
+STALE_MESSAGE = "No update needed, event older than last container update"
+JSON_TYPE = [("Content-Type", "text/json")]
+TEXT_TYPE = [("Content-Type", "text/plain; charset=utf-8")]
+
+_READ = ("GET", "HEAD")
+_WRITE = ("PUT", "POST")
+_ANY = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
+# Asked so often that a line for each, beside the access log, is for debugging only.
+_QUIET = frozenset({"status", "metrics", "container_update", "container_update_many"})
 
 log = logging.getLogger("oio.account")
 
+Scalar = str | bool | int | float
+
 
 class _MetadataBody(msgspec.Struct):
-    metadata: dict[str, str] | None = None
+    metadata: dict[str, Scalar] | None = None
     to_delete: list[str] | None = None
 
 
 class _ContainerBody(msgspec.Struct):
-    name: str
+    name: str = ""
     mtime: float | str | None = None
     dtime: float | str | None = None
-    objects: int = 0
-    bytes: int = 0
-    damaged_objects: int = 0
-    missing_chunks: int = 0
+    objects: int | None = None
+    bytes: int | None = None
+    damaged_objects: int | None = None
+    missing_chunks: int | None = None
     bucket: str | None = None
 
 
+class _BatchItem(_ContainerBody):
+    account: str = ""
+
+
 class _ResetBody(msgspec.Struct):
-    name: str
-    mtime: float | str
+    name: str = ""
+    mtime: float | str | None = None
+
+
+# One decoder each: making one costs more than a body.
+_KINDS: tuple[Any, ...] = (
+    _MetadataBody, _ContainerBody, _ResetBody, list[_BatchItem], list[msgspec.Raw], _BatchItem,
+)  # fmt: skip
+_BODIES: dict[Any, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind, strict=False) for kind in _KINDS
+}
+
+
+class _Outcome(msgspec.Struct):
+    status: int
+    message: str
 
 
 class AccountService:
-    """Handlers of the account service over one store."""
+    """Handlers of the account service over one backend.
 
-    def __init__(self, store: AccountStore) -> None:
-        self.store = store
+    :param siblings: gives the numbers of the other workers of this service, for ``/metrics``.
+    """
+
+    def __init__(
+        self, backend: AccountBackend, siblings: Callable[[], list[bytes]] | None = None
+    ) -> None:
+        self.backend = backend
+        self.counts = Counts()
+        self._siblings = siblings
         self.router = Router(method_not_allowed=self._method_not_allowed)
         route = self._route
-        route("/status", self.status, "GET", "HEAD", "POST", "PUT")
-        route("/metrics", self.metrics, "GET")
-        route("/v1.0/account/create", self.create, "PUT")
-        route("/v1.0/account/delete", self.delete, "POST")
-        route("/v1.0/account/list", self.list_accounts, "GET", "HEAD")
-        route("/v1.0/account/update", self.update, "PUT", "POST")
-        route("/v1.0/account/show", self.show, "GET", "HEAD")
-        route("/v1.0/account/refresh", self.refresh, "POST")
-        route("/v1.0/account/flush", self.flush, "POST")
-        route("/v1.0/account/containers", self.list_containers, "GET", "HEAD")
-        route("/v1.0/account/container/update", self.update_container, "PUT", "POST")
-        route("/v1.0/account/container/reset", self.reset_container, "PUT", "POST")
-        route("/v1.0/account/container/show", self.show_container, "GET", "HEAD")
-        route("/v1.0/account/show-container", self.show_container, "GET", "HEAD")
+        route("/status", self.status, _ANY)
+        route("/metrics", self.metrics, _READ)
+        account = "/v1.0/account/"
+        route(account + "create", self.account_create, ("PUT",))
+        route(account + "delete", self.account_delete, ("POST",))
+        route(account + "list", self.account_list, _READ)
+        route(account + "update", self.account_update, _WRITE)
+        route(account + "show", self.account_show, _READ)
+        route(account + "containers", self.account_containers, _READ)
+        route(account + "buckets", self.account_buckets, _READ)
+        route(account + "refresh", self.account_refresh, ("POST",))
+        route(account + "flush", self.account_flush, ("POST",))
+        route(account + "container/update", self.container_update, _WRITE)
+        route(account + "container/update-many", self.container_update_many, ("POST",))
+        route(account + "container/reset", self.container_reset, _WRITE)
+        route(account + "container/show", self.container_show, _READ)
+        route(account + "show-container", self.container_show, _READ)
+        for show, update, refresh in (
+            ("/v1.0/bucket/show", "/v1.0/bucket/update", "/v1.0/bucket/refresh"),
+            (account + "show-bucket", account + "update-bucket", account + "refresh-bucket"),
+        ):
+            route(show, self.bucket_show, _READ)
+            route(update, self.bucket_update, ("PUT",))
+            route(refresh, self.bucket_refresh, ("POST",))
 
-    def _route(self, path: str, handler: Callable[[Request], Response], *methods: str) -> None:
+    def _route(self, path: str, handler: Callable[[Request], Response], methods: tuple[str, ...]) -> None:
+        name = handler.__name__
+        level = logging.DEBUG if name in _QUIET else logging.INFO
+
         def guarded(request: Request) -> Response:
+            begin = time.perf_counter()
             try:
-                return handler(request)
+                response = handler(request)
+            except RedisError as exc:
+                log.error("%s: Redis: %s: %s [%s]", request.path, type(exc).__name__, exc, request.reqid or "-")
+                self.counts.redis_failed()
+                response = _error(503, f"Could not satisfy the request: {exc}")
+            except BodyError:
+                # The server knows what to do with the connection.
+                raise
+            except HttpError as exc:
+                response = _error(exc.status, exc.message)
             except UnknownAccount as exc:
-                return _text(404, f"Account {exc} not found")
-            except apsw.Error as exc:
-                log.error("%s: %s: %s [%s]", request.path, type(exc).__name__, exc, request.reqid)
-                return _text(503, f"Could not satisfy the request: {exc}")
+                response = _error(404, f"Account {exc} not found")
+            except UnknownContainer as exc:
+                response = _error(404, f"Container {exc} not found")
+            except UnknownBucket as exc:
+                response = _error(404, f"Bucket {exc} not found")
+            except StaleUpdate:
+                response = _error(409, STALE_MESSAGE)
+            except AccountNotEmpty:
+                response = _error(409, "Account not empty")
+            except BucketLocked:
+                response = _error(409, "Refresh on bucket already in progress")
+            duration_s = time.perf_counter() - begin
+            self.counts.handled(name, response.status, duration_s)
+            if log.isEnabledFor(level):
+                log.log(level, "%s %d %.6f - - %s", name, response.status, duration_s, request.reqid or "-")
+            return response
 
         for method in methods:
             self.router.add(method, path, guarded)
 
     def _method_not_allowed(self, request: Request) -> Response:
         allowed = ", ".join(self.router.methods(request.path))
-        return Response(405, b"Method not allowed", [("Allow", allowed)])
+        return Response(405, b"Method not allowed", [("Allow", allowed), *TEXT_TYPE])
 
-    def status(self, _request: Request) -> Response:
+    # --- the service ---
+
+    def status(self, request: Request) -> Response:
         """How many accounts there are."""
-        return _json({"account_count": self.store.count()})
+        return _json({"account_count": self.backend.count(_force_master(request))})
 
-    def metrics(self, _request: Request) -> Response:
-        """Prometheus metrics."""
-        families = [Metric("oio_account_accounts", "gauge", "Accounts", [({}, self.store.count())])]
-        return Response(200, render(families), [("Content-Type", CONTENT_TYPE)])
+    def metrics(self, request: Request) -> Response:
+        """Prometheus metrics, of all workers together; to another worker, the numbers of this one."""
+        if request.peer == "unix":
+            return _json(self.counts.snapshot())
+        total = self.counts.snapshot()
+        for told in self._siblings() if self._siblings else ():
+            total = total.plus(msgspec.json.decode(told, type=type(total)))
+        return Response(200, render(metrics_of(total, self.backend.count())), [("Content-Type", CONTENT_TYPE)])
 
-    def create(self, request: Request) -> Response:
+    # --- accounts ---
+
+    def account_create(self, request: Request) -> Response:
         """201 with the name, 202 when it existed."""
         account = _needed(request, "id", "account")
-        return _text(201, account) if self.store.create(account) else Response(202)
+        return Response(201, account.encode(), TEXT_TYPE) if self.backend.create(account) else Response(202)
 
-    def delete(self, request: Request) -> Response:
+    def account_delete(self, request: Request) -> Response:
         """204, or 409 while there are containers."""
-        try:
-            self.store.delete(_needed(request, "id", "account"))
-        except AccountNotEmpty:
-            return _text(409, "Account not empty")
+        self.backend.delete(_needed(request, "id", "account"))
         return Response(204)
 
-    def list_accounts(self, _request: Request) -> Response:
+    def account_list(self, request: Request) -> Response:
         """Names of all accounts."""
-        return _json(self.store.names())
+        return _json(self.backend.names(_force_master(request)))
 
-    def update(self, request: Request) -> Response:
+    def account_update(self, request: Request) -> Response:
         """Change the metadata of an account."""
         account = _needed(request, "id", "account")
-        body = _body(request, _MetadataBody)
-        self.store.update_metadata(account, body.metadata or {}, body.to_delete or [])
+        self.backend.update_metadata(account, *_metadata(request))
         return Response(204)
 
-    def show(self, request: Request) -> Response:
+    def account_show(self, request: Request) -> Response:
         """Counters and metadata."""
-        return _json(self.store.show(_needed(request, "id", "account")))
+        return _json(self.backend.show(_needed(request, "id", "account"), _force_master(request)))
 
-    def refresh(self, request: Request) -> Response:
-        """Compute the counters again from the containers."""
-        self.store.refresh(_needed(request, "id", "account"))
-        return Response(204)
-
-    def flush(self, request: Request) -> Response:
-        """Forget the containers."""
-        self.store.flush(_needed(request, "id", "account"))
-        return Response(204)
-
-    def list_containers(self, request: Request) -> Response:
+    def account_containers(self, request: Request) -> Response:
         """The account, with one page of its containers."""
-        account = _needed(request, "id", "account")
+        account, force_master = _needed(request, "id", "account"), _force_master(request)
         query = request.query
-        try:
-            limit = int(query.get("limit") or 0)
-        except ValueError:
-            raise HttpError(400, f"limit: not a number: {query['limit']!r}") from None
-        info = self.store.show(account)
-        words = [query.get(key, "") for key in ("marker", "end_marker", "prefix", "delimiter")]
-        buckets_only = true_value(query.get("s3_buckets_only"))
-        info["listing"] = self.store.list_containers(account, limit, *words, s3_buckets_only=buckets_only)
+        wanted = Query(
+            limit=container_limit(_limit(request, 0)),
+            marker=query.get("marker", ""),
+            end_marker=query.get("end_marker", ""),
+            prefix=query.get("prefix", ""),
+            delimiter=query.get("delimiter", ""),
+            s3_buckets_only=true_value(query.get("s3_buckets_only")),
+        )
+        info = self.backend.show(account, force_master)
+        info["listing"] = self.backend.list_containers(account, wanted, force_master)
         return _json(info)
 
-    def update_container(self, request: Request) -> Response:
+    def account_buckets(self, request: Request) -> Response:
+        """The account, with one page of its buckets."""
+        account, force_master = _needed(request, "id", "account"), _force_master(request)
+        query = request.query
+        wanted = Query(
+            limit=_limit(request, LISTING_DEFAULT),
+            marker=query.get("marker", ""),
+            end_marker=query.get("end_marker", ""),
+            prefix=query.get("prefix", ""),
+        )
+        info = self.backend.show(account, force_master)
+        info["listing"], next_marker = self.backend.list_buckets(account, wanted, force_master)
+        info["truncated"] = next_marker is not None
+        if next_marker is not None:
+            info["next_marker"] = next_marker
+        return _json(info)
+
+    def account_refresh(self, request: Request) -> Response:
+        """Compute the counters again from the containers."""
+        self.backend.refresh(_needed(request, "id", "account"))
+        return Response(204)
+
+    def account_flush(self, request: Request) -> Response:
+        """Forget the containers."""
+        self.backend.flush(_needed(request, "id", "account"))
+        return Response(204)
+
+    # --- containers ---
+
+    def container_update(self, request: Request) -> Response:
         """Take the state of a container as an event tells it; 409 when it is not news."""
         account = _needed(request, "id", "account")
-        body = _body(request, _ContainerBody)
-        if not body.name:
-            raise HttpError(400, "Missing container ID")
-        try:
-            update = ContainerUpdate(
-                body.name, normalize_time(body.mtime), normalize_time(body.dtime), body.objects,
-                body.bytes, body.damaged_objects, body.missing_chunks,
-            )
-            self.store.update_container(account, update)
-        except ValueError as exc:
-            raise HttpError(400, f"mtime, dtime: {exc}") from None
-        except StaleUpdate:
-            return _text(409, _STALE)
-        return Response(200, msgspec.json.encode(body.name))
+        update = _update_of(_body(request, _ContainerBody))
+        self.backend.update_container(account, update)
+        return Response(200, msgspec.json.encode(update.name), TEXT_TYPE)
 
-    def reset_container(self, request: Request) -> Response:
+    def container_update_many(self, request: Request) -> Response:
+        """Take the states of containers of any accounts; gives a status and a message for each, in order."""
+        outcomes: list[_Outcome | None] = []
+        updates: list[tuple[str, ContainerUpdate]] = []
+        for item in _items(request):
+            try:
+                if isinstance(item, msgspec.Raw):
+                    item = _decoded(item, _BatchItem)
+                if not item.account:
+                    raise HttpError(400, "Missing account ID")
+                updates.append((item.account, _update_of(item)))
+            except HttpError as exc:
+                outcomes.append(_Outcome(exc.status, exc.message))
+            else:
+                outcomes.append(None)
+        applied = iter(self._apply(updates))
+        return _json([next(applied) if outcome is None else outcome for outcome in outcomes])
+
+    def _apply(self, updates: list[tuple[str, ContainerUpdate]]) -> list[_Outcome]:
+        outcomes: list[_Outcome] = []
+        for start in range(0, len(updates), UPDATES_AT_ONCE):
+            for error in self.backend.update_containers(updates[start : start + UPDATES_AT_ONCE]):
+                if error is None:
+                    outcomes.append(_Outcome(200, ""))
+                elif isinstance(error, StaleUpdate):
+                    outcomes.append(_Outcome(409, STALE_MESSAGE))
+                else:
+                    outcomes.append(_Outcome(404, f"Account {error} not found"))
+        for outcome in outcomes:
+            self.counts.updated(outcome.status)
+        return outcomes
+
+    def container_reset(self, request: Request) -> Response:
         """Set the counters of a container to 0; 404 when it is not known, 409 when it is not news."""
         account = _needed(request, "id", "account")
         body = _body(request, _ResetBody)
         if not body.name:
             raise HttpError(400, "Missing container ID")
-        try:
-            self.store.reset_container(account, body.name, normalize_time(body.mtime))
-        except ValueError as exc:
-            raise HttpError(400, f"mtime: {exc}") from None
-        except UnknownContainer:
-            return _text(404, f"Container {body.name} not found")
-        except StaleUpdate:
-            return _text(409, _STALE)
+        mtime = _time("mtime", body.mtime)
+        if mtime == UNKNOWN_TIME:
+            raise HttpError(400, "Missing mtime")
+        self.backend.reset_container(account, body.name, mtime)
         return Response(204)
 
-    def show_container(self, request: Request) -> Response:
-        """Counters of one container."""
-        account = _needed(request, "id", "account")
-        return _json(self.store.show_container(account, _needed(request, "container", "container")))
+    def container_show(self, request: Request) -> Response:
+        """Counters of one container, known or not."""
+        account, name = _needed(request, "id", "account"), _needed(request, "container", "container")
+        return _json(self.backend.show_container(account, name, _force_master(request)))
+
+    # --- buckets ---
+
+    def bucket_show(self, request: Request) -> Response:
+        """Counters and metadata of a bucket."""
+        return _json(self.backend.show_bucket(_needed(request, "id", "bucket"), _force_master(request)))
+
+    def bucket_update(self, request: Request) -> Response:
+        """Change the metadata of a bucket, which may not exist yet; gives the bucket."""
+        bucket = _needed(request, "id", "bucket")
+        try:
+            return _json(self.backend.update_bucket(bucket, *_metadata(request)))
+        except ValueError as exc:
+            raise HttpError(400, f"metadata: {exc}") from None
+
+    def bucket_refresh(self, request: Request) -> Response:
+        """Compute the counters of a bucket again; 409 while somebody else does."""
+        self.backend.refresh_bucket(_needed(request, "id", "bucket"))
+        return Response(204)
 
 
 def _needed(request: Request, key: str, what: str) -> str:
@@ -206,50 +344,72 @@ def _needed(request: Request, key: str, what: str) -> str:
     return value
 
 
-def _body(request: Request, kind: type[Any]) -> Any:
+def _force_master(request: Request) -> bool:
+    # Clients send the header, the contract names the query.
+    asked = request.query.get("force_master") or request.headers.get("x-oio-force-master")
+    return true_value(asked)
+
+
+def _limit(request: Request, default: int) -> int:
+    text = request.query.get("limit")
     try:
-        return msgspec.json.decode(request.read_all(BODY_MAX_BYTES) or b"{}", type=kind)
-    except msgspec.MsgspecError as exc:
+        return int(text) if text else default
+    except ValueError:
+        raise HttpError(400, f"limit: not a number: {text!r}") from None
+
+
+def _body(request: Request, kind: Any) -> Any:
+    return _decoded(request.read_all(BODY_MAX_BYTES) or b"{}", kind)
+
+
+def _decoded(data: bytes | msgspec.Raw, kind: Any) -> Any:
+    try:
+        return _BODIES[kind].decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise HttpError(400, f"Bad body: {exc}") from None
+
+
+def _items(request: Request) -> list[Any]:
+    """Items of a batch, decoded at once, or one by one when one of them is bad."""
+    data = request.read_all(BODY_MAX_BYTES) or b"[]"
+    try:
+        return list(_BODIES[list[_BatchItem]].decode(data))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return list(_decoded(data, list[msgspec.Raw]))
+
+
+def _metadata(request: Request) -> tuple[dict[str, str], list[str]]:
+    body = _body(request, _MetadataBody)
+    values = {key: _as_text(value) for key, value in (body.metadata or {}).items()}
+    return values, body.to_delete or []
+
+
+def _as_text(value: Scalar) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _update_of(body: _ContainerBody) -> ContainerUpdate:
+    """:raises HttpError: when something in it is missing or bad."""
+    if not body.name:
+        raise HttpError(400, "Missing container ID")
+    counters = [getattr(body, counter) or 0 for counter in COUNTERS]
+    for counter, value in zip(COUNTERS, counters, strict=True):
+        if not -COUNTER_MAX <= value <= COUNTER_MAX:
+            raise HttpError(400, f"{counter}: out of range: {value}")
+    mtime, dtime = _time("mtime", body.mtime), _time("dtime", body.dtime)
+    return ContainerUpdate(body.name, mtime, dtime, body.bucket or "", *counters)
+
+
+def _time(name: str, value: float | str | None) -> str:
+    try:
+        return normalize_time(value)
+    except ValueError as exc:
+        raise HttpError(400, f"{name}: {exc}") from None
 
 
 def _json(data: Any) -> Response:
     return Response(200, msgspec.json.encode(data), JSON_TYPE)
 
 
-def _text(status: int, message: str) -> Response:
-    return Response(status, message.encode(), [("Content-Type", "text/plain; charset=utf-8")])
-
-
-def main(argv: list[str] | None = None) -> int:
-    """``oio-account-server CONFIG``"""
-    parser = command_line("oio-account-server", "Account service")
-    parser.add_argument("config", help="configuration file, section [account-server]")
-    options = parser.parse_args(argv)
-    try:
-        section = _configuration(options.config)
-        setup_logging(section.get("syslog_prefix"), section.get("log_level", "INFO").upper())
-        address = (section.get("bind_addr", "127.0.0.1"), section.getint("bind_port", 8000))
-        store = AccountStore(section["db_path"], section.get("synchronous", "FULL").upper())
-    except (ValueError, OSError, configparser.Error, apsw.Error) as exc:
-        print(f"oio-account-server: {options.config}: {exc}", file=sys.stderr)
-        return 1
-    service = AccountService(store)
-    server = Server(service.router, [address], ServerConfig(generate_reqid_prefix="account-"))
-    return run_until_stopped([server], [store.close], name="account")
-
-
-def _configuration(path: str) -> configparser.SectionProxy:
-    """Read the configuration file. :raises ValueError: when something is missing in it."""
-    conf = configparser.ConfigParser(interpolation=None)
-    with open(path, encoding="utf-8") as stream:
-        conf.read_file(stream)
-    if "account-server" not in conf:
-        raise ValueError("section [account-server] is missing")
-    if not conf["account-server"].get("db_path"):
-        raise ValueError("key db_path is missing")
-    return conf["account-server"]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _error(status: int, message: str) -> Response:
+    return Response(status, html.escape(message).encode(errors="replace"), TEXT_TYPE)

@@ -26,7 +26,7 @@ HEIGHTS = [
     },
     {
         "event.agent", "event.worker", "event.pipelines", "event.handlers", "event.filters", "event.client",
-        "event.account_update", "event.cleaner",
+        "event.account_update", "event.cleaner", "consistency",
     },
     {"meta", "proxy", "rawx", "ecd"},
     {"sandbox"},
@@ -156,7 +156,7 @@ READERS = [
         "oio/rawx/config.py", ["rawx.conf"],
         [r'(?:options\.get|flag|number|integer|_advice)\("(\w+)"', r'^    "(\w+)": "'],
     ),
-    ("oio/account/server.py", ["account-server.conf"], [r'section(?:\.get|\.getint)?[([]"(\w+)"']),
+    ("oio/account/settings.py", ["account-server.conf"], [r'section(?:\.get\(|, )"(\w+)"', r'"(redis_\w+)"']),
     ("oio/ecd/server.py", ["ecd.conf"], [r'section\.get(?:int|boolean)?\("(\w+)"']),
     ("oio/event/agent.py", ["event-agent.conf"], [r'options(?:\.get\(|\[)"(\w+)"']),
     (

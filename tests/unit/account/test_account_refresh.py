@@ -6,7 +6,7 @@
 import pytest
 
 from oio.account.client import AccountClient
-from oio.account.server import AccountService
+from oio.account.sqlite_server import AccountService
 from oio.common import exceptions as exc
 from oio.http.server import Server
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from oio.account.server import AccountService
+from oio.account.sqlite_server import AccountService
 from oio.http.client import HttpPool
 from oio.http.server import Server
 

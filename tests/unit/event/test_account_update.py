@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from support import eventually
 
-from oio.account.server import AccountService
+from oio.account.sqlite_server import AccountService
 from oio.account.store import AccountStore
 from oio.event import agent as agent_module
 from oio.event.account_update import AccountUnreachable, AccountUpdate
