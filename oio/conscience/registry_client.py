@@ -6,8 +6,9 @@
 >>> snapshot = client.snapshot()                                      # doctest: +SKIP
 >>> client.snapshot(known_generation=snapshot.generation)  # None: nothing changed          # doctest: +SKIP
 
-Consciences are tried in order; the next one only when the network or the service behind failed. Anything the
-conscience refuses is a :class:`StatusError` with its code; no conscience at all is code 503.
+Consciences are tried in order; the next one only when the network or the service behind failed. One that is
+silent, which costs time each time it is asked, is asked last for a while. Anything the conscience refuses is a
+:class:`StatusError` with its code; no conscience at all is code 503.
 """
 
 from __future__ import annotations
@@ -29,14 +30,20 @@ from oio.conscience.messages import (
     ServiceDef,
     Snapshot,
 )
-from oio.http.client import HttpClientError, HttpPool, HttpResponse
+from oio.http.client import ConnectTimeout, HttpClientError, HttpPool, HttpResponse, ReadTimeout, WriteTimeout
+
+_SILENCE = (ConnectTimeout, ReadTimeout, WriteTimeout)
 
 # Answers come from memory; more than this means that the host or the network is in trouble.
 TIMEOUT_S = 10.0
+# Time allowed to a conscience when there is another one to ask.
+TIMEOUT_WITH_OTHERS_S = 3.0
+# How long a conscience that let a request time out is asked after the others.
+SUSPICION_S = 15.0
 
 
 class RegistryClient:
-    """Thread-safe; holds no state but its addresses."""
+    """Thread-safe; holds no state but its addresses and when some of them were silent."""
 
     def __init__(
         self, addresses: Sequence[str], pool: HttpPool, timeout_s: float = TIMEOUT_S
@@ -45,6 +52,7 @@ class RegistryClient:
         self.addresses = list(addresses)
         self._pool = pool
         self.timeout_s = timeout_s
+        self._silent: dict[str, float] = {}
 
     def snapshot(
         self, known_generation: int | None = None, full: bool = True, *, reqid: str = ""
@@ -110,12 +118,19 @@ class RegistryClient:
         reqid: str = "",
         within_s: float | None = None,
     ) -> HttpResponse:
-        """Ask the consciences in turn, each for ``timeout_s`` at most, all of them for ``within_s``."""
+        """Ask the consciences in turn, each for ``timeout_s`` at most, all of them for ``within_s``.
+
+        A request that timed out may have been applied. Asking another one again is right all the same: to
+        register, to lock or to forget twice is to do it once.
+        """
         headers = {"x-oio-req-id": reqid} if reqid else {}
         deadline = None if within_s is None else time.monotonic() + within_s
         failures = []
-        for address in self.addresses:
+        addresses = self._in_order()
+        for rank, address in enumerate(addresses, start=1):
             timeout_s = self.timeout_s
+            if rank < len(addresses):
+                timeout_s = min(timeout_s, TIMEOUT_WITH_OTHERS_S)
             if deadline is not None:
                 timeout_s = min(timeout_s, deadline - time.monotonic())
                 if timeout_s <= 0:
@@ -124,11 +139,14 @@ class RegistryClient:
             try:
                 response = self._pool.request(
                     method, f"http://{address}{target}", headers=headers, body=body,
-                    timeout=timeout_s,
+                    timeout=timeout_s, idempotent=True,
                 )
             except HttpClientError as exc:
                 failures.append(f"{address}: {exc}")
+                if isinstance(exc, _SILENCE):
+                    self._silent[address] = time.monotonic()
                 continue
+            self._silent.pop(address, None)
             if response.status < 400:
                 return response
             error = _error_of(response)
@@ -137,9 +155,16 @@ class RegistryClient:
             failures.append(f"{address}: {error}")
         raise StatusError(
             UNAVAILABLE,
-            f"Conscience error: none of {len(self.addresses)} answered"
+            f"Conscience error: none of {len(addresses)} answered"
             f" ({'; '.join(failures) or 'no address configured'})",
         )
+
+    def _in_order(self) -> list[str]:
+        """The addresses, those that were silent lately after the others."""
+        if not self._silent:
+            return self.addresses
+        since = time.monotonic() - SUSPICION_S
+        return sorted(self.addresses, key=lambda address: self._silent.get(address, 0.0) > since)
 
 
 def _with_score(service: ServiceDef, score: int) -> ServiceDef:

@@ -4,6 +4,8 @@
 
 Down: a thread asks for the state every ``proxy.period.cs.downstream``; when it changed, a new
 :class:`~oio.proxy.lb.world.World` replaces the former one. While no conscience answers the last good world stays.
+A conscience that was restarted may have lost what it knew: for a moment, the services known before stay beside
+those that it knows again.
 
 Up: registrations wait in a queue where the last one of each service wins (a plain registration never erases a lock
 or an unlock that waits), sent every ``proxy.period.cs.upstream``. What cannot be sent waits for the next turn; a
@@ -34,6 +36,12 @@ QUEUE_MAX = 100_000
 
 FIRST_TIME_TAG = "tag.1"
 
+#: How long the services known before stay after another run of a conscience answers: every agent registers again
+#: within a few seconds.
+RESTART_GRACE_S = 10.0
+#: The part of a generation that tells the runs apart.
+_RUN_SHIFT = 32
+
 
 class LocalService(NamedTuple):
     """A service that registered through this proxy."""
@@ -53,6 +61,10 @@ class Feed:
         self.snapshot: Snapshot | None = None
         self.extra_pools: dict[str, PoolDefinition] = {}
         self.local: dict[tuple[str, str], LocalService] = {}
+        #: What the conscience told last, and what the former run of it told last while that still counts.
+        self._told: dict[str, list[Service]] = {}
+        self._former: dict[str, list[Service]] = {}
+        self._former_until = 0.0
         self.conscience_addresses: Callable[[], list[str]] | None = None
         self._queue: dict[tuple[str, str], ServiceDef] = {}
         self._known: dict[tuple[str, str], float] = {}
@@ -96,13 +108,30 @@ class Feed:
         :raises StatusError: 503 when no conscience answers; the world stays as it is.
         """
         with self._refresh_lock:
-            known = None if self.snapshot is None or force else self.snapshot.generation
+            grace_over = bool(self._former) and time.monotonic() >= self._former_until
+            last = self.snapshot
+            known = None if last is None or force or grace_over else last.generation
             snapshot = self.registry.snapshot(known_generation=known, full=False)
             if snapshot is None:
                 return False
-            self.snapshot = snapshot
+            self.snapshot = self._completed(last, snapshot)
             self._rebuild()
             return True
+
+    def _completed(self, last: Snapshot | None, snapshot: Snapshot) -> Snapshot:
+        """The new state, with what a conscience that was restarted may not know yet."""
+        now = time.monotonic()
+        with self._queue_lock:
+            if last is not None and last.generation >> _RUN_SHIFT != snapshot.generation >> _RUN_SHIFT:
+                self._former, self._former_until = self._told, now + RESTART_GRACE_S
+            elif now >= self._former_until:
+                self._former = {}
+            self._told = snapshot.services
+            services, count = _with_former(snapshot, self._former)
+        if not count:
+            return snapshot
+        logger.info("%d services of the former run of the conscience are kept for a moment", count)
+        return msgspec.structs.replace(snapshot, services=services)
 
     def rebuild(self) -> None:
         """Make a new world from the last known state: variables or pools of requests changed."""
@@ -236,8 +265,12 @@ class Feed:
         """Drop what waits of the services of a type, and forget that they registered here."""
         self._discard(lambda service: service.type == service_type)
 
-    def _discard(self, gone: Callable[[ServiceDef], bool]) -> None:
+    def _discard(self, gone: Callable[[ServiceDef | Service], bool]) -> None:
         with self._queue_lock:
+            self._told, self._former = (
+                {kind: [one for one in group if not gone(one)] for kind, group in known.items()}
+                for known in (self._told, self._former)
+            )
             self._queue = {key: one for key, one in self._queue.items() if not gone(one)}
             self.local = {key: one for key, one in self.local.items() if not gone(one.service)}
 
@@ -307,6 +340,26 @@ def merged(waiting: ServiceDef | None, service: ServiceDef) -> ServiceDef:
         score=waiting.score if keep_lock else service.score,
         tags={**waiting.tags, **service.tags},
     )
+
+
+def _with_former(
+    snapshot: Snapshot, former: dict[str, list[Service]]
+) -> tuple[dict[str, list[Service]], int]:
+    """The services, with those of ``former`` that are missing from the types that still exist; how many were?"""
+    count = 0
+    completed = dict(snapshot.services)
+    for kind in former.keys() & set(snapshot.types):
+        services = completed.get(kind, [])
+        present = {service.addr for service in services} | {service.service_id for service in services}
+        missing = [
+            service
+            for service in former[kind]
+            if service.addr not in present and service.service_id not in present
+        ]
+        if missing:
+            completed[kind] = services + missing
+            count += len(missing)
+    return completed, count
 
 
 def _key(service: ServiceDef) -> tuple[str, str]:

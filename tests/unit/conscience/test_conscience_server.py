@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from oio.common.status import StatusError
+from oio.conscience import registry_client
 from oio.conscience.messages import ServiceDef
 from oio.conscience.persistence import Persistence
 from oio.conscience.registry import Registry
@@ -141,3 +142,29 @@ def test_the_next_conscience_is_tried(running, pool):
     assert dead in str(caught.value)
     with pytest.raises(StatusError):
         RegistryClient([], pool).types()
+
+
+def test_a_silent_conscience_is_asked_last_for_a_while(running, pool, monkeypatch):
+    monkeypatch.setattr(registry_client, "TIMEOUT_WITH_OTHERS_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hung = "{}:{}".format(*silent.getsockname())
+        client = RegistryClient([hung, running[1]], pool)
+        for _ in range(3):
+            client.register([rawx(1, tag_up=True, stat_cpu=80)])
+        silent.settimeout(0.2)
+        peers = []
+        with pytest.raises(TimeoutError):
+            while True:
+                peers.append(silent.accept()[0])
+        assert len(peers) == 1, "asked once"
+        monkeypatch.setattr(registry_client, "SUSPICION_S", 0.0)
+        assert client.types() == ["meta0", "rawx"]
+        peers.append(silent.accept()[0])
+        for peer in peers:
+            peer.close()
+    assert running[0].scores()["rawx"] == {"127.0.0.1:1": 80}
+
+
+def test_the_only_conscience_is_given_its_time(running, pool, monkeypatch):
+    monkeypatch.setattr(registry_client, "TIMEOUT_WITH_OTHERS_S", 0.0)
+    assert RegistryClient([running[1]], pool).types() == ["meta0", "rawx"]

@@ -150,3 +150,65 @@ def test_description_of_pools_and_policies(cluster):
     cluster.request("POST", "/v3.0/config", {"ns.flat_bits": 12, "ns.storage_policy": "THREE"}, raw=True)
     options = cluster.get("conscience/info").json["options"]
     assert (options["flat_bitlength"], options["storage_policy"]) == (12, "THREE")
+
+
+# --- a conscience that was restarted
+
+
+def restart(cluster, *services):
+    """Another run of the conscience, that knows these services only."""
+    cluster.conscience.services = {}
+    for service in services:
+        cluster.conscience.put(service)
+    cluster.conscience.generation += 1 << 32
+
+
+def known(cluster):
+    return {item["addr"] for item in cluster.get("conscience/list?type=rawx").json}
+
+
+def test_a_conscience_that_forgot_everything_is_not_believed_at_once(cluster):
+    before = known(cluster)
+    assert len(before) > 1 and "127.0.0.1:6201" in before
+    restart(cluster, rawx(1), rawx(9))
+    cluster.reload()
+    assert known(cluster) == before | {"127.0.0.1:6209"}
+    assert cluster.get(f"conscience/resolve?type=rawx&service_id={NS}-rawx-2").json == {"addr": "127.0.0.1:6202"}
+    cluster.process.feed._former_until = 0.0
+    assert cluster.process.feed.refresh(), "although the conscience did not change"
+    assert known(cluster) == {"127.0.0.1:6201", "127.0.0.1:6209"}
+    assert not cluster.process.feed.refresh()
+
+
+def test_what_is_removed_does_not_come_back_from_the_former_run(cluster):
+    gone = "127.0.0.1:6201"
+    before = known(cluster)
+    assert cluster.post("conscience/deregister", {**TYPE, "addr": gone}).status == 204
+    restart(cluster)
+    cluster.reload()
+    assert known(cluster) == before - {gone}
+    cluster.post("conscience/deregister", {**TYPE, "addr": "127.0.0.1:6202"})
+    cluster.reload()
+    assert known(cluster) == before - {gone, "127.0.0.1:6202"}
+    assert cluster.post("conscience/flush?type=rawx").status == 204
+    cluster.reload()
+    assert known(cluster) == set()
+
+
+def test_a_service_that_moved_is_not_kept_at_its_former_address(cluster):
+    moved = rawx(1)
+    moved.addr = "127.0.0.1:6301"
+    restart(cluster, moved)
+    cluster.reload()
+    assert "127.0.0.1:6201" not in known(cluster)
+    assert "127.0.0.1:6301" in known(cluster)
+
+
+def test_consciences_that_take_turns_keep_nothing_for_ever(cluster):
+    assert len(known(cluster)) > 1
+    restart(cluster, rawx(1))
+    cluster.reload()
+    for _ in range(2):
+        restart(cluster, rawx(1))
+        cluster.reload()
+    assert known(cluster) == {"127.0.0.1:6201"}
