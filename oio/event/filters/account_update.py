@@ -105,11 +105,6 @@ class AccountUpdateFilter(Filter):
             self.count("stale")
             self.logger.info("%s/%s: %s", account, container, exc.message)
             return
-        except NotFound as exc:
-            # The account is unknown, and the service does not create accounts on its own.
-            self.count("unknown_account")
-            self.logger.warning("%s/%s: %s", account, container, exc)
-            return
         self.count("updated")
         if "mtime" in metadata:
             self._known().put((account, container), True, start_s)

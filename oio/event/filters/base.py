@@ -43,8 +43,8 @@ from oio.common.exceptions import ConfigurationException, ExplicitBury
 
 # An event: the decoded JSON object, and the ``job_id`` that the agent added.
 Env = dict[str, Any]
-# ``cb(status, message)``: 2xx = done, 5xx = deliver again later.
-Callback = Callable[[int, str], Any]
+# ``cb(status, message, delay_s=None)``: 2xx = done, 5xx = deliver again later.
+Callback = Callable[..., Any]
 # The next step of a pipeline; its attribute ``app_env`` holds what the steps of a process share.
 Application = Callable[[Env, Any, Callback], Any]
 
@@ -96,10 +96,15 @@ class Filter:
     def close(self) -> None:
         """Release what :meth:`init` opened; idempotent."""
 
-    def retry(self, cb: Callback, message: str) -> Any:
-        """Ask for the event to be delivered again, later."""
+    def retry(self, cb: Callback, message: str, delay_s: float | None = None) -> Any:
+        """Ask for the event to be delivered again, later.
+
+        :param delay_s: how much later; else the agent waits longer and longer.
+        """
         self.count("retries")
-        return cb(STATUS_RETRY, message)
+        if delay_s is None:
+            return cb(STATUS_RETRY, message)
+        return cb(STATUS_RETRY, message, delay_s)
 
     def bury(self, message: str) -> NoReturn:
         """Put the event aside, for a person. :raises ExplicitBury: always."""

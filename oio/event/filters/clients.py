@@ -54,15 +54,26 @@ def account_of(step: Filter) -> Any:
     def make() -> Any:
         from oio.account.client import AccountClient
 
-        return AccountClient(step.conf, proxy_endpoint=_proxy(step), **_common(step))
+        return AccountClient(_conf(step), proxy_endpoint=_proxy(step), **_common(step))
 
     return shared(step, "account_client", make)
+
+
+def rdir_of(step: Filter) -> Any:
+    """Client of the reverse directory, which groups what concurrent threads push and delete."""
+
+    def make() -> Any:
+        from oio.rdir.client import BatchingRdirClient
+
+        return BatchingRdirClient(_conf(step), endpoint=_proxy(step), **_common(step))
+
+    return shared(step, "rdir_client", make)
 
 
 def conscience_of(step: Filter) -> ConscienceClient:
     """Client of the registry of services."""
     client: ConscienceClient = shared(
-        step, "conscience_client", lambda: ConscienceClient(step.conf, endpoint=_proxy(step), **_common(step))
+        step, "conscience_client", lambda: ConscienceClient(_conf(step), endpoint=_proxy(step), **_common(step))
     )
     return client
 
@@ -70,7 +81,7 @@ def conscience_of(step: Filter) -> ConscienceClient:
 def container_of(step: Filter) -> ContainerClient:
     """Client of containers and objects."""
     client: ContainerClient = shared(
-        step, "container_client", lambda: ContainerClient(step.conf, endpoint=_proxy(step), **_common(step))
+        step, "container_client", lambda: ContainerClient(_conf(step), endpoint=_proxy(step), **_common(step))
     )
     return client
 
@@ -78,7 +89,7 @@ def container_of(step: Filter) -> ContainerClient:
 def directory_of(step: Filter) -> DirectoryClient:
     """Client of the directory."""
     client: DirectoryClient = shared(
-        step, "directory_client", lambda: DirectoryClient(step.conf, endpoint=_proxy(step), **_common(step))
+        step, "directory_client", lambda: DirectoryClient(_conf(step), endpoint=_proxy(step), **_common(step))
     )
     return client
 
@@ -138,8 +149,15 @@ class TimedCache(Generic[Value]):
                 self._entries.popitem(last=False)
 
 
+def _conf(step: Filter) -> dict[str, Any]:
+    """What clients are made from: what the agent gives for that, else the options."""
+    conf: dict[str, Any] = step.app_env.get("conf") or step.conf
+    return conf
+
+
 def _proxy(step: Filter) -> str | None:
-    return step.conf.get("proxy") or None
+    """Where the proxy is, when something else than the namespace configuration tells."""
+    return _conf(step).get("proxyd_url") or step.conf.get("proxy") or None
 
 
 def _common(step: Filter) -> dict[str, Any]:

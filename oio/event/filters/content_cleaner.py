@@ -71,8 +71,9 @@ class ContentCleanerFilter(Filter):
         if not chunks:
             return self.app(env, beanstalkd, cb)
         when = self.when_of(env)
-        if when / 1e6 + self._delay_s > time.time() and self._delay_s:
-            return self.retry(cb, f"not before {self._delay_s:g} s after the deletion")
+        wait_s = when / 1e6 + self._delay_s - time.time()
+        if self._delay_s and wait_s > 0:
+            return self.retry(cb, f"not before {self._delay_s:g} s after the deletion", wait_s)
         failures = self._delete_all(chunks, self._headers(env, when))
         if failures:
             return self.retry(

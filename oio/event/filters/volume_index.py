@@ -23,7 +23,7 @@ from oio.common.exceptions import ExplicitBury, NotFound, OioException, VolumeEx
 from oio.common.status import CONTAINER_NOT_FOUND, REFERENCE_NOT_FOUND
 from oio.common.utils import request_id
 from oio.event.filters.base import Callback, Env, Filter, make_filter_factory
-from oio.event.filters.clients import directory_of, forget_rawx, pool_of, rawx_address, shared
+from oio.event.filters.clients import directory_of, forget_rawx, pool_of, rawx_address, rdir_of
 from oio.http.client import HttpClientError
 
 CHUNK_NEW = "storage.chunk.new"
@@ -74,12 +74,12 @@ class VolumeIndexFilter(Filter):
             self.count("outlived")
             self.logger.info("chunk %s of %s not indexed: it has been deleted since", ids[2], volume)
             return
-        self._rdir().chunk_push(volume, *ids, mtime=when // 1000000, when=when, **options)
+        rdir_of(self).chunk_push(volume, *ids, mtime=when // 1000000, when=when, **options)
         self.count("pushed")
 
     def _chunk_deleted(self, env: Env, when: int, options: dict[str, Any]) -> None:
         volume, ids = self._chunk(env)
-        self._rdir().chunk_delete(volume, *ids, when=when, **options)
+        rdir_of(self).chunk_delete(volume, *ids, when=when, **options)
         self.count("deleted")
 
     def _chunk(self, env: Env) -> tuple[str, tuple[str, str, str]]:
@@ -131,7 +131,7 @@ class VolumeIndexFilter(Filter):
         for peer in peers:
             if not isinstance(peer, str) or not peer:
                 self.bury(f"{env['event']} with a service without host")
-            self._rdir().meta2_index_push(
+            rdir_of(self).meta2_index_push(
                 volume_id=peer,
                 container_url=path,
                 container_id=url["id"],
@@ -153,7 +153,7 @@ class VolumeIndexFilter(Filter):
         if not isinstance(peer, str) or not peer:
             self.bury(f"{env['event']} without peer")
         try:
-            self._rdir().meta2_index_delete(
+            rdir_of(self).meta2_index_delete(
                 volume_id=peer, container_path=path, container_id=url["id"], when=when, **options
             )
         except (NotFound, VolumeException) as exc:
@@ -183,23 +183,11 @@ class VolumeIndexFilter(Filter):
             raise
         return {service["host"] for service in found["srv"]}
 
-    # --- helpers ---
-
     def _object(self, env: Env) -> dict[str, Any]:
         data = env.get("data")
         if not isinstance(data, dict):
             self.bury(f"data of {env['event']} is not an object")
         return data
-
-    def _rdir(self) -> Any:
-        """Client of the reverse directory."""
-
-        def make() -> Any:
-            from oio.rdir.client import RdirClient
-
-            return RdirClient(self.conf, logger=self.logger, pool_manager=pool_of(self))
-
-        return shared(self, "rdir_client", make)
 
     actions = {
         CHUNK_NEW: _chunk_new,

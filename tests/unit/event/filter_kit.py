@@ -1,0 +1,105 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""Runs filters as the agent does, against HTTP servers that a test scripts."""
+
+from __future__ import annotations
+
+import json
+import threading
+from types import SimpleNamespace
+
+from oio.event.pipelines import load_factory
+from oio.http.client import HttpPool
+from oio.http.server import Response, Server
+
+CID = "0A" * 32
+
+
+class Chain:
+    """A filter found by its entry point, and what comes after it."""
+
+    def __init__(self, name, app_env=None, global_conf=None, **options):
+        self.app_env = {"pool": HttpPool()} if app_env is None else app_env
+        self.passed = []
+        factory = load_factory(f"egg:oio#{name}", "oio.event.filter_factory", "test")
+        self.filter = factory({"namespace": "NS", **(global_conf or {})}, **options)(self)
+
+    def __call__(self, env, beanstalkd, cb):
+        self.passed.append(env)
+        return cb(200, "")
+
+    def run(self, env):
+        """Status of the answer to an event."""
+        return self.answer(env).status
+
+    def answer(self, env):
+        """Answer to an event: status, message, delay_s."""
+        answers = []
+
+        def callback(status, message="", delay_s=None):
+            answers.append(SimpleNamespace(status=status, message=message, delay_s=delay_s))
+
+        self.filter(env, None, callback)
+        assert len(answers) == 1
+        assert bool(self.passed and self.passed[-1] is env) == (answers[0].status == 200)
+        return answers[0]
+
+    @property
+    def counts(self):
+        return dict(self.filter.counts)
+
+
+class WebServer:
+    """An HTTP server that answers what ``answers`` tells, and remembers what it was asked.
+
+    :param answers: called with the request and its body; gives a status, a (status, object), or a Response.
+    """
+
+    def __init__(self, answers):
+        self.answers = answers
+        self.requests = []
+        self._lock = threading.Lock()
+        self._server = Server(self._answer, [("127.0.0.1", 0)])
+        self._server.start()
+        host, port = self._server.addresses[0]
+        self.address = f"{host}:{port}"
+        self.url = f"http://{self.address}"
+
+    def _answer(self, request):
+        body = request.read_all(1 << 20)
+        with self._lock:
+            self.requests.append(
+                SimpleNamespace(
+                    method=request.method, path=request.path, query=dict(request.query),
+                    headers=dict(request.headers),
+                    body=body, json=json.loads(body) if body[:1] in (b"{", b"[") else None,
+                )
+            )  # fmt: skip
+        answer = self.answers(request, body)
+        if isinstance(answer, Response):
+            return answer
+        status, value = answer if isinstance(answer, tuple) else (answer, None)
+        return Response(status, b"" if value is None else json.dumps(value).encode())
+
+    def asked(self, path):
+        """Requests about paths that end so."""
+        with self._lock:
+            return [request for request in self.requests if request.path.endswith(path)]
+
+    def stop(self):
+        self._server.stop(1)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+
+def event(kind, when_s=1700000000.0, data=None, **fields):
+    """An event about the container ``c`` of the account ``acct``."""
+    url = {"ns": "NS", "account": "acct", "user": "c", "id": CID}
+    return {
+        "event": kind, "when": int(when_s * 1e6), "url": url, "request_id": "REQ-1", "job_id": "7",
+        "data": data, **fields,
+    }  # fmt: skip
