@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One open base: a SQLite file in WAL mode, its writer, its readers, its admin keys.
 
-- Writers go through :class:`~oio.meta.group_commit.CommitGroup`. Each member of a batch runs in its own
+- Writers go through :class:`~oio.common.group_commit.CommitGroup`. Each member of a batch runs in its own
   savepoint; an error rolls back that member only. A batch whose commit fails fails all its members, and the
   connections are closed and opened again: a failed fsync is never retried as if it had worked.
 - Readers have connections of their own, so that they never wait for a commit. A reader that begins after an
@@ -25,10 +25,10 @@ from typing import TypeVar
 import apsw
 
 from oio.common import status
+from oio.common.group_commit import BATCH_MAX, CommitGroup, Member
 from oio.common.status import StatusError
 from oio.meta.base_type import TOMBSTONE, BaseType
 from oio.meta.changeset import Capture, Replicator
-from oio.meta.group_commit import BATCH_MAX, CommitGroup, Member
 from oio.meta.outbox import Batch, Outbox
 from oio.meta.transaction import Reader, Transaction
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from oio.common.group_commit import CommitGroup, Member
 from oio.common.status import StatusError
-from oio.meta.group_commit import CommitGroup, Member
 
 
 class SlowDisk:

@@ -45,9 +45,12 @@ class CommitGroup:
     ``run_batch(members)`` must set the result or the error of every member, and must not raise.
     """
 
-    def __init__(self, run_batch: Callable[[list[Member]], None], queue_max: int) -> None:
+    def __init__(
+        self, run_batch: Callable[[list[Member]], None], queue_max: int, batch_max: int = BATCH_MAX
+    ) -> None:
         self._run_batch = run_batch
         self._queue_max = queue_max
+        self._batch_max = batch_max
         self._mutex = threading.Lock()
         self._queue: deque[Member] = deque()
         self._led = False
@@ -112,7 +115,7 @@ class CommitGroup:
         batch = [first]
         if queue:
             with self._mutex:
-                while queue and len(batch) < BATCH_MAX:
+                while queue and len(batch) < self._batch_max:
                     batch.append(queue.popleft())
         try:
             self._run_batch(batch)
