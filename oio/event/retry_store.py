@@ -9,6 +9,7 @@ chunk that is there already changes nothing: events are delivered at least once.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterable
@@ -155,6 +156,43 @@ class RetryStore:
         self._change(
             ("INSERT INTO buried (when_s, reason, event) VALUES (?, ?, ?)", [(now_s, reason, event)])
         )
+
+    def kick(self, limit: int, now_s: float) -> int:
+        """Make the oldest buried events due, or the next postponed ones when none is buried; returns how many."""
+        buried = [row[0] for row in self._read("SELECT id FROM buried ORDER BY id LIMIT ?", (limit,))]
+        if buried:
+            self._change(
+                (
+                    "INSERT INTO postponed (due_s, attempts, event) SELECT ?, 0, event FROM buried WHERE id = ?",
+                    [(now_s, row) for row in buried],
+                ),
+                ("DELETE FROM buried WHERE id = ?", [(row,) for row in buried]),
+            )
+            return len(buried)
+        delayed = self._read("SELECT id FROM postponed WHERE due_s > ? ORDER BY due_s LIMIT ?", (now_s, limit))
+        self._change(("UPDATE postponed SET due_s = ? WHERE id = ?", [(now_s, row[0]) for row in delayed]))
+        return len(delayed)
+
+    def adopt_chunks(self, now_s: float) -> int:
+        """Make events of the chunks to delete that former versions kept here; returns how many there were."""
+        rows = self._read("SELECT service, chunk, due_s, request_id FROM chunk")
+        events = [
+            {
+                "event": "storage.content.deleted",
+                "when": int(now_s * 1_000_000),
+                "request_id": request_id,
+                "data": [{"type": "chunks", "id": f"http://{service}/{chunk}"}],
+            }
+            for service, chunk, _, request_id in rows
+        ]
+        self._change(
+            (
+                "INSERT INTO postponed (due_s, attempts, event) VALUES (?, 0, ?)",
+                [(row[2], json.dumps(event).encode()) for row, event in zip(rows, events, strict=True)],
+            ),
+            ("DELETE FROM chunk WHERE service = ? AND chunk = ?", [row[:2] for row in rows]),
+        )
+        return len(rows)
 
     def counts(self) -> dict[str, int]:
         """``{"pending": chunks, "postponed": events, "buried": events}``."""
