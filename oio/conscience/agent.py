@@ -32,11 +32,13 @@ from oio import __version__
 from oio.common import service, utils
 from oio.common.configuration import load_namespace_conf, parse_options
 from oio.common.exceptions import OioException
+from oio.common.logger import syslog_handler
 from oio.conscience.agent_settings import AgentSettings, ServiceSettings, load_agent_settings
 from oio.conscience.checkers import Checker, make_checker
 from oio.conscience.plugins import AgentContext
 from oio.conscience.stats import Collector, make_collector
 from oio.http.client import HttpClientError
+from oio.http.server import RequestIdFilter
 
 # Checks take about a millisecond: a few threads are enough for a host where nothing hangs.
 WORKERS_MIN = 2
@@ -114,8 +116,8 @@ class Watcher:
                 )
                 return False
             for name, value in stats.items():
-                if name.startswith(_KEPT_TAGS) and _is_scalar(value):
-                    self._tags[name] = value
+                if name.startswith(_KEPT_TAGS) and _is_told(value):
+                    self._tags[name] = value if isinstance(value, (bool, int, float, str)) else False
         return True
 
 
@@ -268,7 +270,7 @@ class Registrar:
 
     def __init__(self, context: AgentContext, logger: logging.Logger) -> None:
         self._url = f"{context.proxy_url}/v3.0/{context.namespace}/conscience/register"
-        self._pool = context.stats_pool
+        self._pool = context.proxy_pool
         self._logger = logger
         self._complaints: dict[str, tuple[str, float]] = {}
         self.requests = 0
@@ -299,7 +301,7 @@ class Registrar:
         try:
             response = self._pool.request(
                 "POST", self._url, headers=headers, body=msgspec.json.encode(batch),
-                timeout=REGISTER_TIMEOUT_S,
+                timeout=REGISTER_TIMEOUT_S, idempotent=True,
             )
         except HttpClientError as exc:
             return 0, str(exc)
@@ -328,10 +330,9 @@ def _static_tags(settings: ServiceSettings) -> dict[str, Any]:
     return tags
 
 
-def _is_scalar(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, (bool, int, str))
+def _is_told(value: Any) -> bool:
+    """What JSON cannot say is left out. Neither text nor number nor boolean: false, by contract."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _drop_privileges(settings: AgentSettings) -> None:
@@ -348,6 +349,19 @@ def _drop_privileges(settings: AgentSettings) -> None:
     utils.drop_privileges(settings.user)
 
 
+def _setup_logging(options: dict[str, Any], level: str) -> None:
+    """Standard error, and syslog when the configuration names an identifier or a destination."""
+    root = service.setup_logging(None, level)
+    if not any(options.get(key) for key in ("syslog_prefix", "log_facility", "log_address", "log_udp_host")):
+        return
+    syslog = syslog_handler(options)
+    if syslog is not None:
+        prefix = options.get("syslog_prefix") or "oio-conscience-agent"
+        syslog.setFormatter(logging.Formatter(f"{prefix}: {service.SYSLOG_FORMAT}"))
+        syslog.addFilter(RequestIdFilter())
+        root.addHandler(syslog)
+
+
 def main() -> int:
     """Entry point of ``oio-conscience-agent CONFIG [-v]``."""
     parser = optparse.OptionParser("%prog CONFIG [options]", version=f"%prog {__version__}")
@@ -357,7 +371,7 @@ def main() -> int:
         service.setup_logging(None, "DEBUG" if options["verbose"] else "INFO")
         settings = load_agent_settings(path, logger)
         level = "DEBUG" if options["verbose"] else str(settings.options.get("log_level", "INFO"))
-        service.setup_logging(settings.options.get("syslog_prefix"), level.upper())
+        _setup_logging(settings.options, level.upper())
         proxy = settings.options.get("proxy")
         if not proxy:
             proxy = load_namespace_conf(settings.namespace)["proxy"]

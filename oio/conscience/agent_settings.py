@@ -85,8 +85,6 @@ def load_agent_settings(path: str, logger: logging.Logger) -> AgentSettings:
     described.update(_included(options.get("include_dir"), logger))
     services = []
     for name in _without_duplicates(described, logger):
-        if not boolean_value(described[name].get("enabled"), True):
-            continue
         try:
             services.append(_service(name, described[name], options))
         except (KeyError, TypeError, ValueError) as exc:
@@ -134,6 +132,8 @@ def _included(directories: Any, logger: logging.Logger) -> dict[str, dict[str, A
             elif not isinstance(description, dict):
                 raise ConfigurationException(f"{path}: a dictionary is expected")
             else:
+                if name in found:
+                    logger.warning("service %s is described again by %s, which counts", name, path)
                 found[name] = description
     return found
 
@@ -144,6 +144,12 @@ def _without_duplicates(described: dict[str, Any], logger: logging.Logger) -> li
     for name, description in described.items():
         if not isinstance(description, dict):
             logger.error("service %s is ignored: a dictionary is expected", name)
+            continue
+        try:
+            if not boolean_value(description.get("enabled"), True):
+                continue
+        except ValueError as exc:
+            logger.error("service %s is ignored: enabled: %s", name, exc)
             continue
         endpoints[name] = f"{description.get('host')}:{description.get('port', PORT_DEFAULT)}"
     counts = Counter(endpoints.values())

@@ -18,9 +18,10 @@ class AgentContext:
         self.namespace = namespace
         self.proxy_url = f"http://{proxy}"
         self.options = options
-        # Nothing stays idle in the pool of the checks: each opens its connection (see checkers.py).
+        # Nothing stays idle in the pool of the checks: each opens its connection (see checkers.py), and so do
+        # the statistics.
         self.check_pool = HttpPool(max_idle_per_address=0)
-        self.stats_pool = HttpPool(max_idle_per_address=4)
+        self.proxy_pool = HttpPool(max_idle_per_address=4)
         self.cpu = CpuSampler()
         self.disks = DiskSampler()
         # The first reading only sets the start of the period.
@@ -29,7 +30,7 @@ class AgentContext:
     def close(self) -> None:
         """Close the connections."""
         self.check_pool.close()
-        self.stats_pool.close()
+        self.proxy_pool.close()
 
 
 class Plugin:

@@ -21,6 +21,7 @@ import msgspec
 from oio.common.utils import request_id
 from oio.conscience.hoststats import free_ratio
 from oio.conscience.plugins import AgentContext, Plugin, load_plugin
+from oio.http.client import HttpPool
 
 ENTRY_POINT_GROUP = "oio.conscience.stats"
 BEANSTALKD_REPLY_MAX_BYTES = 65536
@@ -83,9 +84,11 @@ class HttpCollector(Collector):
 
     def fetch(self, method: str, url: str) -> bytes:
         """Body of a 200. :raises ValueError: on any other status."""
-        response = self.agent.stats_pool.request(
-            method, url, headers={"x-oio-req-id": request_id("stat-")}, timeout=self.timeout
-        )
+        headers = {"Connection": "close", "x-oio-req-id": request_id("stat-")}
+        return self._body(self.agent.check_pool, method, url, headers)
+
+    def _body(self, pool: HttpPool, method: str, url: str, headers: dict[str, str]) -> bytes:
+        response = pool.request(method, url, headers=headers, timeout=self.timeout, idempotent=True)
         if response.status != 200:
             raise ValueError(f"{url} answered {response.status}")
         return bytes(response.data)
@@ -127,7 +130,9 @@ class MetaCollector(HttpCollector):
 
     def get_stats(self) -> Stats:
         """Collect once."""
-        return gauges(parse_lines(self.fetch("GET", self.agent.proxy_url + self.target)))
+        # The proxy is asked for all the services of the host: over the same connections.
+        url, headers = self.agent.proxy_url + self.target, {"x-oio-req-id": request_id("stat-")}
+        return gauges(parse_lines(self._body(self.agent.proxy_pool, "POST", url, headers)))
 
 
 class ProxyCollector(HttpCollector):
@@ -138,8 +143,9 @@ class ProxyCollector(HttpCollector):
         self.set_path("/v3.0/status")
 
     def get_stats(self) -> Stats:
-        """Collect once."""
-        return gauges(parse_lines(self.fetch("GET", self.url)))
+        """Collect once. Old proxies write ``key = value``."""
+        lines = parse_lines(self.fetch("GET", self.url))
+        return gauges({key.removesuffix(" ="): value for key, value in lines.items()})
 
 
 class BeanstalkdCollector(Collector):
@@ -154,13 +160,20 @@ class BeanstalkdCollector(Collector):
         "current-jobs-urgent": "stat.jobs_urgent",
     }
 
+    def configure(self) -> None:
+        """Takes no option."""
+        self._failing = False
+
     def get_stats(self) -> Stats:
         """Collect once."""
         try:
             text = self._ask()
         except (OSError, ValueError) as exc:
-            self.logger.warning("no statistics of beanstalkd %s:%d: %s", self.host, self.port, exc)
+            if not self._failing:
+                self.logger.warning("no statistics of beanstalkd %s:%d: %s", self.host, self.port, exc)
+            self._failing = True
             return {}
+        self._failing = False
         stats = {}
         for line in text.splitlines():
             key, _, value = line.partition(":")
@@ -204,7 +217,7 @@ def parse_lines(body: bytes) -> Stats:
     for line in body.decode("utf-8", "replace").splitlines():
         words = line.rsplit(None, 1)
         if words:
-            stats[words[0].removesuffix(" =")] = _scalar(words[1]) if len(words) == 2 else None
+            stats[words[0]] = _scalar(words[1]) if len(words) == 2 else None
     return stats
 
 
@@ -230,9 +243,7 @@ def gauges(lines: Stats) -> Stats:
     return {**lines, **found}
 
 
-def _scalar(text: str) -> int | float | str | None:
-    if text == "=":
-        return None  # "key =": an old service that has no value to tell
+def _scalar(text: str) -> int | float | str:
     for convert in (int, float):
         try:
             return convert(text)

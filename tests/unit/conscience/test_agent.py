@@ -31,13 +31,15 @@ class FakeService:
     def __init__(self):
         self.pages = {}
         self.posted = []
+        self.headers = {}
         self.refused = ""
         self.server = Server(self.handle, [("127.0.0.1", 0)])
         self.server.start()
         self.port = self.server.addresses[0][1]
 
     def handle(self, request):
-        if request.method == "POST":
+        self.headers[request.target] = request.headers
+        if request.method == "POST" and request.target not in self.pages:
             body = msgspec.json.decode(request.read_all(1 << 20))
             if self.refused and any(item["type"] == self.refused for item in body):
                 return Response(404, b'{"status":453}')
@@ -138,10 +140,74 @@ def test_checkers(context, fake, closed_port):
     assert not check("http", uri="/made") and not check("http", uri="/none")
     assert not check("http", dead, uri="/info")
     assert check("asn1") and not check("asn1", dead)
+    assert service.headers["/info"]["x-oio-req-id"].startswith("chk-")
     with pytest.raises(KeyError):
         check("http")
+    for bad in ({"rise": 0}, {"fall": 0}, {"timeout": "long"}, {"interval": "x"}):
+        with pytest.raises(ValueError):
+            check("tcp", **bad)
     with pytest.raises(ValueError):
         check("carrier-pigeon")
+
+
+@pytest.mark.parametrize(("answer", "up"), [(b"pong", True), (b"", False)])
+def test_the_ping_of_former_meta_services(context, answer, up):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        received = []
+
+        def serve():
+            for _ in range(2):
+                peer, _ = server.accept()
+                with peer:
+                    received.append(peer.recv(64))
+                    peer.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        conf = {"type": "asn1", "host": "127.0.0.1", "port": server.getsockname()[1]}
+        checker = make_checker(context, conf, LOGGER)
+        assert [checker.check(), checker.check()] == [up, up]
+        thread.join(DEADLINE_S)
+    for frame in received:
+        assert frame[:8] == b"\x00\x00\x00\x30\x30\x2e\x80\x20"
+        assert int(frame[8:40], 16) and frame[40:] == b"\x81\x08REQ_PING\xa3\x00"
+    assert received[0] != received[1]
+
+
+def test_a_meta_service_that_speaks_http_is_asked_in_http(context, fake):
+    service = fake()
+    conf = {"type": "asn1", "host": "127.0.0.1", "port": service.port}
+    checker = make_checker(context, conf, LOGGER)
+    assert not checker.check(), "it answers, but it is not well"
+    service.pages["/v1/ping"] = (204, b"")
+    assert checker.check()
+    service.pages["/v1/ping"] = (503, b"")
+    assert not checker.check()
+
+
+def test_a_check_may_be_rarer_than_the_cycle(context, fake):
+    service = fake()
+    service.pages["/a"] = service.pages["/b"] = (200, b"")
+    where = {"type": "http", "host": "127.0.0.1", "port": service.port}
+    rare = make_checker(context, {**where, "uri": "/a", "interval": 3600}, LOGGER)
+    usual = make_checker(context, {**where, "uri": "/b"}, LOGGER)
+    assert rare.check() and usual.check()
+    service.pages.clear()
+    assert rare.check() and not usual.check()
+
+
+def test_only_the_fall_is_told(context, fake, caplog):
+    service = fake()
+    service.pages["/"] = (200, b"")
+    conf = {"type": "http", "host": "127.0.0.1", "port": service.port, "uri": "/", "fall": 2, "rise": 2}
+    checker = make_checker(context, conf, LOGGER)
+    results = []
+    for status in (200, 500, 500, 500, 200, 500, 200, 200, 500, 501):
+        service.pages["/"] = (status, b"")
+        results.append(checker.check())
+    assert results == [True, True, False, False, False, False, False, True, True, False]
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2 and "status 500" in told[0] and "status 501" in told[1]
 
 
 def test_a_silent_service_fails_in_time(context):
@@ -180,8 +246,10 @@ def test_collectors(context, fake, tmp_path, closed_port):
         "stat.opened_db_count": 3,
         "tag.uuid": "U",
     }
+    assert service.headers["/status"]["connection"] == "close"
+    assert service.headers["/status"]["x-oio-req-id"].startswith("stat-")
     assert collector("oioproxy").get_stats()["stat.cache.dir.count"] == 7
-    assert collector("meta").get_stats()["stat.g"] == 1.5
+    assert collector("meta").get_stats() == {"gauge g": 1.5, "stat.g": 1.5}
     assert 0 <= collector("system").get_stats()["stat.cpu"] <= 100
     volume = collector("volume", path=str(tmp_path)).get_stats()
     assert volume["tag.vol"] == str(tmp_path) and 0 <= volume["stat.space"] <= 100
@@ -353,6 +421,8 @@ def test_configuration(tmp_path, caplog):
     (watch / "ignored.txt").write_text("nonsense")
     (watch / "missing.yml").write_text("host: 127.0.0.1\nport: 9\n")
     (watch / "off.yml").write_text(yaml.safe_dump(describe(8, "rawx", [], enabled=False)))
+    (watch / "moved.yml").write_text(yaml.safe_dump(describe(2, "rawx", [], enabled="no")))
+    (watch / "unsure.yml").write_text(yaml.safe_dump(describe(10, "rawx", [], enabled="perhaps")))
     for name in ("twin1", "twin2"):
         (watch / f"{name}.yml").write_text(yaml.safe_dump(describe(7, "rawx", [])))
     path = tmp_path / "agent.yml"
@@ -365,7 +435,7 @@ def test_configuration(tmp_path, caplog):
     assert sorted(services) == ["a", "b", "c"]
     assert (services["a"].rise, services["a"].fall, services["a"].interval_s) == (3, 1, 5)
     assert (services["b"].rise, services["b"].interval_s) == (2, 1)
-    for word in ("twin1, twin2", "127.0.0.1:7", "missing", "empty.yaml"):
+    for word in ("twin1, twin2", "127.0.0.1:7", "missing", "empty.yaml", "unsure"):
         assert word in caplog.text
 
 
@@ -395,6 +465,34 @@ def test_plugins_of_other_packages(context, fake, tmp_path, monkeypatch):
     where = {"host": "127.0.0.1", "port": 1}
     assert not make_checker(context, {**where, "type": "never"}, LOGGER).check()
     assert make_collector(context, {**where, "type": "weather"}, LOGGER).get_stats() == {"stat.rain": 1}
+
+
+def test_values_that_are_no_scalars(fake, run_agent):
+    proxy, service = fake(), fake()
+    service.pages["/status"] = (200, b'{"list":[1],"none":null,"map":{},"text":"x","number":1.5,"flag":true}')
+    stats = [{"type": "http", "path": "/status", "parser": "json"}]
+    run_agent(proxy, {"one": describe(service.port, "rdir", [], stats)})
+    eventually(lambda: proxy.registered("rdir"))
+    assert proxy.registered("rdir")["tags"] == {
+        "tag.up": True, "stat.list": False, "stat.none": False, "stat.map": False, "stat.text": "x",
+        "stat.number": 1.5, "stat.flag": True,
+    }  # fmt: skip
+
+
+def test_included_files_of_several_directories(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, port in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.yml").write_text(yaml.safe_dump(describe(port, "rawx", [])))
+        (tmp_path / name / "same.json").write_text(msgspec.json.encode(describe(port + 4, "x", [])).decode())
+    path = tmp_path / "agent.yml"
+    path.write_text(yaml.safe_dump({"namespace": "NS", "include_dir": f"~/one:{tmp_path}/two"}))
+    ports = {service.name: service.port for service in load_agent_settings(str(path), LOGGER).services}
+    assert ports == {"one": 1, "two": 2, "same": 6}
+    assert "same is described again" in caplog.text
+    (tmp_path / "two" / "list.yml").write_text("[1, 2]")
+    with pytest.raises(ConfigurationException, match="a dictionary is expected"):
+        load_agent_settings(str(path), LOGGER)
 
 
 def test_bad_checks_are_left_out(fake, run_agent):
