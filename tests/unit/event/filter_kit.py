@@ -4,10 +4,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from types import SimpleNamespace
 
+from servers import RedisServer
+
+from oio.account.backend import AccountBackend
+from oio.account.client import AccountClient
+from oio.account.server import AccountService
+from oio.common.exceptions import NotFound
+from oio.common.redis_conn import RedisConnection
 from oio.event.pipelines import load_factory
 from oio.http.client import HttpPool
 from oio.http.server import Response, Server
@@ -94,6 +102,63 @@ class WebServer:
 
     def __exit__(self, *_):
         self.stop()
+
+
+class AccountServer:
+    """A real account service on a real Redis.
+
+    :ivar client: how tests look at it.
+    :ivar env: what the agent would share: a client of this service.
+    """
+
+    def __init__(self, redis, pool):
+        self.connection = RedisConnection(redis.address)
+        self.backend = AccountBackend(self.connection)
+        self._server = Server(AccountService(self.backend).router, [("127.0.0.1", 0)])
+        self._server.start()
+        self.address = "{}:{}".format(*self._server.addresses[0])
+        self.client = AccountClient({"namespace": "NS"}, self.address, proxy_endpoint="127.0.0.1:1", pool_manager=pool)
+        self.env = {"pool": pool, "account_client": self.client}
+
+    def forget_tombstones(self):
+        """What the passing of a minute does."""
+        for key in self.connection.conn.keys("container:*"):
+            if self.connection.conn.ttl(key) >= 0:
+                self.connection.conn.delete(key)
+
+    def container(self, name="c", account="acct"):
+        """Counters of a container: objects, bytes; None when it is not listed."""
+        return self.containers(account).get(name)
+
+    def containers(self, account="acct"):
+        """Counters of all listed containers, by name."""
+        try:
+            listing = self.client.container_list(account)["listing"]
+        except NotFound:
+            return {}
+        return {entry[0]: (entry[1], entry[2]) for entry in listing}
+
+    def totals(self, account="acct"):
+        """Counters of an account: containers, objects, bytes."""
+        try:
+            shown = self.client.account_show(account)
+        except NotFound:
+            return 0, 0, 0
+        return shown["containers"], shown["objects"], shown["bytes"]
+
+    def stop(self):
+        self._server.stop(1)
+
+
+@contextlib.contextmanager
+def account_server(directory):
+    """An account service that lives as long as the context."""
+    with RedisServer(directory, "--appendonly", "no") as redis, HttpPool() as pool:
+        server = AccountServer(redis, pool)
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 def event(kind, when_s=1700000000.0, data=None, **fields):
