@@ -43,7 +43,7 @@ class MemoryQueue:
         self.events = []
         self._arrived = threading.Condition()
 
-    def put_many(self, events):
+    def put_many(self, events, timeout_s=None, keys=None):
         """Take events, as the outbox gives them."""
         with self._arrived:
             self.events += [json.loads(event) for event in events]

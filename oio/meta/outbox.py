@@ -11,7 +11,10 @@ volume. The file is on disk before the first event of its base is committed, and
 empty again: a restart looks at these files only. The base of a destroyed container moves there with the
 events that it still holds.
 
-Requests never wait for the queue: while it is slow or down, events pile up in their bases.
+Requests never wait for the queue: while it is slow or down, events pile up in their bases. What is held in
+memory is bounded, in events and in bytes; the rest is read from the bases when its turn comes.
+
+Events that the queue will never take are put aside (:mod:`oio.meta.refused`): the others do not wait for them.
 """
 
 from __future__ import annotations
@@ -21,13 +24,16 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import apsw
 import msgspec
 
 from oio.common.status import StatusError
+from oio.event.queue import EventsRefused
 from oio.meta.base_type import TOMBSTONE, BaseType
+from oio.meta.refused import RefusedEvents, without_properties
 from oio.meta.transaction import Reader, Transaction
 
 if TYPE_CHECKING:
@@ -38,12 +44,15 @@ logger = logging.getLogger("oio.meta.outbox")
 DIRECTORY = ".outbox"
 #: Suffix of the bases of destroyed containers that still hold events.
 LEFTOVER_SUFFIX = ".gone"
-#: State events of one base are sent at most once per this time; an idle base is tidied after it.
+#: State events of one base are sent at most once per this time, when nothing else is said; an idle base is
+#: tidied after it.
 TIDY_DELAY_S = 1.0
 #: Delivered rows are deleted by the next write once there are this many of them.
 PIGGYBACK_ROWS = 64
-#: Events handed to the queue in one call.
-DELIVERY_MAX = 1000
+#: Events handed to the queue in one call, and their bytes (a single event may be larger).
+DELIVERY_MAX, DELIVERY_MAX_BYTES = 1000, 8 << 20
+#: Bytes of the events held in memory.
+MEMORY_MAX_BYTES = 64 << 20
 #: Events that come within this time leave together: the queue syncs once for all of them.
 LINGER_S = 0.2
 #: Wait after the queue refused, growing up to the second.
@@ -60,8 +69,16 @@ _BOUNDS = "SELECT max(id), min(id) FROM events"
 class EventSink(Protocol):
     """What the outbox needs of an event queue."""
 
-    def put_many(self, events: list[bytes]) -> object:
-        """Return once all the events are durable; raise otherwise."""
+    def put_many(
+        self, events: Sequence[bytes], timeout_s: float | None = None, keys: Sequence[str] | None = None
+    ) -> object:
+        """Return once all the events are durable; raise otherwise. Those of one key keep their order.
+
+        :raises EventsRefused: when some will never be taken; the others are durable.
+        """
+
+
+Row = tuple[int, bytes]
 
 
 class BaseOutbox:
@@ -80,7 +97,7 @@ class BaseOutbox:
         self.delivered = 0
         self.deleted = 0
         #: Committed and not delivered; unused while ``backlog``: then the table is read instead.
-        self.pending: deque[tuple[int, bytes]] = deque()
+        self.pending: list[Row] = []
         self.backlog = not loaded
         self.state_row = False
         self.state_since = 0.0
@@ -95,7 +112,7 @@ class Batch:
 
     def __init__(self, state: BaseOutbox) -> None:
         self.state = state
-        self.rows: list[tuple[int, bytes]] = []
+        self.rows: list[Row] = []
         self.state_row = state.state_row
         self.deleted = state.deleted
         self.tidying = False
@@ -112,20 +129,26 @@ class Outbox:
         sink: EventSink | None,
         memory_max: int = 10000,
         fsync: bool = True,
+        state_delay_s: float = TIDY_DELAY_S,
     ) -> None:
         self._repository = repository
         self._type = base_type
         self._sink = sink
         self._memory_max = memory_max
         self._fsync = fsync
+        self._delay_s = state_delay_s
         self.directory = os.path.join(volume, DIRECTORY)
+        self._refused = RefusedEvents(self.directory, fsync)
         self._lock = threading.Lock()
         self._wakeup = threading.Condition(self._lock)
         self._bases: dict[str, BaseOutbox] = {}
         self._ready: deque[BaseOutbox] = deque()
         self._tidy: dict[str, float] = {}
         self._leftovers: deque[str] = deque()
+        #: Last event of the first leftover that was delivered.
+        self._leftover_done = 0
         self._in_memory = 0
+        self._bytes_in_memory = 0
         self._stopping = False
         self._idle = False
         self._thread: threading.Thread | None = None
@@ -150,7 +173,7 @@ class Outbox:
                 state = self._bases[entry.name] = BaseOutbox(entry.name, loaded=False)
                 with self._lock:
                     self._enqueue(state)
-                self._tidy[entry.name] = now + TIDY_DELAY_S
+                self._tidy[entry.name] = now + self._delay_s
         self._thread = threading.Thread(target=self._drain, name="outbox", daemon=True)
         self._thread.start()
 
@@ -172,6 +195,7 @@ class Outbox:
                 "leftovers": len(self._leftovers),
                 "delivered": self.delivered_total,
                 "failures": self.failures_total,
+                "refused": self._refused.total,
             }
 
     # --- called by the writer of a base, one at a time per base ----------------------------------
@@ -193,7 +217,7 @@ class Outbox:
             batch.state_row = state.state_row = first == 0
         events = tx.events
         now = time.monotonic()
-        due = tidying or (tx.state_wanted and now - state.state_since >= TIDY_DELAY_S)
+        due = tidying or (tx.state_wanted and now - state.state_since >= self._delay_s)
         if TOMBSTONE in admin:
             # A state told after the end would bring the container back to life in its account.
             if batch.state_row:
@@ -229,14 +253,10 @@ class Outbox:
             state.deleted = batch.deleted
             if batch.rows:
                 state.last_id = batch.rows[-1][0]
-                if state.backlog or self._in_memory + len(batch.rows) > self._memory_max:
-                    state.backlog = True
-                else:
-                    state.pending.extend(batch.rows)
-                    self._in_memory += len(batch.rows)
+                self._remember(state, batch.rows)
                 self._enqueue(state)
             if batch.rows or batch.state_row:
-                self._tidy.setdefault(state.name, time.monotonic() + TIDY_DELAY_S)
+                self._tidy.setdefault(state.name, time.monotonic() + self._delay_s)
             if not batch.rows and len(self._tidy) == 1:
                 # The thread wakes up by itself for timers, unless it had none.
                 self._wakeup.notify()
@@ -245,10 +265,10 @@ class Outbox:
             if not state.state_row and state.deleted >= state.last_id and not state.queued:
                 self._bases.pop(state.name, None)
                 self._tidy.pop(state.name, None)
-            elif state.deleted < state.last_id or state.state_row:
-                self._tidy.setdefault(state.name, time.monotonic() + TIDY_DELAY_S)
-                return
             else:
+                # Of what is not delivered, the delivery takes care: a queue that is down costs no writes.
+                if state.state_row or state.deleted < state.delivered:
+                    self._tidy.setdefault(state.name, time.monotonic() + self._delay_s)
                 return
         # Still under the leadership of this base's writer: nobody can commit an event meanwhile. A
         # marker that comes back after a power cut is harmless.
@@ -261,8 +281,7 @@ class Outbox:
             self._tidy.pop(name, None)
             if state is not None:
                 state.dead = True
-                self._in_memory -= len(state.pending)
-                state.pending.clear()
+                self._forget_first(state, len(state.pending))
         self._unlink(os.path.join(self.directory, name))
 
     def leftover_path(self, name: str) -> str:
@@ -283,7 +302,7 @@ class Outbox:
         self._make_marker(name)
         with self._lock:
             self._bases.setdefault(name, BaseOutbox(name, loaded=False))
-            self._tidy.setdefault(name, time.monotonic() + TIDY_DELAY_S)
+            self._tidy.setdefault(name, time.monotonic() + self._delay_s)
 
     def discover(self, name: str) -> None:
         """A base that was marked has its place: drain what its table holds."""
@@ -305,6 +324,26 @@ class Outbox:
         if self._fsync:
             fsync_directory(self.directory)
 
+    def _remember(self, state: BaseOutbox, rows: list[Row]) -> None:
+        """Hold events in memory, unless there are too many: then they are read from the table later."""
+        size = _size(rows)
+        if (
+            state.backlog
+            or self._in_memory + len(rows) > self._memory_max
+            or self._bytes_in_memory + size > MEMORY_MAX_BYTES
+        ):
+            state.backlog = True
+            return
+        state.pending.extend(rows)
+        self._in_memory += len(rows)
+        self._bytes_in_memory += size
+
+    def _forget_first(self, state: BaseOutbox, count: int) -> None:
+        """Events are not needed in memory any more."""
+        self._in_memory -= count
+        self._bytes_in_memory -= _size(state.pending[:count])
+        del state.pending[:count]
+
     def _enqueue(self, state: BaseOutbox) -> None:
         if not state.queued:
             state.queued = True
@@ -314,6 +353,7 @@ class Outbox:
 
     def _drain(self) -> None:
         retry_s = 0.0
+        more = False
         while True:
             with self._lock:
                 if retry_s:
@@ -325,13 +365,14 @@ class Outbox:
                         break
                     self._wakeup.wait(wait_s)
                 self._idle = False
-                if self._ready and not retry_s:
+                if self._ready and not retry_s and not more:
                     self._wakeup.wait_for(lambda: self._stopping, LINGER_S)
                 if self._stopping:
                     return
+            more = False
             try:
-                self._deliver()
-                self._deliver_leftover()
+                more = self._deliver()
+                more |= self._deliver_leftover()
                 retry_s = 0.0
             except Exception as exc:
                 # Whatever the queue raises, the events are still in their bases: say it, wait, retry.
@@ -345,10 +386,11 @@ class Outbox:
             return due - time.monotonic()
         return None
 
-    def _deliver(self) -> None:
-        taken: list[tuple[BaseOutbox, list[tuple[int, bytes]], int]] = []
-        count = 0
-        while count < DELIVERY_MAX:
+    def _deliver(self) -> bool:
+        """Hand over some of what is ready; is there probably more?"""
+        taken: list[tuple[BaseOutbox, list[Row], int]] = []
+        count = size = 0
+        while count < DELIVERY_MAX and size < DELIVERY_MAX_BYTES:
             with self._lock:
                 if not self._ready:
                     break
@@ -356,7 +398,7 @@ class Outbox:
                 state = self._ready.popleft()
                 if state.dead:
                     continue
-                rows = list(state.pending)
+                rows = _some(state.pending)
                 backlog, delivered = state.backlog, state.delivered
             if backlog:
                 try:
@@ -368,39 +410,61 @@ class Outbox:
                     continue
             taken.append((state, rows, len(rows) if not backlog else 0))
             count += len(rows)
-        events = [event for _, rows, _ in taken for _, event in rows]
+            size += _size(rows)
         try:
-            if events and self._sink is not None:
-                self._sink.put_many(events)
+            self._put(
+                [event for _, rows, _ in taken for _, event in rows],
+                [state.name for state, rows, _ in taken for _ in rows],
+            )
         except BaseException:
             with self._lock:
                 self._ready.extend(state for state, _, _ in taken)
             raise
-        self.delivered_total += len(events)
         with self._lock:
             for state, rows, from_memory in taken:
                 state.queued = False
                 if state.dead:
                     continue
-                for _ in range(from_memory):
-                    state.pending.popleft()
-                self._in_memory -= from_memory
+                self._forget_first(state, from_memory)
                 if rows:
                     state.delivered = rows[-1][0]
                 if state.backlog and state.loaded and state.delivered >= state.last_id:
                     state.backlog = False
                     # What was in memory when the backlog began was read from the table too.
-                    self._in_memory -= len(state.pending)
-                    state.pending.clear()
+                    self._forget_first(state, len(state.pending))
                 late = state.loaded and state.delivered < state.last_id
                 if state.pending or (state.backlog and (rows or late)):
                     self._enqueue(state)
                 else:
-                    self._tidy.setdefault(state.name, time.monotonic() + TIDY_DELAY_S)
+                    self._tidy.setdefault(state.name, time.monotonic() + self._delay_s)
+        return count >= DELIVERY_MAX or size >= DELIVERY_MAX_BYTES
 
-    def _read_table(self, state: BaseOutbox, after: int) -> list[tuple[int, bytes]]:
-        def select(reader: Reader) -> list[tuple[int, bytes]]:
-            return list(reader.execute(_SELECT, (max(0, after), DELIVERY_MAX)))
+    def _put(self, events: list[bytes], keys: list[str]) -> None:
+        """Give events to the queue; what it will never take is kept aside."""
+        if not events or self._sink is None:
+            return
+        try:
+            self._sink.put_many(events, keys=keys)
+        except EventsRefused as exc:
+            self._give_less(dict(zip(events, keys, strict=True)), exc)
+        self.delivered_total += len(events)
+
+    def _give_less(self, keys: dict[bytes, str], refusal: EventsRefused) -> None:
+        """Keep aside what the queue will never take, and give it without what makes such events large.
+
+        The chunks of a deleted object must be cleaned whatever its properties are.
+        """
+        self._refused.keep(refusal.events, str(refusal))
+        shorter = [(less, keys[event]) for event in refusal.events if (less := without_properties(event))]
+        if shorter and self._sink is not None:
+            try:
+                self._sink.put_many([event for event, _ in shorter], keys=[key for _, key in shorter])
+            except EventsRefused as exc:
+                self._refused.keep(exc.events, str(exc))
+
+    def _read_table(self, state: BaseOutbox, after: int) -> list[Row]:
+        def select(reader: Reader) -> list[Row]:
+            return _some(reader.execute(_SELECT, (max(0, after), DELIVERY_MAX)))
 
         return self._repository.read(state.name, select)
 
@@ -414,27 +478,34 @@ class Outbox:
         with self._lock:
             self._tidy.setdefault(state.name, time.monotonic() + RETRY_MAX_S)
 
-    def _deliver_leftover(self) -> None:
+    def _deliver_leftover(self) -> bool:
+        """Hand over some events of a destroyed base; is there more to do?"""
         with self._lock:
             if not self._leftovers:
-                return
+                return False
             path = self._leftovers[0]
         try:
             connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
             try:
-                events = [event for _, event in connection.execute(_SELECT, (0, -1))]
+                rows = _some(connection.execute(_SELECT, (self._leftover_done, DELIVERY_MAX)))
             finally:
                 connection.close()
         except apsw.Error as exc:
             logger.error("events of the destroyed base %s cannot be read, file kept: %s", path, exc)
-            with self._lock:
-                self._leftovers.popleft()
-            return
-        if events and self._sink is not None:
-            self._sink.put_many(events)
-        self.delivered_total += len(events)
+            self._next_leftover()
+            return True
+        if rows:
+            name = os.path.basename(path)[: -len(LEFTOVER_SUFFIX)].rpartition(".")[0]
+            self._put([event for _, event in rows], [name] * len(rows))
+            self._leftover_done = rows[-1][0]
+            return True
         for suffix in ("", "-wal", "-shm"):
             self._unlink(path + suffix)
+        self._next_leftover()
+        return True
+
+    def _next_leftover(self) -> None:
+        self._leftover_done = 0
         with self._lock:
             self._leftovers.popleft()
 
@@ -465,6 +536,22 @@ class Outbox:
             os.unlink(path)
         except FileNotFoundError:
             return
+
+
+def _some(rows: Iterable[Row]) -> list[Row]:
+    """The first rows, as many as fit into one delivery, but one at least."""
+    some: list[Row] = []
+    size = 0
+    for row in rows:
+        some.append(row)
+        size += len(row[1])
+        if len(some) >= DELIVERY_MAX or size >= DELIVERY_MAX_BYTES:
+            break
+    return some
+
+
+def _size(rows: Iterable[Row]) -> int:
+    return sum([len(event) for _, event in rows])
 
 
 def _mark_tidying(tx: Transaction) -> None:

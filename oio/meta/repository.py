@@ -36,7 +36,7 @@ from oio.meta.base import (
     wait_within,
 )
 from oio.meta.base_type import ENGINE_SCHEMA, TOMBSTONE, BaseType
-from oio.meta.outbox import EventSink, Outbox, fsync_directory
+from oio.meta.outbox import TIDY_DELAY_S, EventSink, Outbox, fsync_directory
 from oio.meta.transaction import Reader, Transaction
 
 logger = logging.getLogger("oio.meta.repository")
@@ -64,6 +64,7 @@ class Repository:
         open_max: int = OPEN_MAX,
         queue: EventSink | None = None,
         events_memory_max: int = 10000,
+        state_delay_s: float = TIDY_DELAY_S,
     ) -> None:
         self.volume = os.path.abspath(volume)
         self.type = base_type
@@ -82,7 +83,8 @@ class Repository:
         self.evictions = 0
         self._clean_workshop()
         self.outbox = Outbox(
-            self, self.volume, base_type, queue, events_memory_max, fsync=self._fsync
+            self, self.volume, base_type, queue, events_memory_max,
+            fsync=self._fsync, state_delay_s=state_delay_s,
         )
         self.outbox.start()
         apsw.soft_heap_limit(HEAP_MAX_BYTES)

@@ -36,7 +36,8 @@ from oio.common.service import command_line, parse_address, parse_dash_o, run_un
 from oio.common.status import StatusError, http_status
 from oio.common.variables import Variables, parse_boolean
 from oio.common.volume_lock import VolumeLock, lock_volume
-from oio.event.queue import open_queue, producer_url
+from oio.event.queue import producer_url
+from oio.event.routing import RoutedQueue
 from oio.http.errors import HttpError
 from oio.http.messages import Request, Response
 from oio.http.server import Server, ServerConfig
@@ -409,7 +410,7 @@ def open_repository(process: MetaProcess, base_type: BaseType) -> Repository:
     url = process.conf.get("event-agent", "").strip()
     queue: EventSink | None = None
     if url:
-        queue = open_queue(producer_url(url, process.type, process.service_id))
+        queue = RoutedQueue(producer_url(url, process.type, process.service_id), variables)
     else:
         logger.warning("no event-agent in the configuration: events are not emitted")
     open_max = min(variables["sqliterepo.repo.hard_max"], _raise_files_limit() // FILES_PER_BASE)
@@ -425,6 +426,7 @@ def open_repository(process: MetaProcess, base_type: BaseType) -> Repository:
         open_max=max(1, open_max),
         queue=queue,
         events_memory_max=variables["events.common.pending.max"],
+        state_delay_s=variables["events.common.pending.delay"],
     )
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from oio.common.variables import Variables
+from oio.event.queue import EventsRefused
 from oio.meta import messages as m
 from oio.meta.base import BaseOptions
 from oio.meta.context import Context
@@ -34,17 +35,27 @@ class FakeQueue:
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
+        self.keys: list[str] = []
+        self.event_max_bytes = 1 << 30
         self.down = False
         self.calls = 0
         self._changed = threading.Condition()
 
-    def put_many(self, events: list[bytes]) -> None:
+    def put_many(
+        self, events: Sequence[bytes], timeout_s: float | None = None, keys: Sequence[str] | None = None
+    ) -> None:
+        assert keys is not None and len(keys) == len(events)
         with self._changed:
             self.calls += 1
             if self.down:
                 raise OSError("the queue is down")
-            self.events += [json.loads(event) for event in events]
+            refused = [event for event in events if len(event) > self.event_max_bytes]
+            taken = [item for item in zip(events, keys, strict=True) if item[0] not in refused]
+            self.events += [json.loads(event) for event, _ in taken]
+            self.keys += [key for _, key in taken]
             self._changed.notify_all()
+        if refused:
+            raise EventsRefused("too large", refused)
 
     def wait_for(self, predicate: Callable[[], bool], timeout_s: float = 10.0) -> None:
         with self._changed:

@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,6 +21,7 @@ from meta2_bench import CID, FakeQueue, Meta2Bench, wait_until
 from oio.common.status import StatusError
 from oio.event.queue import EVENT_MAX_BYTES
 from oio.meta import messages as m
+from oio.meta import outbox, refused
 
 #: Writes objects until it is killed; says each acknowledged one. Its queue refuses everything.
 CHILD = """
@@ -252,4 +254,113 @@ def test_destructions_and_creations_race(tmp_path: Path, event_queue: FakeQueue)
     assert kinds["container.deleted"] >= done["ContainerDestroy"] > 3
     paths = {e["url"]["path"] for e in event_queue.events if e["event"] == "storage.content.new"}
     assert len(paths) >= done["ContentPut"] > 3
+    bench.repository.close()
+
+
+# -- queues that refuse, fail, or hang ---------------------------------------------------------
+
+
+def refused_lines(bench: Meta2Bench) -> list[dict[str, Any]]:
+    path = Path(bench.volume, ".outbox", "refused.jsonl")
+    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+
+
+def test_events_carry_the_name_of_their_base(bench: Meta2Bench, event_queue: FakeQueue) -> None:
+    bench.put("a")
+    event_queue.wait_for(lambda: "content.new" in event_queue.kinds())
+    assert set(event_queue.keys) == {CID + ".1"}
+
+
+def test_what_the_queue_refuses_does_not_hold_the_others(
+    bench: Meta2Bench, event_queue: FakeQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without its properties the deletion passes: its chunks must be cleaned."""
+    event_queue.event_max_bytes = 4000
+    bench.put("a", properties={"big": "x" * 5000})
+    bench.put("b")
+    bench.delete("a")
+    event_queue.wait_for(lambda: "content.deleted" in event_queue.kinds())
+    contents = [e for e in event_queue.events if e["event"].startswith("storage.content")]
+    deleted = [e for e in contents if e["event"] == "storage.content.deleted"]
+    assert {bean["type"] for bean in deleted[0]["data"]} == {"aliases", "contents_headers", "chunks"}
+    assert {e["url"]["path"] for e in contents} == {"a", "b"}
+    assert [e["event"] for e in refused_lines(bench)] == ["storage.content.new", "storage.content.deleted"]
+    assert bench.repository.outbox.depth()["refused"] == 2
+    assert "request reqid-1" in caplog.text
+    wait_until(lambda: outbox_files(bench) == ["refused.jsonl"])
+
+
+def test_what_can_never_pass_is_kept_in_a_file(bench: Meta2Bench, event_queue: FakeQueue) -> None:
+    event_queue.event_max_bytes = 4000
+    bench.call(m.ContainerSetProperties(cid=CID, properties={"user.k": "x" * 5000}))
+    wait_until(lambda: bench.repository.outbox.depth()["refused"] == 1)
+    assert refused_lines(bench)[0]["data"]["properties"] == {"k": "x" * 5000}
+    bench.put("after")
+    event_queue.wait_for(lambda: "content.new" in event_queue.kinds())
+
+
+def test_the_file_of_refused_events_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refused, "FILE_MAX_BYTES", 1000)
+    kept = refused.RefusedEvents(str(tmp_path), fsync=False)
+    for number in range(50):
+        kept.keep([b'{"event":"e","number":%d}' % number, b"not even JSON"], "too large")
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert set(sizes) <= {"refused.jsonl", "refused.jsonl.1"} and max(sizes.values()) < 1200
+    assert kept.total == 100
+
+
+def test_bytes_in_memory_are_bounded(
+    tmp_path: Path, event_queue: FakeQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "MEMORY_MAX_BYTES", 20_000)
+    monkeypatch.setattr(outbox, "DELIVERY_MAX_BYTES", 5_000)
+    event_queue.down = True
+    bench = Meta2Bench(str(tmp_path), event_queue)
+    bench.create()
+    box = bench.repository.outbox
+    for i in range(50):
+        bench.put(f"o{i}", properties={"k": "x" * 1000})
+        assert box._bytes_in_memory <= 20_000
+    event_queue.down = False
+    event_queue.wait_for(lambda: event_queue.kinds().count("content.new") >= 50)
+    paths = [e["url"]["path"] for e in event_queue.events if e["event"] == "storage.content.new"]
+    assert list(dict.fromkeys(paths)) == [f"o{i}" for i in range(50)]
+    wait_until(lambda: not outbox_files(bench))
+    assert (box._bytes_in_memory, box.depth()["memory"]) == (0, 0)
+    bench.repository.close()
+
+
+def test_the_events_of_a_destroyed_container_leave_in_slices(
+    tmp_path: Path, event_queue: FakeQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "DELIVERY_MAX", 7)
+    event_queue.down = True
+    bench = Meta2Bench(str(tmp_path), event_queue)
+    bench.create()
+    for i in range(40):
+        bench.put(f"o{i}")
+    bench.call(m.ContainerDestroy(cid=CID, force=True))
+    event_queue.down = False
+    event_queue.wait_for(lambda: "meta2.deleted" in event_queue.kinds())
+    paths = [e["url"]["path"] for e in event_queue.events if e["event"] == "storage.content.new"]
+    assert paths == [f"o{i}" for i in range(40)]
+    assert event_queue.kinds()[-2:] == ["container.deleted", "meta2.deleted"]
+    wait_until(lambda: not outbox_files(bench))
+    bench.repository.close()
+
+
+def test_a_queue_that_is_down_costs_no_writes(tmp_path: Path, event_queue: FakeQueue) -> None:
+    """Each base with pending events was written every second, for nothing."""
+    event_queue.down = True
+    bench = Meta2Bench(str(tmp_path), event_queue)
+    bench.create()
+    bench.put("a")
+    box = bench.repository.outbox
+    # The last state is told once, then nothing is left to do before the queue is back.
+    wait_until(lambda: not box._tidy)
+    calls = event_queue.calls
+    wait_until(lambda: event_queue.calls > calls + 1)
+    assert not box._tidy
+    event_queue.down = False
+    wait_until(lambda: not outbox_files(bench))
     bench.repository.close()
