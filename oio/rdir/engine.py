@@ -16,13 +16,13 @@ import errno
 import logging
 import os
 import threading
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import lmdb
 
 from oio.common import status
+from oio.common.group_commit import CommitGroup, Member
 from oio.common.status import StatusError
 
 MAP_BYTES_FIRST = 256 * 2**20
@@ -48,19 +48,6 @@ DATABASES_MAX = 8
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 logger = logging.getLogger("oio.rdir")
-
-
-class _Member:
-    """One write: its function, then its result or its error."""
-
-    __slots__ = ("error", "fn", "gate", "leads", "result")
-
-    def __init__(self, fn: Callable[[Any], Any]) -> None:
-        self.fn = fn
-        self.result: Any = None
-        self.error: BaseException | None = None
-        self.gate: Any = None
-        self.leads = False
 
 
 class _Gate:
@@ -117,9 +104,7 @@ class Engine:
         self._map_bytes_max = map_bytes_max
         self._map_bytes = self._limited(max(MAP_BYTES_FIRST, 2 * _size_of(path)))
         self._gate = _Gate()
-        self._mutex = threading.Lock()
-        self._queue: deque[_Member] = deque()
-        self._led = False
+        self._group = CommitGroup(self._run_batch, QUEUE_MAX, BATCH_MAX)
         self._closed = False
         self._open()
 
@@ -140,25 +125,8 @@ class Engine:
 
         A function that raises must not have written anything: the commit takes place for the others.
         """
-        member = _Member(fn)
-        with self._mutex:
-            self._check_open()
-            lead = not self._led
-            if lead:
-                self._led = True
-            elif len(self._queue) >= QUEUE_MAX:
-                raise StatusError(status.EXCESSIVE_LOAD, f"{QUEUE_MAX} writers wait for {self.path}")
-            else:
-                member.gate = threading.Lock()
-                member.gate.acquire()
-                self._queue.append(member)
-        if not lead:
-            lead = self._wait(member)
-        if lead:
-            self._lead(member)
-        if member.error is not None:
-            raise member.error
-        return member.result
+        self._check_open()
+        return self._group.submit(Member(fn), WAIT_MAX_S)
 
     def info(self) -> dict[str, int]:
         """Figures: bytes of the file in use, bytes of the map, records of each database."""
@@ -173,8 +141,7 @@ class Engine:
 
     def close(self) -> None:
         """Wait for those inside, flush and close; further calls raise "unavailable"."""
-        with self._mutex:
-            self._closed = True
+        self._closed = True
         self._gate.close()
         try:
             if not self._sync:
@@ -183,40 +150,9 @@ class Engine:
         finally:
             self._gate.open()
 
-    # --- the leader ---
+    # --- the leader of a group ---
 
-    def _wait(self, member: _Member) -> bool:
-        """Wait for the outcome (False) or for the lead (True)."""
-        if not member.gate.acquire(timeout=WAIT_MAX_S):
-            with self._mutex:
-                if member in self._queue:
-                    self._queue.remove(member)
-                    raise StatusError(status.UNAVAILABLE, f"no turn to write within {WAIT_MAX_S:g} s")
-            # Taken by a leader, or made one, between the timeout and the mutex: the gate will open.
-            member.gate.acquire()
-        return member.leads
-
-    def _lead(self, first: _Member) -> None:
-        batch = [first]
-        with self._mutex:
-            while self._queue and len(batch) < BATCH_MAX:
-                batch.append(self._queue.popleft())
-        try:
-            self._run_batch(batch)
-        finally:
-            with self._mutex:
-                heir = self._queue.popleft() if self._queue else None
-                if heir is None:
-                    self._led = False
-                else:
-                    heir.leads = True
-            # The next leader goes first: its transaction overlaps with the answers of this batch.
-            if heir is not None:
-                heir.gate.release()
-            for member in batch[1:]:
-                member.gate.release()
-
-    def _run_batch(self, batch: list[_Member]) -> None:
+    def _run_batch(self, batch: list[Member]) -> None:
         """Give every member its result or its error."""
         try:
             while not self._attempt(batch):
@@ -233,11 +169,11 @@ class Engine:
             logger.exception("%s: write failed", self.path)
 
     @staticmethod
-    def _fail(batch: list[_Member], error: BaseException) -> None:
+    def _fail(batch: list[Member], error: BaseException) -> None:
         for member in batch:
             member.error = error
 
-    def _attempt(self, batch: list[_Member]) -> bool:
+    def _attempt(self, batch: list[Member]) -> bool:
         """Run and commit; False when the map is too small for it."""
         self._gate.enter()
         try:
