@@ -102,6 +102,11 @@ setup(
             "container_list = oio.cli.container:ListContainer",
             "container_delete = oio.cli.container:DeleteContainer",
         ],
+        "openio.events": [
+            "events_exhume = oio.cli.events:EventsExhume",
+            "events_stats = oio.cli.events:EventsStats",
+            "events_tubes = oio.cli.events:EventsTubes",
+        ],
         "openio.object": [
             "object_create = oio.cli.object:CreateObject",
             "object_show = oio.cli.object:ShowObject",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from oio.common.autocontainer import HashedContainerBuilder
     from oio.conscience.client import ConscienceClient
     from oio.directory.client import DirectoryClient
+    from oio.event.client import EventClient
 
 
 class ClientManager:
@@ -76,6 +77,13 @@ class ClientManager:
         from oio.conscience.client import ConscienceClient
 
         return ConscienceClient(self.conf, endpoint=self._endpoint, logger=self.logger)
+
+    @cached_property
+    def events(self) -> EventClient:
+        """Client of the queue of events of this host."""
+        from oio.event.client import EventClient
+
+        return EventClient(self.conf, logger=self.logger)
 
     @property
     def directory(self) -> DirectoryClient:

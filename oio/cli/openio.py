@@ -25,7 +25,7 @@ from oio.cli.common.base import describe_error
 from oio.common.exceptions import CommandError
 from oio.common.utils import request_id
 
-FAMILIES = ("cluster", "container", "object")
+FAMILIES = ("cluster", "container", "events", "object")
 _PROG = "openio"
 
 

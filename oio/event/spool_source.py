@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from oio.event.queue import DEFAULT_TUBE, url_options
 from oio.event.retry_store import PostponedEvent, RetryStore, StoreError
 from oio.event.source import EventSource, Job, SourceClosed, SourceError, TubeStats
-from oio.event.spool import spool_depth, tube_directory
+from oio.event.spool import TUBE_PREFIX, spool_depth, tube_directory
 from oio.event.spool_reader import Delivery, SpoolReader, find_spools
 
 STATE_DIRECTORY = ".event-agent"
@@ -319,6 +319,16 @@ class SpoolSource(EventSource):
                 self._save_s = self._poll_s = 0.0  # look at the base at once
                 self._changed.notify()
         return True
+
+
+def spool_tubes(root: str) -> list[str]:
+    """Names of the tubes that have spools below a directory."""
+    tubes = {DEFAULT_TUBE} if find_spools(root) else set()
+    for parent in (root, *(entry.path for entry in _subdirectories(root))):
+        with contextlib.suppress(OSError):
+            names = (name for name in os.listdir(parent) if name.startswith(TUBE_PREFIX))
+            tubes.update(name.removeprefix(TUBE_PREFIX) for name in names)
+    return sorted(tubes)
 
 
 def _subdirectories(root: str) -> list[os.DirEntry[str]]:
