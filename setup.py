@@ -107,6 +107,20 @@ setup(
             "events_stats = oio.cli.events:EventsStats",
             "events_tubes = oio.cli.events:EventsTubes",
         ],
+        "openio.rdir": [
+            "rdir_assignments = oio.cli.rdir:Assignments",
+            "rdir_bootstrap = oio.cli.rdir:Bootstrap",
+        ],
+        "openio.volume": [
+            "volume_show = oio.cli.volume:ShowVolume",
+            "volume_assignation = oio.cli.volume:VolumeAssignation",
+            "volume_admin_bootstrap = oio.cli.volume:BootstrapVolume",
+            "volume_admin_clear = oio.cli.volume:ClearVolume",
+            "volume_admin_incident = oio.cli.volume:IncidentVolume",
+            "volume_admin_lock = oio.cli.volume:LockVolume",
+            "volume_admin_show = oio.cli.volume:ShowVolumeAdmin",
+            "volume_admin_unlock = oio.cli.volume:UnlockVolume",
+        ],
         "openio.object": [
             "object_create = oio.cli.object:CreateObject",
             "object_show = oio.cli.object:ShowObject",

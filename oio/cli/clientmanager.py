@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from oio.common.autocontainer import HashedContainerBuilder
     from oio.conscience.client import ConscienceClient
     from oio.directory.client import DirectoryClient
+    from oio.rdir.client import RdirClient
+    from oio.rdir.dispatcher import RdirDispatcher
     from oio.event.client import EventClient
 
 
@@ -89,6 +91,22 @@ class ClientManager:
     def directory(self) -> DirectoryClient:
         """Client of the directory."""
         return self.storage.directory
+
+    @cached_property
+    def rdir(self) -> RdirClient:
+        """Client of the reverse directory."""
+        from oio.rdir.client import RdirClient
+
+        return RdirClient(self.conf, endpoint=self._endpoint, logger=self.logger)
+
+    @cached_property
+    def rdir_dispatcher(self) -> RdirDispatcher:
+        """Gives reverse directories to volumes."""
+        from oio.rdir.dispatcher import RdirDispatcher
+
+        return RdirDispatcher(
+            self.conf, rdir_client=self.rdir, endpoint=self._endpoint, logger=self.logger
+        )
 
     @cached_property
     def _namespace_options(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from oio.cli.common.base import describe_error
 from oio.common.exceptions import CommandError
 from oio.common.utils import request_id
 
-FAMILIES = ("cluster", "container", "events", "object")
+FAMILIES = ("cluster", "container", "events", "object", "rdir", "volume")
 _PROG = "openio"
 
 

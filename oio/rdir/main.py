@@ -110,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"oio-rdir-server: {words.config}: {exc}", file=sys.stderr)
         return 1
     store = Store(config.db_path, sync=config.sync, map_bytes_max=config.volume_bytes_max)
+    store.open_all()
     service = RdirService(store, variables, config.service_id)
     server = Server(
         service,

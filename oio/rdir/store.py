@@ -11,12 +11,13 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
+import logging
 import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import lmdb
 import msgspec
@@ -39,6 +40,9 @@ VOLUME_BYTES_MAX = 200
 
 _META2 = "meta2-"
 _LOCK, _INCIDENT = b"lock", b"incident_date"
+
+
+logger = logging.getLogger("oio.rdir")
 
 
 class Change(NamedTuple):
@@ -413,6 +417,20 @@ class Store:
         return self._containers.get(volume) or self._opened(
             self._containers, ContainerVolume, _META2, volume, create
         )
+
+    def open_all(self) -> int:
+        """Open the chunk databases that exist, which `opened_count` then tells; gives how many failed."""
+        failed = 0
+        for name in sorted(os.listdir(self.path)):
+            volume = unquote(name)
+            if name.startswith(_META2) or directory_name("", volume) != name:
+                continue
+            try:
+                self.chunks(volume)
+            except StatusError as exc:
+                failed += exc.code != status.NO_HANDLER
+                logger.error("not opened: %s", exc)
+        return failed
 
     @property
     def opened_count(self) -> int:
