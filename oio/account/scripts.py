@@ -50,6 +50,27 @@ local function add(key, counter, value)
     end
 end
 
+-- Beyond this, numbers of Lua are not exact: then Redis computes, step by step.
+local EXACT = 9007199254740992
+
+local function replace(key, counter, old, new)
+    if math.abs(old) + math.abs(new) < EXACT then
+        add(key, counter, new - old)
+    elseif old ~= new then
+        add(key, counter, new)
+        add(key, counter, -old)
+    end
+end
+
+local function sum_up(key, sums, i, value)
+    local number = tonumber(value or 0) or 0
+    if math.abs(sums[i]) + math.abs(number) >= EXACT then
+        add(key, COUNTERS[i], sums[i])
+        sums[i] = 0
+    end
+    sums[i] = sums[i] + number
+end
+
 local function set_to_zero(key)
     redis.call('hset', key, 'objects', 0, 'bytes', 0, 'damaged_objects', 0, 'missing_chunks', 0)
 end
@@ -132,10 +153,10 @@ local deleted = later(dtime, mtime)
 if not deleted and not newer then return 1 end
 
 if deleted then new = {0, 0, 0, 0} end
-local change = {}
+local old = {}
 for i = 1, 4 do
-    change[i] = new[i] - (tonumber(stored[i + 2] or 0) or 0)
-    add(account_key(account), COUNTERS[i], change[i])
+    old[i] = tonumber(stored[i + 2] or 0) or 0
+    replace(account_key(account), COUNTERS[i], old[i], new[i])
 end
 redis.call('hset', key, 'name', name, 'mtime', mtime, 'dtime', dtime,
     'objects', string.format('%.0f', new[1]), 'bytes', string.format('%.0f', new[2]),
@@ -171,11 +192,11 @@ end
 -- A running refresh of the bucket has counted what stands up to its marker, and will count what follows.
 local refreshed = redis.call('hget', lock_key(bucket), 'marker')
 if refreshed and not not_after(name, refreshed) then return 0 end
-local difference = old_bucket and change or new
+if not old_bucket then old = {0, 0, 0, 0} end
 for i = 1, 4 do
     -- The objects of these containers are parts of the objects of the bucket.
     if i ~= 1 or not string.find(name, '+segments', 1, true) then
-        add(bucket_key(bucket), COUNTERS[i], difference[i])
+        replace(bucket_key(bucket), COUNTERS[i], old[i], new[i])
     end
 end
 return 0
@@ -222,7 +243,7 @@ for first = 0, count - 1, step do
     local sums = {0, 0, 0, 0}
     for _, name in ipairs(redis.call('zrange', containers_key(account), first, first + step - 1)) do
         local values = redis.call('hmget', container_key(account, name), unpack(COUNTERS))
-        for i = 1, 4 do sums[i] = sums[i] + (tonumber(values[i] or 0) or 0) end
+        for i = 1, 4 do sum_up(account_key(account), sums, i, values[i]) end
     end
     for i = 1, 4 do add(account_key(account), COUNTERS[i], sums[i]) end
 end
@@ -293,7 +314,7 @@ for _, name in ipairs(names) do
     if values[5] == bucket then
         for i = 1, 4 do
             if i ~= 1 or not string.find(name, '+segments', 1, true) then
-                sums[i] = sums[i] + (tonumber(values[i] or 0) or 0)
+                sum_up(bucket_key(bucket), sums, i, values[i])
             end
         end
     end

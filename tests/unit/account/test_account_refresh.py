@@ -5,22 +5,8 @@
 
 import pytest
 
-from oio.account.client import AccountClient
-from oio.account.sqlite_server import AccountService
+from oio.account.updates import COUNTERS
 from oio.common import exceptions as exc
-from oio.http.server import Server
-
-COUNTERS = ("objects", "bytes", "damaged_objects", "missing_chunks")
-
-
-@pytest.fixture
-def client(store):
-    server = Server(AccountService(store).router, [("127.0.0.1", 0)])
-    server.start()
-    host, port = server.addresses[0]
-    client = AccountClient({"namespace": "NS"}, endpoint=f"{host}:{port}", proxy_endpoint="127.0.0.1:1")
-    yield client
-    server.stop(1)
 
 
 def figures(client, name="acme"):
@@ -31,17 +17,34 @@ def figures(client, name="acme"):
 def fill(client):
     for name, mtime in (("a", 10), ("b", 20)):
         counters = dict(zip(COUNTERS, (2, 30, 1, 4), strict=True))
-        client.container_update("acme", name, {"mtime": mtime, **counters})
+        client.container_update("acme", name, {"mtime": mtime, "bucket": "a", **counters})
 
 
-def test_refresh_sums_the_containers_again(client, store):
+def test_refresh_sums_the_containers_again(client, raw):
     fill(client)
     client.container_update("acme", "gone", {"dtime": 5})
-    store._db.execute("UPDATE accounts SET objects = 99, bytes = -3, damaged_objects = 7, missing_chunks = 7")
+    raw.hset("account:acme", mapping=dict(zip(COUNTERS, (99, -3, 7, 7), strict=True)))
     assert client.account_refresh("acme") is None
     assert figures(client) == ([4, 60, 2, 8], 2)
+    # Counters that an entry lacks count as zero.
+    raw.hdel("container:acme:a", "damaged_objects", "missing_chunks")
+    client.account_refresh("acme")
+    assert figures(client) == ([4, 60, 1, 4], 2)
     with pytest.raises(exc.NotFound):
         client.account_refresh("nobody")
+
+
+def test_refresh_of_many_containers(client, backend, raw):
+    from oio.account.updates import ContainerUpdate, normalize_time
+
+    updates = [("acme", ContainerUpdate(f"c{number}", normalize_time(1), objects=1)) for number in range(2500)]
+    backend.update_containers(updates)
+    raw.hset("account:acme", "objects", 7)
+    client.account_refresh("acme")
+    assert figures(client) == ([2500, 0, 0, 0], 2500)
+    client.account_flush("acme")
+    assert figures(client) == ([0, 0, 0, 0], 0)
+    assert raw.keys("container*") == []
 
 
 def test_refresh_of_an_account_without_containers(client):
@@ -55,6 +58,7 @@ def test_flush_forgets_the_containers_until_their_next_state(client):
     assert client.account_flush("acme") is None
     assert figures(client) == ([0, 0, 0, 0], 0)
     assert client.container_list("acme")["listing"] == []
+    assert client.bucket_show("a")["bytes"] == 60
     client.container_update("acme", "a", {"mtime": 10, "objects": 1})
     assert figures(client) == ([1, 0, 0, 0], 1)
     with pytest.raises(exc.NotFound):
@@ -65,6 +69,7 @@ def test_reset_takes_the_counters_of_a_container_back(client):
     fill(client)
     assert client.container_reset("acme", "a", 11) is None
     assert figures(client) == ([2, 30, 1, 4], 2)
+    assert client.bucket_show("a")["bytes"] == 30
     shown = client.container_show("acme", "a")
     assert [shown[counter] for counter in COUNTERS] == [0, 0, 0, 0]
     assert float(shown["mtime"]) == 11

@@ -1,0 +1,98 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Real Redis servers and Sentinels for tests, on ports of loopback that stay theirs over restarts."""
+
+import subprocess
+
+import pytest
+import redis
+from support import eventually, held_port
+
+from oio.common.redis_server import find_redis_server
+
+SET = "the-set"
+
+
+class RedisProcess:
+    """A Redis server with an append-only file, or a Sentinel; can be killed and started again.
+
+    :param config: lines of a configuration file.
+    """
+
+    def __init__(self, home, *config, sentinel=False):
+        program = find_redis_server()
+        if program is None:
+            pytest.skip("no Redis server on this machine")
+        home.mkdir(parents=True)
+        # While the socket is open nobody else gets the port, but a server can listen on it.
+        self._held, self.port = held_port()
+        lines = [f"port {self.port}", "bind 127.0.0.1", f'dir "{home}"', *config]
+        if not sentinel:
+            lines += ['save ""', "appendonly yes", "appendfsync everysec", "repl-diskless-sync-delay 0"]
+        self._log = home / "log"
+        path = home / "redis.conf"
+        path.write_text("\n".join(lines) + "\n")
+        self._command = [program, str(path)] + (["--sentinel"] if sentinel else [])
+        self.client = redis.Redis(port=self.port, decode_responses=True)
+        self.start()
+
+    @property
+    def addr(self):
+        return f"127.0.0.1:{self.port}"
+
+    def start(self):
+        with open(self._log, "ab") as log:
+            self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        eventually(self._answers, what=f"answer of Redis ({self._log})")
+
+    def _answers(self):
+        assert self.process.poll() is None, self._log.read_text()
+        try:
+            return self.client.ping()
+        except redis.exceptions.RedisError:
+            return False
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        self.kill()
+        self.client.close()
+        self._held.close()
+
+
+class ReplicatedRedis:
+    """A master, a replica that follows it, and a Sentinel that watches them."""
+
+    def __init__(self, home):
+        self.servers = [RedisProcess(home / "one")]
+        self.servers.append(RedisProcess(home / "two", f"replicaof 127.0.0.1 {self.servers[0].port}"))
+        self.sentinel = RedisProcess(
+            home / "sentinel",
+            f"sentinel monitor {SET} 127.0.0.1 {self.servers[0].port} 1",
+            f"sentinel down-after-milliseconds {SET} 500",
+            f"sentinel failover-timeout {SET} 2000",
+            sentinel=True,
+        )
+        eventually(self.synchronous, what="replica in step")
+
+    def synchronous(self):
+        """Whether Sentinel sees a replica that follows the master."""
+        seen = self.sentinel.client.sentinel_slaves(SET)
+        return any(one["flags"] == "slave" and one["master-link-status"] == "ok" for one in seen)
+
+    @property
+    def master(self):
+        _, port = self.sentinel.client.sentinel_get_master_addr_by_name(SET)
+        return next(server for server in self.servers if server.port == port)
+
+    @property
+    def replica(self):
+        master = self.master
+        return next(server for server in self.servers if server is not master)
+
+    def stop(self):
+        for server in (self.sentinel, *self.servers):
+            server.stop()
