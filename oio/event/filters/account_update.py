@@ -69,11 +69,11 @@ class AccountUpdateFilter(Filter):
         if env.get("event") in _ACTIONS and url.get("account") not in HIDDEN_ACCOUNTS:
             try:
                 self._tell(env, url)
+            except ExplicitBury:
+                raise
             except BadRequest as exc:
                 self.bury(f"refused by the account service: {exc}")
             except OioException as exc:
-                if isinstance(exc, ExplicitBury):
-                    raise
                 return self.retry(cb, f"account service: {exc}")
         return self.app(env, beanstalkd, cb)
 

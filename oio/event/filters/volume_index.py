@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 from oio.common.constants import REQID_HEADER
-from oio.common.exceptions import ExplicitBury, NotFound, OioException, VolumeException
+from oio.common.exceptions import BadRequest, ExplicitBury, NotFound, OioException, VolumeException
 from oio.common.status import CONTAINER_NOT_FOUND, REFERENCE_NOT_FOUND
 from oio.common.utils import request_id
 from oio.event.filters.base import Callback, Env, Filter, make_filter_factory
@@ -62,6 +62,8 @@ class VolumeIndexFilter(Filter):
                 action(self, env, when, {"reqid": reqid, **self._timeouts})
             except ExplicitBury:
                 raise
+            except BadRequest as exc:
+                self.bury(f"refused by the reverse directory: {exc}")
             except (OioException, HttpClientError) as exc:
                 return self.retry(cb, f"reverse directory: {exc}")
         return self.app(env, beanstalkd, cb)
@@ -79,7 +81,13 @@ class VolumeIndexFilter(Filter):
 
     def _chunk_deleted(self, env: Env, when: int, options: dict[str, Any]) -> None:
         volume, ids = self._chunk(env)
-        rdir_of(self).chunk_delete(volume, *ids, when=when, **options)
+        rdir = rdir_of(self)
+        try:
+            rdir.chunk_delete(volume, *ids, when=when, **options)
+        except NotFound:
+            # No index yet. The deletion must be known before what was pushed earlier comes, late.
+            rdir.create(volume, **options)
+            rdir.chunk_delete(volume, *ids, when=when, **options)
         self.count("deleted")
 
     def _chunk(self, env: Env) -> tuple[str, tuple[str, str, str]]:
@@ -152,12 +160,16 @@ class VolumeIndexFilter(Filter):
         path, url = self._container(env)
         if not isinstance(peer, str) or not peer:
             self.bury(f"{env['event']} without peer")
+        rdir = rdir_of(self)
+        record = {"container_path": path, "container_id": url["id"], "when": when, **options}
         try:
-            rdir_of(self).meta2_index_delete(
-                volume_id=peer, container_path=path, container_id=url["id"], when=when, **options
-            )
-        except (NotFound, VolumeException) as exc:
-            # A volume that has no index has nothing to forget.
+            try:
+                rdir.meta2_index_delete(peer, **record)
+            except NotFound:
+                # See _chunk_deleted.
+                rdir.meta2_index_create(peer, **options)
+                rdir.meta2_index_delete(peer, **record)
+        except VolumeException as exc:
             self.logger.info("%s not removed from the index of %s: %s", path, peer, exc)
             return
         self.count("deleted")

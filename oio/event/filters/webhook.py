@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from oio.common.constants import REQID_HEADER
-from oio.common.exceptions import ConfigurationException, NotFound, OioException
+from oio.common.exceptions import ConfigurationException, ExplicitBury, NotFound, OioException
 from oio.event.filters.base import Callback, Env, Filter, make_filter_factory
 from oio.event.filters.clients import container_of, pool_of
 from oio.http.client import HttpClientError
@@ -52,6 +52,8 @@ class WebhookFilter(Filter):
             return self.app(env, beanstalkd, cb)
         try:
             data = self._data(env)
+        except ExplicitBury:
+            raise
         except OioException as exc:
             return self.retry(cb, f"properties of the object: {exc}")
         body = json.dumps(

@@ -14,11 +14,14 @@ from servers import RedisServer
 from oio.account.backend import AccountBackend
 from oio.account.client import AccountClient
 from oio.account.server import AccountService
-from oio.common.exceptions import NotFound
+from oio.common.exceptions import BadRequest, NotFound
 from oio.common.redis_conn import RedisConnection
 from oio.event.pipelines import load_factory
 from oio.http.client import HttpPool
 from oio.http.server import Response, Server
+from oio.rdir.client import BatchingRdirClient
+from oio.rdir.server import RdirService
+from oio.rdir.store import Store
 
 CID = "0A" * 32
 
@@ -117,7 +120,8 @@ class AccountServer:
         self._server = Server(AccountService(self.backend).router, [("127.0.0.1", 0)])
         self._server.start()
         self.address = "{}:{}".format(*self._server.addresses[0])
-        self.client = AccountClient({"namespace": "NS"}, self.address, proxy_endpoint="127.0.0.1:1", pool_manager=pool)
+        conf = {"namespace": "NS"}
+        self.client = AccountClient(conf, self.address, proxy_endpoint="127.0.0.1:1", pool_manager=pool)
         self.env = {"pool": pool, "account_client": self.client}
 
     def forget_tombstones(self):
@@ -155,6 +159,70 @@ def account_server(directory):
     """An account service that lives as long as the context."""
     with RedisServer(directory, "--appendonly", "no") as redis, HttpPool() as pool:
         server = AccountServer(redis, pool)
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+class RdirServer:
+    """A real reverse directory in charge of all volumes, and a proxy that tells so.
+
+    :ivar client: how tests look at it.
+    :ivar env: what the agent would share: a client of this service.
+    :ivar linked: meta2 services of each container, for the proxy: ``{"acct/c": ["m2-1"]}``.
+    :ivar rawx: addresses of rawx by id, for the proxy.
+    """
+
+    def __init__(self, directory, pool):
+        self._store = Store(str(directory), sync=False)
+        self._server = Server(RdirService(self._store), [("127.0.0.1", 0)])
+        self._server.start()
+        self.address = "{}:{}".format(*self._server.addresses[0])
+        self.linked, self.rawx, self.assigned = {}, {}, True
+        self.proxy = WebServer(self._proxy)
+        conf = {"namespace": "NS", "proxyd_url": self.proxy.url}
+        self.client = BatchingRdirClient(conf, endpoint=self.proxy.url, pool_manager=pool)
+        self.env = {"conf": conf, "pool": pool, "rdir_client": self.client}
+
+    def _proxy(self, request, _body):
+        if request.path.endswith("/conscience/resolve"):
+            address = self.rawx.get(request.query["service_id"])
+            return (200, {"addr": address}) if address else (404, {"status": 404, "message": "unknown service"})
+        if request.query["acct"] == "_RDIR":
+            if not self.assigned:
+                return 404, {"status": 406, "message": "no such reference"}
+            return 200, {"dir": [], "srv": [{"seq": 1, "type": "rdir", "host": self.address, "args": ""}]}
+        hosts = self.linked.get("{acct}/{ref}".format(**request.query))
+        if hosts is None:
+            return 404, {"status": 406, "message": "no such reference"}
+        return 200, {"dir": [], "srv": [{"seq": 1, "type": "meta2", "host": host, "args": ""} for host in hosts]}
+
+    def chunks(self, volume):
+        """Ids of the chunks of a volume, with the mtime of each."""
+        try:
+            return {chunk: value["mtime"] for _, _, chunk, value in self.client.chunk_fetch(volume)}
+        except NotFound:
+            return {}
+
+    def containers(self, volume):
+        """Paths of the containers of a meta2."""
+        try:
+            return [one["container_url"] for one in self.client.meta2_index_fetch_all(volume)]
+        except BadRequest:
+            return []
+
+    def stop(self):
+        self.proxy.stop()
+        self._server.stop(1)
+        self._store.close()
+
+
+@contextlib.contextmanager
+def rdir_server(directory):
+    """A reverse directory that lives as long as the context."""
+    with HttpPool() as pool:
+        server = RdirServer(directory, pool)
         try:
             yield server
         finally:
