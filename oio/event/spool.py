@@ -38,7 +38,15 @@ import zlib
 from collections.abc import Iterator, Sequence
 from urllib.parse import parse_qs, urlsplit
 
-from oio.event.queue import DEFAULT_TUBE, EVENT_MAX_BYTES, EventQueue, QueueError, QueueFull, QueueTimeout
+from oio.event.queue import (
+    DEFAULT_TUBE,
+    EVENT_MAX_BYTES,
+    EventQueue,
+    EventsRefused,
+    QueueError,
+    QueueFull,
+    QueueTimeout,
+)
 
 MAGIC = b"OIOSPL01"
 HEADER = struct.Struct(">II")
@@ -126,9 +134,31 @@ class SpoolQueue(EventQueue):
         self, events: Sequence[bytes], timeout_s: float | None = None, keys: Sequence[str] | None = None
     ) -> None:
         """Append events; returns once they are on disk. There is one order for all keys."""
-        if not events:
-            return
-        blob = b"".join([frame(event) for event in events])
+        refused = [event for event in events if not 0 < len(event) <= EVENT_MAX_BYTES]
+        blob = b"".join([frame(event) for event in events if 0 < len(event) <= EVENT_MAX_BYTES])
+        if blob:
+            self._append(blob, timeout_s)
+        if refused:
+            raise EventsRefused(f"{len(refused)} events are empty or above {EVENT_MAX_BYTES} bytes", refused)
+
+    def depth(self) -> int:
+        """Records behind the position that the reader saved last."""
+        return spool_depth(self.directory)
+
+    def close(self) -> None:
+        """Wait for the running write, then release the files."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._batch.settled.notify_all()
+            while self._writing:
+                self._idle.wait()
+            self._abandon_segment()
+            os.close(self._lock_fd)
+
+    def _append(self, blob: bytes, timeout_s: float | None) -> None:
+        """Write records with those of other threads; returns once they are on disk."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._lock:
             if self._closed:
@@ -153,22 +183,6 @@ class SpoolQueue(EventQueue):
             self._commit(batch)
         if batch.error is not None:
             raise QueueError(f"cannot write to the spool {self.directory}: {batch.error}")
-
-    def depth(self) -> int:
-        """Records behind the position that the reader saved last."""
-        return spool_depth(self.directory)
-
-    def close(self) -> None:
-        """Wait for the running write, then release the files."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._batch.settled.notify_all()
-            while self._writing:
-                self._idle.wait()
-            self._abandon_segment()
-            os.close(self._lock_fd)
 
     def _check_room(self, more: int) -> None:
         if self._size + more <= self._max_bytes:
