@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from oio.common.autocontainer import HashedContainerBuilder
     from oio.conscience.client import ConscienceClient
     from oio.directory.client import DirectoryClient
+    from oio.event.client import EventClient
     from oio.rdir.client import RdirClient
     from oio.rdir.dispatcher import RdirDispatcher
-    from oio.event.client import EventClient
 
 
 class ClientManager:
