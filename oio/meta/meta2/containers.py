@@ -32,7 +32,11 @@ _STATISTICS = ("page_count", "freelist_count", "page_size")
 
 
 def create(
-    repository: Repository, settings: rules.Settings, context: Context, request: ContainerCreate
+    repository: Repository,
+    settings: rules.Settings,
+    context: Context,
+    request: ContainerCreate,
+    service_id: str,
 ) -> Created:
     """Create the base of a container; of one that exists nothing is changed."""
     rules.check_writable_namespace(settings, context)
@@ -57,7 +61,7 @@ def create(
         data = {
             "system": system,
             "properties": _short(user),
-            "peers": request.peers,
+            "peers": events.peers_from(service_id, request.peers),
             "bucket": tx.get(schema.BUCKET),
         }
         events.emit_container(tx, context, request, "new", data)
@@ -114,10 +118,12 @@ def set_properties(
     for key, value in (*system.items(), *user.items()):
         if value:
             tx.set(key, value)
-        else:
+            changed[key] = value
+        elif tx.get(key) is not None:
             tx.unset(key)
-        changed[key] = value or None
-    _emit_update(tx, context, request, changed)
+            changed[key] = None
+    if changed:
+        _emit_update(tx, context, request, changed)
 
 
 def del_properties(

@@ -29,7 +29,11 @@ _LEND = f"UPDATE chunks SET ctime = {schema.LENT}"
 
 
 def copy(
-    repository: Repository, settings: rules.Settings, context: Context, request: ContainerCopy
+    repository: Repository,
+    settings: rules.Settings,
+    context: Context,
+    request: ContainerCopy,
+    service_id: str,
 ) -> None:
     """Create a container from another. :raises StatusError: 433 when it exists, 431 without source."""
     rules.check_writable_namespace(settings, context)
@@ -42,7 +46,7 @@ def copy(
             pool, request.source_address, repository.type, source, path,
             reqid=context.reqid, deadline=context.deadline,
         )
-        if not repository.install(base_name, path, lambda tx: _become(tx, context, request)):
+        if not repository.install(base_name, path, lambda tx: _become(tx, context, request, service_id)):
             raise _exists()
 
 
@@ -58,7 +62,7 @@ def _exists() -> StatusError:
     return StatusError(status.CONTAINER_EXISTS, "Container already exists")
 
 
-def _become(tx: Transaction, context: Context, request: ContainerCopy) -> None:
+def _become(tx: Transaction, context: Context, request: ContainerCopy, service_id: str) -> None:
     """Turn the base of the source into that of the copy."""
     rules.check_initialised(tx.get)
     tx.set("sys.name", schema.base_name(request.cid))
@@ -76,7 +80,7 @@ def _become(tx: Transaction, context: Context, request: ContainerCopy) -> None:
     data = {
         "system": {key: admin[key] for key in _TOLD if key in admin},
         "properties": {key[5:]: value for key, value in admin.items() if key.startswith("user.")},
-        "peers": request.peers,
+        "peers": events.peers_from(service_id, request.peers),
         "bucket": tx.get(schema.BUCKET),
     }
     events.emit_container(tx, context, request, "new", data)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from oio.common.status import StatusError
@@ -86,6 +86,11 @@ def emit_container(
     if tx.events_enabled:
         name = f"storage.{kind}" if "." in kind else f"storage.container.{kind}"
         tx.emit(_envelope(name, _container_url(tx.get, target.cid), context, data=data))
+
+
+def peers_from(service_id: str, peers: Sequence[str]) -> list[str]:
+    """The copies of a container, that of the service which tells it first."""
+    return sorted(peers, key=lambda peer: peer != service_id)
 
 
 def state_event(admin: Mapping[str, str]) -> dict[str, Any]:

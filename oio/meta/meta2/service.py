@@ -72,7 +72,9 @@ class Meta2Service:
         }
 
     def _container_create(self, request: m.ContainerCreate, context: Context) -> m.Created:
-        return containers.create(self._repository, self._settings, context, request)
+        return containers.create(
+            self._repository, self._settings, context, request, self._service_id
+        )
 
     def _container_destroy(self, request: m.ContainerDestroy, context: Context) -> None:
         containers.destroy(
@@ -90,7 +92,7 @@ class Meta2Service:
         )
 
     def _container_copy(self, request: m.ContainerCopy, context: Context) -> None:
-        copies.copy(self._repository, self._settings, context, request)
+        copies.copy(self._repository, self._settings, context, request, self._service_id)
 
     def _container_flush(self, request: m.ContainerFlush, context: Context) -> m.FlushReply:
         return flush.flush(self._repository, self._settings, context, request)
