@@ -20,13 +20,19 @@ from typing import Any, TypeGuard
 from oio.common.constants import HIDDEN_ACCOUNTS
 from oio.common.exceptions import (
     BadRequest,
+    ClientException,
     Conflict,
     ExplicitBury,
     NotFound,
     OioException,
     OioTimeout,
 )
-from oio.common.status import CONTAINER_NOT_FOUND, REFERENCE_NOT_FOUND
+from oio.common.status import (
+    CONTAINER_DISABLED,
+    CONTAINER_FROZEN,
+    CONTAINER_NOT_FOUND,
+    REFERENCE_NOT_FOUND,
+)
 from oio.common.utils import request_id
 from oio.event.filters.base import Callback, Env, Filter, make_filter_factory
 from oio.event.filters.batching import BatchingAccountClient
@@ -142,10 +148,11 @@ class AccountUpdateFilter(Filter):
             container_of(self).container_get_properties(
                 account, container, force_master=True, reqid=reqid, **self._timeouts
             )
-        except NotFound as exc:
-            if exc.status in (REFERENCE_NOT_FOUND, CONTAINER_NOT_FOUND):
+        except ClientException as exc:
+            if isinstance(exc, NotFound) and exc.status in (REFERENCE_NOT_FOUND, CONTAINER_NOT_FOUND):
                 return False
-            raise
+            if exc.status not in (CONTAINER_FROZEN, CONTAINER_DISABLED):
+                raise
         return True
 
     # --- shared by the handlers of a process ---

@@ -109,6 +109,7 @@ class Filter:
     def bury(self, message: str) -> NoReturn:
         """Put the event aside, for a person. :raises ExplicitBury: always."""
         self.count("buried")
+        self.logger.warning("event buried: %s", message)
         raise ExplicitBury(message)
 
     def when_of(self, env: Env) -> int:

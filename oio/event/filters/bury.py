@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from oio.common.exceptions import ExplicitBury
 from oio.event.filters.base import Callback, Env, Filter, make_filter_factory
 
 
@@ -15,7 +16,8 @@ class BuryFilter(Filter):
 
     def process(self, env: Env, beanstalkd: Any, cb: Callback) -> Any:
         """Handle one event. :raises ExplicitBury: always."""
-        self.bury(f"buried by the filter bury: {env.get('event')}")
+        self.count("buried")
+        raise ExplicitBury(f"by the filter bury: {env.get('event')}")
 
 
 filter_factory = make_filter_factory(BuryFilter)

@@ -215,6 +215,13 @@ def test_a_late_event_from_before_a_known_deletion_is_dropped_without_question(a
     assert account.container() is None
 
 
+@pytest.mark.parametrize("status", [436, 437])
+def test_a_container_that_refuses_to_answer_exists(account, status):
+    with WebServer(lambda request, _body: (503, {"status": status, "message": "frozen"})) as proxy:
+        assert chain_of(account, proxy).run(state(NOW_S - 100, 3, 30)) == 200
+    assert account.container() == (3, 30)
+
+
 def test_a_late_event_waits_until_the_proxy_tells(account):
     chain = chain_of(account)
     assert chain.run(state(NOW_S - 100, 3, 30)) == 503
