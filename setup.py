@@ -78,6 +78,7 @@ setup(
             "system = oio.conscience.stats:SystemCollector",
             "volume = oio.conscience.stats:VolumeCollector",
         ],
+        "oio.event.handler_factory": ["default = oio.event.handlers:handler_factory"],
         "oio.event.filter_factory": [
             "account_update = oio.event.filters.account_update:filter_factory",
             "bury = oio.event.filters.bury:filter_factory",

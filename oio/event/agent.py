@@ -1,413 +1,297 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""``oio-event-agent``: consumes the spools of the services of this host.
+"""``oio-event-agent``: consumes the events of a queue, with several processes of many green threads.
 
-Every spool below the directory of ``queue_url`` is read; spools that appear are found within a second. An event
-is acknowledged when its pipeline is done with it, which is durable: what could not be done is in the retry base
-(see :mod:`oio.event.retry_store`). An event whose pipeline failed is kept there too and handled again later, so
-that a consumer that is down holds only its own events. An event without pipeline is counted and acknowledged;
-one that cannot be understood is buried in that base. After a crash, the events of the last second are delivered
-again.
+The parent, this module, consumes nothing: it starts the workers (see :mod:`oio.event.worker`), starts those that
+end again, passes signals on, adds up what they count and answers ``/metrics``. It is not green; only workers are.
+
+Exit codes: 0 after SIGTERM, SIGINT or SIGQUIT; 1 when the configuration file, the user or the address of the
+metrics cannot be used; 3 when a worker cannot begin (handlers file, filter, queue URL).
+
+An event stays in the queue until a worker has settled it: whatever dies, it is delivered again.
 """
 
 from __future__ import annotations
 
-import configparser
 import contextlib
-import heapq
-import itertools
 import logging
 import os
-import queue
+import pwd
 import random
+import select
+import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from dataclasses import dataclass
-from typing import NamedTuple
-from urllib.parse import urlsplit
+from typing import NoReturn
 
 import msgspec
 
+import oio
 from oio.common import service
-from oio.common.configuration import load_namespace_conf
 from oio.common.exceptions import OioException
-from oio.event.filters import BuryEvent, Event, FilterContext, Pipelines
-from oio.event.retry_store import PostponedEvent, RetryStore, StoreError
-from oio.event.spool_reader import Delivery, SpoolReader, find_spools
-from oio.http.client import HttpPool
+from oio.common.metrics import CONTENT_TYPE, Metric, render
+from oio.common.utils import drop_privileges
+from oio.event.agent_metrics import Report, Totals, decode_report
+from oio.event.agent_settings import (
+    AgentSettings,
+    load_agent_settings,
+    setup_logs,
+    warn_about_obsolete_keys,
+)
 from oio.http.router import Router
 from oio.http.server import Request, Response, Server
 
-SECTION = "event-agent"
-CONCURRENCY_DEFAULT = 10
-# Events reserved per thread: enough to keep it busy, few enough to be delivered again after a crash.
-RESERVED_PER_THREAD = 8
-# A spool gets at most this many turns before the next one is looked at.
-RESERVE_AT_ONCE = 16
-SCAN_PERIOD_S = 1.0
-SAVE_PERIOD_S = 1.0
-IDLE_PAUSE_MIN_S = 0.02
-IDLE_PAUSE_MAX_S = 0.25
-# An event whose pipeline failed is tried again after this long (contract: 15 s), then less and less often.
-RETRY_DELAY_S = 15.0
-RETRY_DELAY_MAX_S = 600.0
-# The same complaint is made again after this long.
-COMPLAINT_PERIOD_S = 60.0
-# The agent works behind the services that answer to somebody.
-NICENESS = 10
+PROGRAM = "oio-event-agent"
+USER_DEFAULT = "openio"
+EXIT_BAD_CONFIGURATION = 1
+EXIT_WORKER_CANNOT_START = 3
+# Workers that ended are started again after this long (contract).
+RESTART_PERIOD_S = 1.0
+# Workers do not start all at once.
+START_PAUSE_MAX_S = 0.05
+# Beyond its own grace, a worker has this long to be gone before it is killed.
+KILL_MARGIN_S = 1.0
+# Workers that are told to leave at once have this long (contract).
+LEAVE_GRACE_S = 5.0
+REPORT_MAX_BYTES = 1 << 20
 
-_decode_event = msgspec.json.Decoder(dict).decode
-_KEYS = {
-    "namespace", "queue_url", "concurrency", "handlers_conf", "state_dir", "listen", "proxy", "delay_s",
-    "user", "tube", "workers", "acct_refresh_interval", "log_level", "log_facility", "log_address",
-    "syslog_prefix",
+_WATCHED = {
+    signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
 }  # fmt: skip
+_PASSED_ON = {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 
-@dataclass(frozen=True)
-class EventAgentSettings:
-    """The configuration file; see ``etc/event-agent.conf-sample``."""
+class _Child:
+    """A worker, seen by its parent: its process, and the socket on which it reports."""
 
-    namespace: str
-    spool_dir: str
-    state_dir: str
-    proxy: str | None = None
-    concurrency: int = CONCURRENCY_DEFAULT
-    handlers_conf: str | None = None
-    delay_s: float = 0.0
-    listen: tuple[str, int] | None = None
-    log_level: str = "INFO"
-    syslog_prefix: str | None = None
-
-
-def load_event_agent_settings(path: str) -> EventAgentSettings:
-    """Read the configuration file. :raises ValueError: on a mistake."""
-    parser = configparser.ConfigParser(interpolation=None)
-    try:
-        with open(path, encoding="utf-8") as stream:
-            parser.read_file(stream, path)
-    except (OSError, UnicodeDecodeError, configparser.Error) as exc:
-        raise ValueError(f"cannot read {path}: {exc}") from exc
-    if not parser.has_section(SECTION):
-        raise ValueError(f"{path}: section [{SECTION}] is missing")
-    options = dict(parser.items(SECTION))
-    unknown = options.keys() - _KEYS
-    if unknown:
-        raise ValueError(f"{path}: unknown key {', '.join(sorted(unknown))}")
-    for key in ("namespace", "queue_url"):
-        if not options.get(key):
-            raise ValueError(f"{path}: key {key} is missing")
-    url = urlsplit(options["queue_url"])
-    if url.scheme != "spool" or url.netloc or not url.path.startswith("/"):
-        raise ValueError(f"{path}: queue_url must be spool:///absolute/directory")
-    listen = service.parse_address(options["listen"]) if options.get("listen") else None
-    return EventAgentSettings(
-        namespace=options["namespace"],
-        spool_dir=url.path,
-        state_dir=options.get("state_dir") or os.path.join(url.path, ".event-agent"),
-        proxy=options.get("proxy") or None,
-        concurrency=max(1, int(options.get("concurrency", CONCURRENCY_DEFAULT))),
-        handlers_conf=options.get("handlers_conf") or None,
-        delay_s=float(options.get("delay_s", 0)),
-        listen=listen,
-        log_level=options.get("log_level", "INFO").upper(),
-        syslog_prefix=options.get("syslog_prefix") or None,
-    )
+    def __init__(self, process: subprocess.Popen[bytes], reports: socket.socket) -> None:
+        self.process = process
+        self.reports = reports
+        self.ready = False
 
 
 class EventAgent:
-    """Reads spools, runs pipelines; ``start`` and ``stop`` suit ``run_until_stopped``."""
+    """The parent process; see the module.
 
-    def __init__(self, settings: EventAgentSettings, proxy: str, logger: logging.Logger) -> None:
-        """:raises StoreError, ConfigurationException: when the state or the handlers cannot be used."""
+    :param path: the configuration file, which workers read too.
+    """
+
+    def __init__(self, settings: AgentSettings, path: str, logger: logging.Logger, verbose: bool = False) -> None:
         self._settings = settings
+        self._path = os.path.abspath(path)
         self._logger = logger
-        self._pool = HttpPool(max_idle_per_address=settings.concurrency + 1)
-        self.store = RetryStore(os.path.join(settings.state_dir, "retry.db"))
-        context = FilterContext(settings.namespace, proxy, self._pool, self.store)
-        self._pipelines = Pipelines(context, settings.handlers_conf, {"delay": str(settings.delay_s)})
-        self._readers: dict[str, SpoolReader] = {}
-        self._work: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-        self._count_lock = threading.Lock()
-        self._active = 0
-        self._counts: Counter[tuple[str, str]] = Counter()
-        # Only what could not even be written to the retry base waits in memory, unacknowledged.
-        self._delayed: list[tuple[float, int, _Item]] = []
-        self._postponed_running: set[int] = set()
-        self._complaints: dict[str, float] = {}
-        self._order = itertools.count()
-        self._stopping = threading.Event()
-        self._dispatcher = threading.Thread(target=self._dispatch, name="dispatcher", daemon=True)
-        self._threads = [
-            threading.Thread(target=self._consume, name=f"consumer-{n}", daemon=True)
-            for n in range(settings.concurrency)
-        ]
+        self._verbose = verbose
+        self._children: dict[int, _Child] = {}
+        self._totals = Totals()
+        # Reports are taken by the main loop and by those who read the metrics.
+        self._lock = threading.Lock()
+        self._restarts = 0
+        self._told_ready = False
 
-    def start(self) -> None:
-        """Begin to consume."""
-        self._pipelines.each(lambda step: step.start())
-        for thread in (*self._threads, self._dispatcher):
-            thread.start()
-
-    def stop(self, grace_s: float = 10.0) -> None:
-        """Finish the running events, save the positions; what is only reserved is delivered next time."""
-        deadline = time.monotonic() + grace_s
-        self._stopping.set()
-        for _ in self._threads:
-            self._work.put(None)
-        for thread in (self._dispatcher, *self._threads):
-            thread.join(max(0.1, deadline - time.monotonic()))
-        self._pipelines.each(lambda step: step.stop(max(0.1, deadline - time.monotonic())))
-        for reader in self._readers.values():
-            try:
-                reader.close()
-            except OSError as exc:
-                self._logger.error("cannot save the position of %s: %s", reader.directory, exc)
-        self.store.close()
-        self._pool.close()
-
-    def counts(self) -> dict[tuple[str, str], int]:
-        """``{(event type, outcome): events}``."""
-        with self._count_lock:
-            return dict(self._counts)
+    def run(self) -> int:
+        """Run the workers until a signal ends them; returns the exit code. Main thread only."""
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+        server = None
+        try:
+            if self._settings.listen:
+                router = Router()
+                router.add("GET", "/metrics", self.metrics)
+                server = Server(router, [self._settings.listen])
+                try:
+                    server.start()
+                except OSError as exc:
+                    return _complain(f"cannot listen on {self._settings.listen}: {exc}", EXIT_BAD_CONFIGURATION)
+            return self._loop()
+        finally:
+            self._stop(signal.SIGKILL, 1.0)
+            if server is not None:
+                server.stop(1.0)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def metrics(self, request: Request) -> Response:
-        """Counters for Prometheus."""
-        from oio.common.metrics import CONTENT_TYPE, Metric, render
-
-        stored = self.store.counts()
-        families = [
-            Metric(
-                "event_agent_events", "counter", "Events by type and outcome",
-                [({"type": kind, "outcome": out}, count) for (kind, out), count in self.counts().items()],
-            ),
-            Metric(
-                "event_agent_filter", "counter", "Counters of the filters",
-                [
-                    ({"filter": name, "counter": counter}, count)
-                    for name, step in self._pipelines.filters.items()
-                    for counter, count in step.metrics().items()
-                ],
-            ),
-            Metric(
-                "event_agent_stored", "gauge", "Chunks to delete later, and buried events",
-                [({"kind": kind}, count) for kind, count in stored.items()],
-            ),
-            Metric(
-                "event_agent_skipped_bytes", "counter", "Bytes of spools that were no records",
-                [
-                    ({"spool": os.path.basename(path)}, reader.skipped_bytes)
-                    for path, reader in list(self._readers.items())
-                ],
-            ),
-        ]  # fmt: skip
+        """Numbers of all workers, for Prometheus."""
+        self._take_reports()
+        with self._lock:
+            families = self._totals.metrics()
+            ready = sum(child.ready for child in self._children.values())
+        families += [
+            Metric("event_agent_workers", "gauge", "Workers that consume", [({}, ready)]),
+            Metric("event_agent_restarts", "counter", "Workers that were started again", [({}, self._restarts)]),
+        ]
         return Response(200, render(families), [("Content-Type", CONTENT_TYPE)])
 
-    # --- dispatcher thread: the only one that touches the table of readers ----------------------
-
-    def _dispatch(self) -> None:
-        scan_s = save_s = 0.0
-        pause_s = IDLE_PAUSE_MIN_S
-        while not self._stopping.is_set():
-            try:
-                now = time.monotonic()
-                if now >= scan_s:
-                    scan_s = now + SCAN_PERIOD_S
-                    self._find_spools()
-                found = self._reserve(now)
-                if now >= save_s:
-                    save_s = now + SAVE_PERIOD_S
-                    self._save()
-                    self._take_postponed()
-            except Exception:
-                # Nothing is acknowledged by a defect here, so trying again is right.
-                self._logger.exception("reading the spools")
-                found = False
-            pause_s = IDLE_PAUSE_MIN_S if found else min(IDLE_PAUSE_MAX_S, pause_s * 2)
-            if not found or self._room() <= 0:
-                self._stopping.wait(pause_s)
-
-    def _find_spools(self) -> None:
-        for directory in find_spools(self._settings.spool_dir):
-            if directory not in self._readers:
-                try:
-                    self._readers[directory] = SpoolReader(directory)
-                    self._logger.info("reading the spool %s", directory)
-                except OSError as exc:
-                    self._logger.error("cannot read the spool %s: %s", directory, exc)
-
-    def _reserve(self, now: float) -> bool:
-        """Give work to the consumers, in turn from each spool; returns whether there was some."""
-        found = False
-        while self._delayed and self._delayed[0][0] <= now:
-            self._submit(heapq.heappop(self._delayed)[2])
-            found = True
-        for reader in list(self._readers.values()):
-            room = min(RESERVE_AT_ONCE, self._room())
-            if room <= 0:
-                return found
-            try:
-                deliveries = reader.reserve(room)
-            except OSError as exc:
-                self._leave(reader, exc)
-                continue
-            for delivery in deliveries:
-                self._submit(_Item(delivery.payload, reader, delivery, None))
-                found = True
-        return found
-
-    def _take_postponed(self) -> None:
-        """Handle postponed events again, with half of the room at most."""
-        running = set(self._postponed_running)
-        limit = self._settings.concurrency * RESERVED_PER_THREAD // 2 - len(running)
-        if limit <= 0:
-            return
-        for postponed in self.store.postponed_due(time.time(), limit + len(running)):
-            # An event that ends just now may be seen as due although it is done: handling it twice is harmless.
-            if postponed.id not in running:
-                self._postponed_running.add(postponed.id)
-                self._submit(_Item(postponed.event, None, None, postponed))
-
-    def _save(self) -> None:
-        for reader in list(self._readers.values()):
-            try:
-                reader.save()
-            except OSError as exc:
-                self._leave(reader, exc)
-
-    def _leave(self, reader: SpoolReader, reason: OSError) -> None:
-        """Leave a spool that fails to the next scan, which opens it again if it still exists."""
-        self._logger.error("cannot read the spool %s: %s", reader.directory, reason)
-        self._readers.pop(reader.directory, None)
-        with contextlib.suppress(OSError):
-            reader.close()
-
-    def _room(self) -> int:
-        limit = self._settings.concurrency * RESERVED_PER_THREAD
-        with self._count_lock:
-            return limit - self._active - len(self._delayed)
-
-    def _submit(self, item: _Item) -> None:
-        with self._count_lock:
-            self._active += 1
-        self._work.put(item)
-
-    # --- consumer threads -------------------------------------------------------------------------
-
-    def _consume(self) -> None:
+    def _loop(self) -> int:
+        restart_s = 0.0
         while True:
-            item = self._work.get()
-            if item is None or self._stopping.is_set():
-                return
-            kind, outcome = self._handle(item.payload)
-            try:
-                self._settle(item, outcome)
-            except StoreError as exc:
-                self._complain("kept in memory", kind, exc)
-                with self._count_lock:
-                    when = time.monotonic() + RETRY_DELAY_S
-                    heapq.heappush(self._delayed, (when, next(self._order), item))
-            with self._count_lock:
-                self._active -= 1
-                self._counts[kind, outcome] += 1
+            now = time.monotonic()
+            if len(self._children) < self._settings.workers and now >= restart_s:
+                restart_s = now + RESTART_PERIOD_S
+                self._start_missing()
+            info = signal.sigtimedwait(_WATCHED, RESTART_PERIOD_S if self._told_ready else 0.05)
+            number = info.si_signo if info is not None else 0
+            if number == signal.SIGTERM:
+                self._logger.info("stop asked by SIGTERM")
+                self._stop(signal.SIGTERM, self._settings.stop_grace_s + KILL_MARGIN_S)
+                return 0
+            if number in (signal.SIGINT, signal.SIGQUIT):
+                self._stop(signal.SIGQUIT, LEAVE_GRACE_S)
+                return 0
+            if number in _PASSED_ON:
+                self._send(signal.Signals(number))
+            self._take_reports()
+            if self._collect():
+                self._stop(signal.SIGTERM, self._settings.stop_grace_s + KILL_MARGIN_S)
+                return EXIT_WORKER_CANNOT_START
 
-    def _settle(self, item: _Item, outcome: str) -> None:
-        """Acknowledge an event where it came from. :raises StoreError: when that cannot be made durable."""
-        if item.postponed is None:
-            if outcome == "retry":
-                self.store.postpone(item.payload, time.time() + RETRY_DELAY_S)
-            if item.reader is not None and item.delivery is not None:
-                item.reader.ack(item.delivery)
-            return
-        if outcome == "retry":
-            delay_s = min(RETRY_DELAY_MAX_S, RETRY_DELAY_S * 2.0 ** min(item.postponed.attempts, 20))
-            self.store.postpone_again(item.postponed, time.time() + delay_s * random.uniform(0.5, 1))
-        else:
-            self.store.finish(item.postponed)
-        self._postponed_running.discard(item.postponed.id)
+    def _start_missing(self) -> None:
+        for index in range(self._settings.workers):
+            if index not in self._children:
+                self._children[index] = self._start(index)
+                if self._settings.workers > 1:
+                    time.sleep(random.uniform(0, START_PAUSE_MAX_S))
 
-    def _handle(self, payload: bytes) -> tuple[str, str]:
-        """Run the pipeline of an event; returns its type and what became of it."""
-        kind = "malformed"
+    def _start(self, index: int) -> _Child:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        command = [
+            sys.executable, "-P", "-m", "oio.event.worker", self._path,
+            "--index", str(index), "--parent", str(os.getpid()), "--report-fd", str(theirs.fileno()),
+            *(["--verbose"] if self._verbose else []),
+        ]  # fmt: skip
+        with theirs:
+            process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=_environment())
+        return _Child(process, ours)
+
+    def _take_reports(self) -> None:
+        with self._lock:
+            for index, child in self._children.items():
+                for report in _reports(child.reports):
+                    if report.error:
+                        _complain(report.error, EXIT_WORKER_CANNOT_START)
+                    child.ready = child.ready or report.ready
+                    self._totals.put(index, report.samples)
+            ready = sum(child.ready for child in self._children.values())
+        if not self._told_ready and ready == self._settings.workers:
+            self._told_ready = True
+            self._logger.info("ready: %d workers", ready)
+
+    def _collect(self) -> bool:
+        """Take note of the workers that ended; True when one of them could not begin."""
+        hopeless = False
+        ended = [(index, child) for index, child in self._children.items() if child.process.poll() is not None]
+        for index, child in ended:
+            # What it said before it ended counts.
+            self._take_reports()
+            code = child.process.returncode
+            with self._lock:
+                del self._children[index]
+                self._totals.retire(index)
+            child.reports.close()
+            if code == EXIT_WORKER_CANNOT_START:
+                hopeless = True
+                continue
+            self._restarts += 1
+            self._logger.error("worker %d (pid %d) ended with %d", index, child.process.pid, code)
+        return hopeless
+
+    def _send(self, number: signal.Signals) -> None:
+        for child in self._children.values():
+            # Never to a process that was already waited for: its number may be somebody else's.
+            if child.process.poll() is None:
+                child.process.send_signal(number)
+
+    def _stop(self, number: signal.Signals, grace_s: float) -> None:
+        """Tell all workers to end, wait, and kill those that do not."""
+        self._send(number)
+        deadline = time.monotonic() + grace_s
+        while any(child.process.poll() is None for child in self._children.values()):
+            if time.monotonic() > deadline:
+                self._logger.error("workers that do not end are killed")
+                self._send(signal.SIGKILL)
+                deadline = float("inf")
+            signal.sigtimedwait(_WATCHED, 0.05)
+        with self._lock:
+            for child in self._children.values():
+                child.reports.close()
+            self._children.clear()
+
+
+def _reports(sock: socket.socket) -> list[Report]:
+    """The reports that are there."""
+    found = []
+    while select.select([sock], [], [], 0)[0]:
         try:
-            try:
-                event = parse_event(payload)
-                kind = event["event"]
-                return kind, "handled" if self._pipelines.run(event) else "ignored"
-            except BuryEvent as exc:
-                self._logger.error("event buried: %s: %r", exc, payload[:500])
-                self.store.bury(payload, str(exc), time.time())
-                return kind, "buried"
-        except (OioException, StoreError) as exc:
-            self._complain("kept for later", kind, exc)
-        except Exception as exc:
-            # A defect of a filter: where it is matters, how many events meet it does not.
-            self._complain("kept for later", kind, exc, payload)
-        return kind, "retry"
-
-    def _complain(self, fate: str, kind: str, exc: Exception, payload: bytes | None = None) -> None:
-        """Log a failure, once per period for each kind of failure, however many events meet it.
-
-        With ``payload``, as an error with its traceback.
-        """
-        cause = f"{type(exc).__name__} {fate}"
-        now = time.monotonic()
-        with self._count_lock:
-            said = self._complaints.get(cause)
-            if said is not None and now - said < COMPLAINT_PERIOD_S:
-                return
-            self._complaints[cause] = now
-        if payload is None:
-            self._logger.warning("events %s (first of type %s): %s", fate, kind, exc)
-        else:
-            self._logger.error("events %s, such as %r", fate, payload[:500], exc_info=exc)
+            data = sock.recv(REPORT_MAX_BYTES)
+            if not data:
+                break
+            found.append(decode_report(data))
+        except (OSError, msgspec.DecodeError):
+            break
+    return found
 
 
-class _Item(NamedTuple):
-    """An event on its way to a pipeline, and where it comes from: a spool, or the retry base."""
+def _environment() -> dict[str, str]:
+    """Environment of workers: they find this package where the parent found it."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(oio.__file__)))
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if root not in paths:
+        # Last: an installed package that the operator put first stays first.
+        paths.append(root)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "EVENTLET_NO_GREENDNS": "yes"}
 
-    payload: bytes
-    reader: SpoolReader | None
-    delivery: Delivery | None
-    postponed: PostponedEvent | None
+
+def _become(user: str | None) -> None:
+    """Leave the rights of root, if we have them. :raises OioException: when the user cannot be become."""
+    if user is None:
+        # Only a default: who runs the agent without it, or without being root, stays what he is.
+        if os.geteuid() != 0 or not _exists(USER_DEFAULT):
+            return
+        user = USER_DEFAULT
+    elif _exists(user) and pwd.getpwnam(user).pw_uid == os.geteuid():
+        return
+    drop_privileges(user)
 
 
-def parse_event(payload: bytes) -> Event:
-    """Decode an event. :raises BuryEvent: when it is not an object with a type."""
+def _exists(user: str) -> bool:
     try:
-        event: Event = _decode_event(payload)
-    except msgspec.DecodeError as exc:
-        raise BuryEvent(f"malformed: {exc}") from exc
-    if not isinstance(event.get("event"), str):
-        raise BuryEvent("malformed: no type")
-    return event
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"{PROGRAM}: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _fail(message: str) -> NoReturn:
+    raise SystemExit(_complain(message, EXIT_BAD_CONFIGURATION))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``oio-event-agent CONFIG [-v]``."""
-    parser = service.command_line("oio-event-agent", "Consumes the events of this host")
+    parser = service.command_line(PROGRAM, "Consumes events")
     parser.add_argument("-v", "--verbose", action="store_true", help="debug logs")
     parser.add_argument("config", help="INI file with a section [event-agent]")
+    parser.error = lambda message: _fail(f"{message}\n{parser.format_usage().rstrip()}")  # type: ignore[method-assign, assignment]
     args = parser.parse_args(argv)
-    logger = logging.getLogger("oio.event.agent")
     try:
-        settings = load_event_agent_settings(args.config)
-        service.setup_logging(settings.syslog_prefix, "DEBUG" if args.verbose else settings.log_level)
-        proxy = settings.proxy or load_namespace_conf(settings.namespace)["proxy"]
-        agent = EventAgent(settings, str(proxy), logger)
-    except (OioException, StoreError, ValueError) as exc:
-        print(f"oio-event-agent: {exc}", file=sys.stderr)
-        return 1
-    with contextlib.suppress(OSError):  # forbidden in some containers
-        os.nice(NICENESS)
-    servers: list[service.Stoppable] = [agent]
-    if settings.listen:
-        router = Router()
-        router.add("GET", "/metrics", agent.metrics)
-        servers.insert(0, Server(router, [settings.listen]))
-    return service.run_until_stopped(servers, name="event.agent")
+        settings = load_agent_settings(args.config)
+        logger = setup_logs(settings, args.verbose)
+        warn_about_obsolete_keys(settings, logger)
+        path = os.path.abspath(args.config)
+        _become(settings.user)
+    except (OioException, ValueError) as exc:
+        return _complain(str(exc), EXIT_BAD_CONFIGURATION)
+    code = EventAgent(settings, path, logger, args.verbose).run()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    return code
 
 
 if __name__ == "__main__":

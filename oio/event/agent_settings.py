@@ -13,6 +13,7 @@ import logging
 import os
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from oio.common import service
 from oio.common.configuration import load_namespace_conf
@@ -95,6 +96,11 @@ def _settings(options: dict[str, str]) -> AgentSettings:
     for url in urls:
         if not url.partition("://")[1]:
             raise ValueError(f"queue_url: {url!r} is not a URL")
+    # Keys of former versions.
+    if options.get("state_dir"):
+        urls = tuple(_with_state_dir(url, options["state_dir"]) for url in urls)
+    if options.get("delay_s"):
+        options.setdefault("delay", options["delay_s"])
     workers = _number(options, "workers", 0, int, None)
     if workers <= 0:
         workers = os.cpu_count() or 1
@@ -121,6 +127,13 @@ def _settings(options: dict[str, str]) -> AgentSettings:
         log_level=options.get("log_level", "INFO").upper(),
         options=options,
     )
+
+
+def _with_state_dir(url: str, state_dir: str) -> str:
+    """URL of a spool, with the place where its consumer keeps what is left to do."""
+    if not url.startswith("spool://") or "state_dir=" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}state_dir={quote(state_dir)}"
 
 
 def _number(options: dict[str, str], key: str, default: Any, kind: type, least: float | None) -> Any:

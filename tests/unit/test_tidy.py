@@ -158,7 +158,10 @@ READERS = [
     ),
     ("oio/account/settings.py", ["account-server.conf"], [r'section(?:\.get\(|, )"(\w+)"', r'"(redis_\w+)"']),
     ("oio/ecd/server.py", ["ecd.conf"], [r'section\.get(?:int|boolean)?\("(\w+)"']),
-    ("oio/event/agent.py", ["event-agent.conf"], [r'options(?:\.get\(|\[)"(\w+)"']),
+    (
+        "oio/event/agent_settings.py", ["event-agent.conf"],
+        [r'options(?:\.get\(|\[|, )"(\w+)"', r'"((?:sys)?log_\w+)"'],
+    ),
     (
         "oio/conscience/agent_settings.py", ["conscience-agent.yml"],
         [r'(?:options|own|common|described\[name\])(?:\.get\(|\[)"(\w+)"', r'own, "(\w+)"'],

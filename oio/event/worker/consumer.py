@@ -79,18 +79,19 @@ class Shared:
         self.logger = logger
         self.complaints = Complaints(logger)
         self.idle = threading.Event()
-        self._down: set[str] = set()
+        self._down: dict[str, float] = {}
 
     def lost(self, source: EventSource, exc: Exception) -> None:
         """A queue does not answer: say it once."""
         if source.url not in self._down:
-            self._down.add(source.url)
             self.logger.error("queue %s lost: %s", shown_url(source.url), exc)
+        self._down[source.url] = time.monotonic()
 
-    def found(self, source: EventSource) -> None:
-        """A queue answers."""
-        if self._down and source.url in self._down:
-            self._down.discard(source.url)
+    def found(self, source: EventSource, asked_s: float) -> None:
+        """A queue answered what it was asked at a moment (monotonic)."""
+        # What was asked before it was lost proves nothing.
+        if self._down and asked_s > self._down.get(source.url, asked_s):
+            self._down.pop(source.url, None)
             self.logger.info("queue %s is back", shown_url(source.url))
 
 
@@ -116,13 +117,15 @@ class Consumer:
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the end; returns whether it came."""
-        self._thread.join(timeout_s)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
         shared = self._shared
         turn = 0
         while not shared.idle.is_set():
+            asked_s = time.monotonic()
             try:
                 job = self.source.reserve(RESERVE_TIMEOUT_S)
             except SourceClosed:
@@ -137,7 +140,7 @@ class Consumer:
                 shared.complaints.say("reserve", logging.ERROR, "taking an event", exc_info=True)
                 shared.idle.wait(RECONNECT_PERIOD_S)
                 continue
-            shared.found(self.source)
+            shared.found(self.source, asked_s)
             if job is None:
                 continue
             self._consume(job)
@@ -201,7 +204,8 @@ class Consumer:
         if outcome in (Outcome.RETRY, Outcome.UNANSWERED):
             attempts = self._attempts(job)
             limit = self._shared.settings.max_attempts
-            if limit and attempts >= limit:
+            # A filter that names a delay waits for something: that is no failure.
+            if limit and attempts >= limit and verdict.delay_s is None:
                 outcome = Outcome.BURIED
                 verdict = verdict._replace(reason=f"{verdict.reason} (given up after {attempts} deliveries)")
             elif outcome is Outcome.RETRY:

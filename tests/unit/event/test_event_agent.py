@@ -1,387 +1,535 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""The event agent and its cleaner, against a rawx and a proxy made of real sockets."""
+"""A worker of the event agent, with plain threads and a queue in memory."""
 
+import heapq
 import json
 import logging
-import shutil
+import threading
 import time
+from collections import deque
 from pathlib import Path
 
 import pytest
-from support import eventually, held_port
+from support import eventually
 
-from oio.common.exceptions import ConfigurationException, OioException
-from oio.event import agent as agent_module
-from oio.event import cleaner as cleaner_module
-from oio.event import filters as filters_module
-from oio.event.agent import EventAgent, EventAgentSettings, load_event_agent_settings
-from oio.event.cleaner import ServiceBackoff, backoff, chunks_of
-from oio.event.filters import BuryEvent, Filter
-from oio.event.retry_store import PendingChunk, RetryStore, StoreError
-from oio.event.spool import SpoolQueue, spool_depth
-from oio.http.server import Response, Server
+from oio.common import exceptions
+from oio.common.exceptions import ConfigurationException
+from oio.event import agent_settings
+from oio.event.agent_metrics import RateMeter, Sample, Totals
+from oio.event.agent_settings import AgentSettings, load_agent_settings
+from oio.event.pipelines import Answer, MeasuredFilter, Pipeline
+from oio.event.source import EventSource, Job, SourceClosed, SourceError, TubeStats
+from oio.event.worker import consumer as consumer_module
+from oio.event.worker.outcomes import (
+    Malformed,
+    Outcome,
+    judge_answer,
+    judge_failure,
+    parse_event,
+    retry_delay_s,
+)
+from oio.event.worker.process import Worker
+from oio.http.errors import ConnectError
 
 ETC = Path(__file__).parents[3] / "etc"
 LOGGER = logging.getLogger("test")
 
 
-class FakeCluster:
-    """A proxy that resolves and a rawx that deletes, on one port each."""
+class MemorySource(EventSource):
+    """A tube in memory, with the outcomes that the agent chose."""
 
-    def __init__(self):
-        self.addresses = {}
-        self.chunks = set()
-        self.answers = {}
-        self.deletions = []
-        self.resolutions = 0
-        self.proxy = Server(self._resolve, [("127.0.0.1", 0)])
-        self.proxy.start()
-        self.rawx = None
-        self.held, self.rawx_port = held_port()
-        self.addresses["NS-rawx-1"] = f"127.0.0.1:{self.rawx_port}"
+    def __init__(self, url="memory://", tube="oio", ttr_s=120.0):
+        self.url, self.tube = url, tube
+        self.changed = threading.Condition()
+        self.ready, self.delayed, self.reserved = deque(), [], {}
+        self.deleted, self.buried, self.released, self.touched = [], [], [], []
+        self.deliveries = {}
+        self.error = None
+        self.closed = False
 
-    def start_rawx(self):
-        self.rawx = Server(self._delete, [("127.0.0.1", self.rawx_port)])
-        self.rawx.start()
+    def put(self, body, job_id=None):
+        with self.changed:
+            job_id = job_id or str(len(self.deliveries) + 1)
+            self.deliveries[job_id] = 0
+            self.ready.append(Job(job_id, body))
+            self.changed.notify()
+        return job_id
 
-    def stop(self):
-        self.proxy.stop(0.1)
-        if self.rawx:
-            self.rawx.stop(0.1)
-        self.held.close()
+    def reserve(self, timeout_s):
+        deadline = time.monotonic() + min(timeout_s, 0.05)
+        with self.changed:
+            while True:
+                if self.closed:
+                    raise SourceClosed("closed")
+                if self.error:
+                    raise self.error
+                while self.delayed and self.delayed[0][0] <= time.monotonic():
+                    self.ready.append(heapq.heappop(self.delayed)[2])
+                if self.ready:
+                    job = self.ready.popleft()
+                    self.reserved[job.id] = job
+                    self.deliveries[job.id] += 1
+                    return job
+                if not self.changed.wait(max(0.0, deadline - time.monotonic())):
+                    return None
 
-    @property
-    def proxy_address(self):
-        return f"127.0.0.1:{self.proxy.addresses[0][1]}"
+    def _settle(self, job, where):
+        with self.changed:
+            if self.reserved.pop(job.id, None) is None:
+                return False
+            where.append(job.id)
+            return True
 
-    def _resolve(self, request):
-        self.resolutions += 1
-        assert request.path == "/v3.0/NS/conscience/resolve" and request.query["type"] == "rawx"
-        address = self.addresses.get(request.query["service_id"])
-        if address is None:
-            return Response(503, b'{"status":503,"message":"not found"}')
-        return Response(200, json.dumps({"addr": address}).encode())
+    def delete(self, job):
+        return self._settle(job, self.deleted)
 
-    def _delete(self, request):
-        chunk = request.path[1:]
-        self.deletions.append((request.method, chunk, request.reqid))
-        if chunk in self.answers:
-            return Response(self.answers[chunk])
-        if chunk not in self.chunks:
-            return Response(404)
-        self.chunks.discard(chunk)
-        return Response(204)
+    def bury(self, job):
+        return self._settle(job, self.buried)
+
+    def release(self, job, delay_s=0):
+        if not self._settle(job, []):
+            return False
+        with self.changed:
+            self.released.append((job.id, delay_s))
+            heapq.heappush(self.delayed, (time.monotonic() + delay_s, len(self.released), job))
+        return True
+
+    def touch(self, job):
+        self.touched.append(job.id)
+        return True
+
+    def attempts(self, job):
+        return self.deliveries[job.id]
+
+    def stats(self):
+        return TubeStats(len(self.ready), len(self.reserved), len(self.delayed), len(self.buried))
+
+    def kick(self, limit):
+        return 0
+
+    def close(self):
+        with self.changed:
+            self.closed = True
+            self.ready.extend(self.reserved.values())
+            self.reserved.clear()
+            self.changed.notify_all()
+
+
+def event(kind="x", **more):
+    return json.dumps({"event": kind, "when": int(time.time() * 1e6), **more}).encode()
 
 
 @pytest.fixture
-def cluster():
-    cluster = FakeCluster()
-    yield cluster
-    cluster.stop()
+def make(monkeypatch):
+    """Make a worker whose pipelines are functions; returns it and its source."""
+    monkeypatch.setattr(consumer_module, "RECONNECT_PERIOD_S", 0.02)
+    workers = []
+
+    def make(pipelines, **more):
+        source = MemorySource()
+        settings = AgentSettings("NS", queue_urls=("memory://",), proxy="127.0.0.1:1", **more)
+        worker = Worker(settings, LOGGER, open_=lambda url, tube, ttr_s: source)
+        set_pipelines(worker, pipelines)
+        workers.append(worker)
+        worker.start()
+        return worker, source
+
+    yield make
+    for worker in workers:
+        worker.stop(0.0)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(cleaner_module, "RETRY_PERIOD_S", 0.02)
-    monkeypatch.setattr(cleaner_module, "SERVICE_BACKOFF_MIN_S", 0.05)
-    monkeypatch.setattr(cleaner_module, "CHUNK_BACKOFF_MIN_S", 0.05)
+def set_pipelines(worker, functions):
+    worker._shared.pipelines.by_type = {
+        kind: Pipeline(kind, [step], step)
+        for kind, step in ((kind, MeasuredFilter("f", function)) for kind, function in functions.items())
+    }
 
 
-@pytest.fixture
-def run_agent(tmp_path, cluster):
-    agents = []
-
-    def run(**more):
-        settings = EventAgentSettings(
-            "NS", str(tmp_path / "spools"), str(tmp_path / "state"), concurrency=2, **more
-        )
-        agent = EventAgent(settings, cluster.proxy_address, LOGGER)
-        agents.append(agent)
-        agent.start()
-        return agent
-
-    yield run
-    for agent in agents:
-        agent.stop(2)
+def outcomes(worker):
+    found = {}
+    for consumer in worker.consumers:
+        for key, number in consumer.counts.outcomes.items():
+            found[key] = found.get(key, 0) + number
+    return found
 
 
-@pytest.fixture
-def queue(tmp_path):
-    queue = SpoolQueue(str(tmp_path / "spools" / "NS-meta2-1"), fsync=False)
-    yield queue
-    queue.close()
+def test_events_are_handled_and_deleted(make):
+    seen = []
+
+    def handle(env, source, cb):
+        seen.append(env)
+        cb(200, "")
+
+    worker, source = make({"x": handle})
+    ids = [source.put(event(n=number)) for number in range(50)]
+    eventually(lambda: len(source.deleted) == 50)
+    assert sorted(source.deleted) == sorted(ids)
+    assert {one["job_id"] for one in seen} == set(ids)
+    eventually(lambda: outcomes(worker) == {("x", "handled"): 50})
+    samples = {(one.name, dict(one.labels).get("type")): one.value for one in worker.samples()}
+    assert samples["event_agent_filter_calls", "x"] == 50
+    assert samples["event_agent_filter_errors", "x"] == 0
+    assert 0 <= samples["event_agent_lag_seconds_max", None] < 60
+    worker.ask_queues()
+    assert [one.value for one in worker.samples() if one.name == "event_agent_queue"] == [0, 0, 0, 0]
 
 
-def deleted(*urls, kind="storage.content.deleted", **more):
-    beans = [{"type": "aliases", "name": "o"}, {"type": "contents_headers", "id": "00"}]
-    beans += [{"type": "chunks", "id": url, "pos": "0", "hash": "00", "size": 1} for url in urls]
-    return json.dumps({"event": kind, "when": 1, "request_id": "REQ", "data": beans, **more}).encode()
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"5", b"{}", b'{"event":5}', b"\xff\xfe"])
+def test_what_is_no_event_is_buried(make, body):
+    worker, source = make({})
+    job = source.put(body)
+    eventually(lambda: source.buried == [job])
+    eventually(lambda: outcomes(worker) == {("malformed", "buried"): 1})
 
 
-def chunk_id(number):
-    return f"{number:064X}"
+def test_an_event_without_handler_is_deleted(make, caplog):
+    worker, source = make({})
+    source.put(event("a"))
+    source.put(event("a"))
+    eventually(lambda: len(source.deleted) == 2)
+    assert len([one for one in caplog.records if "no handler" in one.getMessage()]) == 1
+    eventually(lambda: outcomes(worker) == {("a", "ignored"): 2})
 
 
-def test_chunks_are_deleted(run_agent, cluster, queue):
-    cluster.start_rawx()
-    cluster.chunks = {chunk_id(n) for n in range(1, 5)}
-    agent = run_agent()
-    queue.put(deleted(f"http://NS-rawx-1/{chunk_id(1)}", f"http://NS-rawx-1/{chunk_id(2)}"))
-    queue.put(deleted(f"http://127.0.0.1:{cluster.rawx_port}/{chunk_id(3)}"))
-    queue.put(deleted(f"http://NS-rawx-1/{chunk_id(4)}", kind="storage.content.drained"))
-    queue.put(deleted(f"http://NS-rawx-1/{chunk_id(9)}"))
-    queue.put(b'{"event":"storage.content.new","when":1,"data":[]}')
-    eventually(lambda: sum(agent.counts().values()) == 5)
-    assert cluster.chunks == set()
-    assert {(method, reqid) for method, _, reqid in cluster.deletions} == {("DELETE", "REQ")}
-    assert cluster.resolutions <= 2
-    assert agent.counts()["storage.content.new", "ignored"] == 1
-    assert agent.store.counts() == {"pending": 0, "postponed": 0, "buried": 0}
-    assert agent._pipelines.filters["content_cleaner"].metrics()["missing"] == 1
-    eventually(lambda: spool_depth(queue.directory) == 0)
+def test_a_failed_event_comes_again_until_it_succeeds(make):
+    calls = []
+
+    def handle(env, source, cb):
+        calls.append(env)
+        cb(503 if len(calls) < 4 else 200, "the consumer is away")
+
+    worker, source = make({"x": handle}, retry_delay_s=0.01, retry_delay_max_s=0.02)
+    job = source.put(event())
+    eventually(lambda: source.deleted == [job])
+    eventually(lambda: outcomes(worker) == {("x", "retry"): 3, ("x", "handled"): 1})
+    delays = [delay_s for _, delay_s in source.released]
+    assert 0.008 <= delays[0] <= 0.012 and all(0.016 <= delay_s <= 0.024 for delay_s in delays[1:])
+    errors = [one for one in worker.samples() if one.name == "event_agent_filter_errors"]
+    assert [one.value for one in errors] == [3]
 
 
-def test_a_dead_rawx_delays_nobody_and_nothing_is_forgotten(run_agent, cluster, queue):
-    alive = Server(lambda request: Response(204), [("127.0.0.1", 0)])
-    alive.start()
-    other_port = alive.addresses[0][1]
-    cluster.chunks = {chunk_id(n) for n in range(50)}
-    agent = run_agent()
-    for number in range(50):
-        queue.put(deleted(f"http://NS-rawx-1/{chunk_id(number)}"))
-    queue.put(deleted(f"http://127.0.0.1:{other_port}/{chunk_id(99)}"))
-    eventually(lambda: sum(agent.counts().values()) == 51)
-    metrics = agent._pipelines.filters["content_cleaner"].metrics()
-    assert metrics["deleted"] == 1
-    assert agent.store.counts()["pending"] == 50
-    eventually(lambda: spool_depth(queue.directory) == 0)
-    # Neither a stop of the agent nor anything else loses them.
-    agent.stop(2)
-    agent = run_agent()
-    cluster.start_rawx()
-    eventually(lambda: cluster.chunks == set())
-    eventually(lambda: agent.store.counts()["pending"] == 0)
-    eventually(lambda: agent.store.services() == [])
-    alive.stop(0.1)
+def test_a_hopeless_event_is_buried_at_last(make):
+    worker, source = make({"x": lambda env, source, cb: cb(500, "no")}, retry_delay_s=0.001, max_attempts=3)
+    job = source.put(event())
+    eventually(lambda: source.buried == [job])
+    eventually(lambda: outcomes(worker) == {("x", "retry"): 2, ("x", "buried"): 1})
 
 
-def test_an_unknown_service_is_asked_again(run_agent, cluster, queue):
-    cluster.start_rawx()
-    cluster.chunks = {chunk_id(1)}
-    agent = run_agent()
-    queue.put(deleted(f"http://NS-rawx-7/{chunk_id(1)}"))
-    eventually(lambda: agent.store.counts()["pending"] == 1)
-    cluster.addresses["NS-rawx-7"] = cluster.addresses["NS-rawx-1"]
-    eventually(lambda: cluster.chunks == set())
-
-
-@pytest.mark.parametrize("status", [400, 403, 418, 500, 503])
-def test_a_refused_chunk_is_tried_again_and_holds_nobody(run_agent, cluster, queue, status):
-    cluster.start_rawx()
-    cluster.chunks = {chunk_id(1), chunk_id(2)}
-    cluster.answers = {chunk_id(1): status}
-    agent = run_agent()
-    queue.put(deleted(*(f"http://NS-rawx-1/{chunk_id(n)}" for n in (1, 2))))
-    eventually(lambda: cluster.chunks == {chunk_id(1)})
-    del cluster.answers[chunk_id(1)]
-    eventually(lambda: cluster.chunks == set())
-    eventually(lambda: agent.store.counts()["pending"] == 0)
-
-
-def test_delay(run_agent, cluster, queue):
-    cluster.start_rawx()
-    cluster.chunks = {chunk_id(1), chunk_id(2)}
-    agent = run_agent(delay_s=3600)
-    now_us = int(time.time() * 1e6)
-    queue.put(deleted(f"http://NS-rawx-1/{chunk_id(1)}", when=now_us))
-    queue.put(deleted(f"http://NS-rawx-1/{chunk_id(2)}", when=now_us - 3600 * 10**6))
-    eventually(lambda: cluster.chunks == {chunk_id(1)})
-    assert agent.store.counts()["pending"] >= 1
-
-
-def test_what_cannot_be_understood_is_kept(run_agent, cluster, queue):
-    agent = run_agent()
-    bad = [b"{", b"[]", b"{}", b'{"event":5}', deleted("http://rawx/x"), deleted(data=[1]), deleted(data={"a": 1})]
-    queue.put_many(bad)
-    eventually(lambda: sum(agent.counts().values()) == len(bad))
-    assert agent.store.counts()["buried"] == len(bad)
-    assert sum(count for (_, outcome), count in agent.counts().items() if outcome == "buried") == len(bad)
-
-
-def test_what_cannot_be_remembered_stays_in_the_spool(run_agent, cluster, queue, monkeypatch):
-    agent = run_agent()
-
-    def broken(*statements):
-        raise StoreError("no space")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(agent.store, "_change", broken)
-        queue.put(deleted(f"http://NS-rawx-1/{chunk_id(1)}"))
-        eventually(lambda: ("storage.content.deleted", "retry") in agent.counts())
-        agent.stop(2)
-    assert spool_depth(queue.directory) == 1
-
-
-def test_a_failing_pipeline_holds_only_its_own_events(run_agent, cluster, queue, monkeypatch, caplog):
-    monkeypatch.setattr(agent_module, "RETRY_DELAY_S", 0.05)
-    monkeypatch.setattr(agent_module, "RETRY_DELAY_MAX_S", 0.1)
-    monkeypatch.setattr(agent_module, "SAVE_PERIOD_S", 0.05)
-    failing = [True]
-    handled = []
-
-    class Fragile(Filter):
-        def process(self, event):
-            if failing:
-                raise OioException("the consumer is down")
-            handled.append(event["n"])
-
-    builtin = {**filters_module.builtin_filters(), "fragile": Fragile}
-    monkeypatch.setattr(filters_module, "builtin_filters", lambda: builtin)
-    monkeypatch.setitem(filters_module.DEFAULT_PIPELINES, "fragile", ["fragile"])
-    cluster.start_rawx()
-    cluster.chunks = {chunk_id(1)}
-    agent = run_agent()
-    count = 100
-    queue.put_many([b'{"event":"fragile","n":%d}' % n for n in range(count)])
-    queue.put(deleted(f"http://NS-rawx-1/{chunk_id(1)}"))
-    eventually(lambda: cluster.chunks == set())
-    eventually(lambda: spool_depth(queue.directory) == 0)
-    assert agent.store.counts()["postponed"] == count
-    eventually(lambda: agent.counts()["fragile", "retry"] > 2 * count)
-    agent.stop(2)
-    complaints = [one for one in caplog.records if "fragile" in one.getMessage()]
-    assert [(one.levelname, one.exc_info) for one in complaints] == [("WARNING", None)]
-    failing.clear()
-    agent = run_agent()
-    eventually(lambda: agent.store.counts()["postponed"] == 0)
-    assert sorted(set(handled)) == list(range(count))
-
-
-def test_new_spools_are_found(run_agent, cluster, tmp_path):
-    agent = run_agent()
-    with SpoolQueue(str(tmp_path / "spools" / "NS-rawx-1" / "w0")) as queue:
-        queue.put(b'{"event":"test.ignored"}')
-        eventually(lambda: sum(agent.counts().values()) == 1)
-    assert b"event_agent_events_total" in agent.metrics(None).body
-
-
-def test_a_removed_spool_disturbs_nobody(run_agent, cluster, queue, tmp_path):
-    doomed = tmp_path / "spools" / "AA"
-    agent = run_agent()
-    with SpoolQueue(str(doomed)) as other:
-        other.put(b'{"event":"x"}')
-        eventually(lambda: sum(agent.counts().values()) == 1)
-    shutil.rmtree(doomed)
-    eventually(lambda: str(doomed) not in agent._readers)
-    queue.put(b'{"event":"y"}')
-    eventually(lambda: sum(agent.counts().values()) == 2)
-
-
-def test_handlers_file(run_agent, cluster, queue, tmp_path):
-    path = tmp_path / "handlers.conf"
-    path.write_text(
-        "[handler:storage.content.deleted]\npipeline = log content_cleaner\n[handler:other]\n"
-        "[filter:log]\nuse = egg:oio#logger\n[filter:content_cleaner]\n"
-        "use = egg:oio#content_cleaner\ntimeout = 4.5\n"
+def test_no_limit(make):
+    worker, source = make(
+        {"x": lambda env, source, cb: cb(500, "no")}, retry_delay_s=0.0, max_attempts=0, concurrency=1
     )
-    cluster.start_rawx()
-    cluster.chunks = {chunk_id(1)}
-    agent = run_agent(handlers_conf=str(path))
-    queue.put(deleted(f"http://NS-rawx-1/{chunk_id(1)}"))
-    queue.put(b'{"event":"other"}')
-    eventually(lambda: sum(agent.counts().values()) == 2)
-    assert cluster.chunks == set()
-    assert agent.counts()["other", "handled"] == 1
+    source.put(event())
+    eventually(lambda: outcomes(worker).get(("x", "retry"), 0) > 100)
+    assert source.buried == []
+
+
+def test_a_filter_may_name_the_delay_and_is_never_given_up(make):
+    _worker, source = make({"x": lambda env, source, cb: cb(503, "wait", delay_s=0.01)}, max_attempts=2)
+    job = source.put(event())
+    eventually(lambda: len(source.released) >= 5)
+    assert set(source.released) == {(job, 0.01)}
+    assert source.buried == []
+
+
+@pytest.mark.parametrize("answer", [None, 100, 302, 404])
+def test_what_gets_no_answer_is_left_to_the_queue(make, answer):
+    worker, source = make({"x": lambda env, source, cb: answer and cb(answer, "?")})
+    job = source.put(event())
+    eventually(lambda: outcomes(worker) == {("x", "unanswered"): 1})
+    assert list(source.reserved) == [job] and not source.deleted and not source.released
+
+
+def raising(exc):
+    def handle(env, source, cb):
+        raise exc
+
+    return handle
+
+
+class GreenTimeout(BaseException):
+    """Like those of green programs."""
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("exc", "expected"),
     [
-        "nonsense",
-        "[handler:a]\npipeline = x\n",
-        "[handler:a]\npipeline = x\n[filter:x]\nuse = egg:oio#none\n",
-        "[handler:a]\npipeline = x\n[filter:x]\n",
-        "[handler:a]\npipeline = x\n[filter:x]\nuse = egg:oio#content_cleaner\ntimeout = soon\n",
+        (exceptions.OioNetworkException("x"), "retry"),
+        (exceptions.OioTimeout("x"), "retry"),
+        (exceptions.DeadlineReached(), "retry"),
+        (exceptions.ServiceBusy(503, None, "x"), "retry"),
+        (exceptions.ClientException(500, None, "x"), "retry"),
+        (exceptions.ClientException(429, None, "x"), "retry"),
+        (ConnectError("x", "127.0.0.1:1"), "retry"),
+        (ConnectionResetError(), "retry"),
+        (TimeoutError(), "retry"),
+        (SourceError("x"), "retry"),
+        (GreenTimeout(), "retry"),
+        (exceptions.NotFound(404, None, "x"), "buried"),
+        (exceptions.BadRequest(400, None, "x"), "buried"),
+        (exceptions.ExplicitBury("x"), "buried"),
+        (ValueError("x"), "buried"),
+        (KeyError("x"), "buried"),
     ],
 )
-def test_bad_handlers_file(run_agent, tmp_path, text):
+def test_what_a_filter_raises(make, exc, expected, caplog):
+    worker, source = make({"x": raising(exc)})
+    job = source.put(event(secret="body"))
+    eventually(lambda: outcomes(worker) == {("x", expected): 1})
+    assert source.buried == ([job] if expected == "buried" else [])
+    assert [one for one, _ in source.released] == ([job] if expected == "retry" else [])
+    traces = [one for one in caplog.records if one.exc_info]
+    assert len(traces) == isinstance(exc, (ValueError, KeyError))
+    # The agent goes on.
+    set_pipelines(worker, {"x": lambda env, source, cb: cb(200)})
+    later = source.put(event())
+    eventually(lambda: later in source.deleted)
+
+
+def test_a_queue_that_is_away_is_waited_for(make, caplog):
+    caplog.set_level("INFO")
+    worker, source = make({"x": lambda env, source, cb: cb(200)})
+    source.error = SourceError("refused")
+    eventually(lambda: sum(one.counts.source_errors for one in worker.consumers) > 30)
+    source.error = None
+    source.put(event())
+    eventually(lambda: len(source.deleted) == 1)
+    said = [one.getMessage() for one in caplog.records if "memory" in one.getMessage()]
+    assert len([one for one in said if "lost" in one]) == 1
+    assert len([one for one in said if "back" in one]) == 1
+
+
+def test_what_cannot_be_settled_is_no_reason_to_end(make):
+    _worker, source = make({"x": lambda env, source, cb: cb(200)}, concurrency=1)
+    delete = source.delete
+
+    def broken(job):
+        source.delete = delete
+        raise SourceError("connection lost")
+
+    source.delete = broken
+    source.put(event())
+    second = source.put(event())
+    eventually(lambda: source.deleted == [second])
+
+
+def test_stop_lets_running_events_end(make):
+    go, running = threading.Event(), threading.Event()
+
+    def handle(env, source, cb):
+        running.set()
+        go.wait(5)
+        cb(200)
+
+    worker, source = make({"x": handle}, concurrency=1)
+    first = source.put(event())
+    second = source.put(event())
+    running.wait(5)
+    threading.Timer(0.1, go.set).start()
+    worker.stop(5.0)
+    assert source.deleted == [first]
+    assert [job.id for job in source.ready] == [second]
+
+
+def test_stop_gives_back_what_does_not_end(make):
+    go, running = threading.Event(), threading.Event()
+
+    def handle(env, source, cb):
+        running.set()
+        go.wait(5)
+        cb(200)
+
+    worker, source = make({"x": handle}, concurrency=2)
+    job = source.put(event())
+    running.wait(5)
+    begin = time.monotonic()
+    worker.stop(0.1)
+    assert time.monotonic() - begin < 2
+    go.set()
+    assert [one.id for one in source.ready] == [job] and source.deleted == []
+
+
+def test_long_events_are_kept(make):
+    go = threading.Event()
+    worker, source = make({"x": lambda env, source, cb: (go.wait(5), cb(200))}, ttr_s=0.03)
+    job = source.put(event())
+    eventually(lambda: list(source.reserved) == [job])
+    eventually(lambda: worker.tend() or job in source.touched)
+    # A filter that is stuck does not keep its event for ever.
+    for consumer in worker.consumers:
+        consumer.since_s -= 10
+    time.sleep(0.02)
+    before = len(source.touched)
+    worker.tend()
+    assert len(source.touched) == before
+    go.set()
+    eventually(lambda: source.deleted == [job])
+
+
+def test_reload(tmp_path, monkeypatch):
     path = tmp_path / "handlers.conf"
-    path.write_text(text)
-    with pytest.raises(ConfigurationException):
-        run_agent(handlers_conf=str(path))
+    path.write_text("[handler:a]\npipeline = n\n[filter:n]\nuse = egg:oio#noop\n")
+    source = MemorySource()
+    settings = AgentSettings(
+        "NS", queue_urls=("memory://",), proxy="127.0.0.1:1", handlers_conf=str(path), concurrency=1
+    )
+    worker = Worker(settings, LOGGER, open_=lambda url, tube, ttr_s: source)
+    worker.start()
+    try:
+        source.put(event("b"))
+        eventually(lambda: outcomes(worker) == {("b", "ignored"): 1})
+        path.write_text("[handler:b]\npipeline =\n")
+        assert worker.reload()
+        worker.tend()
+        source.put(event("b"))
+        eventually(lambda: outcomes(worker).get(("b", "handled")) == 1)
+        path.write_text("[handler:b]\npipeline = missing\n")
+        assert not worker.reload()
+        source.put(event("b"))
+        eventually(lambda: outcomes(worker).get(("b", "handled")) == 2)
+    finally:
+        worker.stop(0.5)
 
 
-def test_two_agents_do_not_share_their_state(run_agent):
-    run_agent()
-    with pytest.raises(StoreError):
-        run_agent()
+def test_a_worker_that_cannot_begin(tmp_path):
+    missing = str(tmp_path / "no")
+    settings = AgentSettings("NS", queue_urls=("memory://",), proxy="127.0.0.1:1", handlers_conf=missing)
+    with pytest.raises(ConfigurationException, match="Cannot read"):
+        Worker(settings, LOGGER, open_=lambda url, tube, ttr_s: MemorySource())
+    with pytest.raises(ValueError, match="not the URL"):
+        Worker(AgentSettings("NS", queue_urls=("ftp://x",), proxy="127.0.0.1:1"), LOGGER)
 
 
-def test_store(tmp_path):
-    store = RetryStore(str(tmp_path / "x" / "retry.db"))
-    rows = [PendingChunk("a", "1", 5.0), PendingChunk("a", "2", 6.0, 3, "r"), PendingChunk("b", "1")]
-    store.add(rows)
-    store.add([PendingChunk("a", "2", 9.0)])
-    assert sorted(store.services()) == ["a", "b"]
-    assert store.due("a", 5.5, 10) == rows[:1]
-    assert store.due("a", 6.0, 10) == rows[:2]
-    store.settle([rows[0]], [rows[1]._replace(due_s=7.0, attempts=4)])
-    assert store.due("a", 7.0, 10) == [PendingChunk("a", "2", 7.0, 4, "r")]
-    store.forget_service("a")
-    store.settle([rows[1]], [])
-    store.forget_service("a")
-    assert store.services() == ["b"]
-    store.close()
-    with pytest.raises(StoreError):
-        store.add(rows)
+def test_two_queues(monkeypatch):
+    sources = {url: MemorySource(url) for url in ("memory://a", "memory://b")}
+    settings = AgentSettings("NS", queue_urls=tuple(sources), proxy="127.0.0.1:1", concurrency=2)
+    worker = Worker(settings, LOGGER, open_=lambda url, tube, ttr_s: sources[url])
+    set_pipelines(worker, {"x": lambda env, source, cb: cb(200)})
+    worker.start()
+    try:
+        assert len(worker.consumers) == 4
+        for source in sources.values():
+            source.put(event())
+            eventually(lambda source=source: len(source.deleted) == 1)
+    finally:
+        worker.stop(0.5)
 
 
-def test_chunks_of():
-    url = f"http://NS-rawx-1/{chunk_id(1)}"
-    event = json.loads(deleted(url, url, f"https://[::1]:60/{chunk_id(2)}"))
-    found = [(chunk.service, chunk.chunk, chunk.request_id) for chunk in chunks_of(event)]
-    assert found == [("NS-rawx-1", chunk_id(1), "REQ"), ("[::1]:60", chunk_id(2), "REQ")]
-    assert chunks_of({"event": "x"}) == []
-    assert chunks_of({"event": "x", "data": []}) == []
-    for bad in ("", "http://rawx", "http://rawx/xyz", f"ftp://rawx/{chunk_id(1)}", f"http://a b/{chunk_id(1)}"):
-        with pytest.raises(BuryEvent):
-            chunks_of(json.loads(deleted(bad)))
+# --- decisions ----------------------------------------------------------------------------------------
 
 
-def test_backoff(monkeypatch):
-    assert all(0.5 <= backoff(0, 1, 60) <= 1 for _ in range(100))
-    assert all(30 <= backoff(1000, 1, 60) <= 60 for _ in range(100))
-    monkeypatch.setattr(cleaner_module, "SERVICE_BACKOFF_MIN_S", 100)
-    services = ServiceBackoff()
-    assert not services.is_closed("a")
-    assert services.failed("a") is not None
-    assert services.is_closed("a") and not services.is_closed("b")
-    assert services.failed("a") is None
-    services.succeeded("a")
-    assert not services.is_closed("a")
+def test_delays():
+    for attempts, expected in [(0, 15), (1, 15), (2, 30), (3, 60), (6, 480), (7, 600), (1000, 600)]:
+        delays = [retry_delay_s(attempts, 15, 600) for _ in range(200)]
+        assert 0.8 * expected <= min(delays) < 0.9 * expected
+        assert 1.1 * expected < max(delays) <= 1.2 * expected
 
 
-def test_sample(tmp_path):
-    settings = load_event_agent_settings(str(ETC / "event-agent.conf-sample"))
-    assert settings.namespace == "OPENIO"
-    assert settings.spool_dir.startswith("/")
+def test_verdicts():
+    answer = Answer()
+    assert judge_answer(answer).outcome is Outcome.UNANSWERED
+    answer(299)
+    assert judge_answer(answer).outcome is Outcome.HANDLED
+    answer(500, "x", delay_s=3)
+    assert judge_answer(answer).outcome is Outcome.RETRY and judge_answer(answer).delay_s == 3
+    assert judge_failure(exceptions.ExplicitBury("x")).level == logging.INFO
+    for body in (b"[1]", b'{"event": null}', b"\x00"):
+        with pytest.raises(Malformed):
+            parse_event(body)
+    assert parse_event(b'{"event":"e","when":1}') == {"event": "e", "when": 1}
+
+
+def test_totals():
+    totals = Totals()
+    calls = Sample("event_agent_filter_calls", (("filter", "f"),), 2)
+    rate = Sample("event_agent_rate", (), 10)
+    worst = Sample("event_agent_lag_seconds_max", (), 5)
+    totals.put(0, [calls, rate, worst])
+    totals.put(1, [calls, rate, worst._replace(value=7)])
+
+    def values():
+        return {one.name: one.samples[0][1] for one in totals.metrics() if one.samples}
+
+    assert values() == {
+        "event_agent_filter_calls": 4, "event_agent_rate": 20, "event_agent_lag_seconds_max": 7,
+    }  # fmt: skip
+    totals.retire(1)
+    assert values() == {
+        "event_agent_filter_calls": 4, "event_agent_rate": 10, "event_agent_lag_seconds_max": 5,
+    }  # fmt: skip
+    totals.put(1, [calls])
+    assert values()["event_agent_filter_calls"] == 6
+
+
+def test_rate():
+    meter = RateMeter(10)
+    assert meter.rate(0, 100.0) == 0
+    assert meter.rate(50, 105.0) == 10
+    assert meter.rate(100, 110.0) == 10
+    assert meter.rate(300, 120.0) == 20
+
+
+# --- configuration ------------------------------------------------------------------------------------
+
+
+def test_samples():
+    settings = load_agent_settings(str(ETC / "event-agent.conf-sample"))
+    assert (settings.namespace, settings.tube, settings.concurrency) == ("OPENIO", "oio", 10)
+    # The commented keys show the defaults, and are understood.
+    settings = AgentSettings("NS", handlers_conf=str(ETC / "event-handlers.conf-sample"), proxy="127.0.0.1:1")
+    Worker(settings, LOGGER, open_=lambda url, tube, ttr_s: MemorySource()).stop(0)
+
+
+def settings_of(tmp_path, text):
+    path = tmp_path / "agent.conf"
+    path.write_text(f"[event-agent]\n{text}")
+    return load_agent_settings(str(path))
+
+
+def test_settings(tmp_path):
+    found = settings_of(
+        tmp_path,
+        "namespace = NS\nqueue_url = redis://127.0.0.1:1/0; beanstalk://127.0.0.1:2\nworkers=3\nconcurrency=7\n"
+        "other = kept\nlisten = 127.0.0.1:6020\nmax_attempts = 0\nhandlers_conf =\n",
+    )
+    assert found.queue_urls == ("redis://127.0.0.1:1/0", "beanstalk://127.0.0.1:2")
+    assert (found.workers, found.concurrency, found.max_attempts) == (3, 7, 0)
+    assert found.options["other"] == "kept" and found.handlers_conf is None
+    assert found.listen == ("127.0.0.1", 6020)
+    found = settings_of(tmp_path, "namespace = NS\n")
+    assert found.queue_urls == ("beanstalk://127.0.0.1:11300",) and found.workers >= 1
+    found = settings_of(
+        tmp_path, "namespace = NS\nqueue_url = spool:///a?fsync=0\nstate_dir = /b c\nworkers = 4\ndelay_s = 5\n"
+    )
+    assert found.queue_urls == ("spool:///a?fsync=0&state_dir=/b%20c",)
+    assert found.workers == 1 and found.options["delay"] == "5"
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "[event-agent]\nnamespace=NS\n",
-        "[event-agent]\nqueue_url=spool:///x\n",
-        "[event-agent]\nnamespace=NS\nqueue_url=beanstalk://127.0.0.1:11300\n",
-        "[event-agent]\nnamespace=NS\nqueue_url=spool:///x\nconcurency=1\n",
-        "[event-agent]\nnamespace=NS\nqueue_url=spool:///x\nconcurrency=many\n",
-        "junk",
+        "", "queue_url = spool:///x\n", "namespace =\n", "namespace = NS\nconcurrency = many\n",
+        "namespace = NS\nconcurrency = 0\n", "namespace = NS\nqueue_url = nowhere\n",
+        "namespace = NS\nlisten = nowhere\n", "namespace = NS\nretry_delay_s = -1\n", "junk",
     ],
-)
-def test_bad_configuration(tmp_path, text):
-    path = tmp_path / "agent.conf"
-    path.write_text(text)
+)  # fmt: skip
+def test_bad_settings(tmp_path, text):
     with pytest.raises(ValueError):
-        load_event_agent_settings(str(path))
+        settings_of(tmp_path, text)
+
+
+def test_missing_settings(tmp_path):
+    with pytest.raises(ValueError):
+        load_agent_settings(str(tmp_path / "missing"))
+    path = tmp_path / "other.conf"
+    path.write_text("[other]\n")
+    with pytest.raises(ValueError, match="section"):
+        load_agent_settings(str(path))
+
+
+def test_obsolete_keys(caplog):
+    settings = AgentSettings("NS", options={"batch_size": "5", "tube": "x"})
+    agent_settings.warn_about_obsolete_keys(settings, LOGGER)
+    assert [one.args for one in caplog.records] == [("batch_size",)]
