@@ -26,7 +26,7 @@ HEIGHTS = [
     },
     {
         "event.agent", "event.worker", "event.pipelines", "event.handlers", "event.filters", "event.client",
-        "event.account_update", "event.cleaner", "consistency",
+        "consistency",
     },
     {"meta", "proxy", "rawx", "ecd"},
     {"sandbox"},
