@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from oio.common import status
 from oio.common.status import StatusError
 from oio.proxy.lb.location import DISTANCE_MAX, areas_of, distance, distance_of_difference
-from oio.proxy.lb.pool import PoolDefinition
+from oio.proxy.lb.pool import JOKER_SLOT, PoolDefinition
 
 if TYPE_CHECKING:
     from oio.proxy.lb.world import Item, Slot
@@ -87,7 +87,7 @@ class _PoolSlot:
 
     __slots__ = ("areas", "cumulated", "items", "limits", "name", "near", "slot", "steps", "total")
 
-    def __init__(self, slot: Slot, targets: int) -> None:
+    def __init__(self, slot: Slot, targets: int, spread: bool = True) -> None:
         self.slot = slot
         self.name = slot.name
         self.items = slot.items
@@ -105,7 +105,7 @@ class _PoolSlot:
             limit = {
                 area: 1 + (targets - 1) // (count // members) for area, members in population.items()
             }
-            binding = any(share < targets for share in limit.values())
+            binding = spread and any(share < targets for share in limit.values())
             shares.append([limit[item.areas[level]] for item in slot.items] if binding else None)
         limits: list[tuple[tuple[int, list[int]], ...]] = [()]
         for dist in range(1, DISTANCE_MAX + 1):
@@ -134,6 +134,8 @@ class CompiledPool:
         high = max(min(definition.max_dist, widest), low)
         self.start = low if self.nearby else high
         count = len(definition.targets)
+        # What is found beside a known service of any type is one service, not a crowd to spread.
+        spread = all(JOKER_SLOT not in names for names in definition.targets)
         compiled: dict[str, _PoolSlot] = {}
         crowd: dict[str, int] = {}
         for names in definition.targets:
@@ -141,7 +143,7 @@ class CompiledPool:
             for name in names:
                 slot = slots.get(name)
                 if slot is not None and slot.items and name not in compiled:
-                    compiled[name] = _PoolSlot(slot, count)
+                    compiled[name] = _PoolSlot(slot, count, spread)
         known_targets: dict[tuple[str, ...], _Target] = {}
         self.targets: list[_Target] = []
         for names in definition.targets:
@@ -372,8 +374,17 @@ class CompiledPool:
 
     def _left_to_find(self, known: Sequence[int], homeless: int) -> list[_Target]:
         """Targets that the known locations leave: each consumes the first target it fits, by main slot, then
-        by fallback, then (a service that left its slots) any target."""
+        by fallback, then (a service that left its slots) any target. The joker is there for what is known."""
         left = list(self.targets)
+        for _ in range(len(known) + homeless):
+            joker = next((index for index, one in enumerate(left) if one.name == JOKER_SLOT), None)
+            if joker is None:
+                break
+            del left[joker]
+            if known:
+                known = known[1:]
+            else:
+                homeless -= 1
         for location in known:
             fit = _first(left, location, main=True)
             if fit < 0:

@@ -18,6 +18,10 @@ from oio.proxy.lb.location import DISTANCE_MAX, DISTANCE_MIN
 #: A pool asks for one service per target: more than that in one poll is a mistake in the configuration.
 TARGETS_MAX = 1024
 
+#: A target that any service satisfies, of whatever type: a known one even when its score is 0. With it a pool says
+#: "far enough from that one": ``1,__any_slot;1,rdir`` finds an rdir for a known volume.
+JOKER_SLOT = "__any_slot"
+
 #: Policies that exist in every namespace: one plain copy anywhere.
 BUILTIN_POLICIES = ("NONE", "plain", "")
 

@@ -28,6 +28,7 @@ from oio.proxy.lb.location import (
 from oio.proxy.lb.poll import CompiledPool
 from oio.proxy.lb.pool import (
     BUILTIN_POLICIES,
+    JOKER_SLOT,
     PolicyDefinition,
     PoolDefinition,
     builtin_policy,
@@ -186,7 +187,11 @@ class World:
         )
 
     def _compile(self, definition: PoolDefinition) -> CompiledPool:
-        return CompiledPool(definition, self.slots, self.widest, self._attempts, self._bypass)
+        slots = self.slots
+        if any(JOKER_SLOT in names for names in definition.targets):
+            everything = [item for item in self.items if item.score > 0]
+            slots = {**slots, JOKER_SLOT: Slot(JOKER_SLOT, everything, self.proxy_location)}
+        return CompiledPool(definition, slots, self.widest, self._attempts, self._bypass)
 
 
 def build_world(

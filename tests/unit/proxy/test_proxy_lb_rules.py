@@ -198,6 +198,55 @@ def test_everything_is_known_already(known):
 # --- 3: draws by weight, then everybody is looked at
 
 
+# --- any slot
+
+BESIDE = "1,__any_slot;1,rdir"
+
+
+def rdirs(*locations, **kwargs):
+    return [service(100 + number, where, kind="rdir", **kwargs) for number, where in enumerate(locations)]
+
+
+@pytest.mark.parametrize("score", [0, 50])
+def test_a_known_service_of_any_type_and_score_takes_the_joker(score):
+    volumes = [service(number, f"host{number}.v", score=score) for number in (1, 2)]
+    world = world_of([*volumes, *rdirs("host1.r", "host2.r")])
+    pool = world.with_pool(parse_pool("p", BESIDE)).pool("p")
+    near, far = world.find("rdir", "s100"), world.find("rdir", "s101")
+    for volume in volumes:
+        location = world.find("rawx", volume.service_id).location
+        other = far if volume is volumes[0] else near
+        for selection in draw(pool, known=[location]):
+            assert ids(selection) == [other.id], "the other host first"
+        same_host = near if other is far else far
+        for selection in draw(pool, known=[location], avoid={other.location}):
+            assert ids(selection) == [same_host.id], "balance before distance"
+        with pytest.raises(NotEnoughServices):
+            pool.poll(known=[location], avoid={near.location, far.location})
+
+
+def test_the_least_distance_to_the_joker_holds():
+    world = world_of([service(1, "host1.v"), *rdirs("host1.r")])
+    where = [world.find("rawx", "s1").location]
+    assert len(world.with_pool(parse_pool("p", BESIDE)).pool("p").poll(known=where).choices) == 1
+    with pytest.raises(NotEnoughServices):
+        world.with_pool(parse_pool("p", BESIDE + ";min_dist=2")).pool("p").poll(known=where)
+
+
+def test_a_known_rdir_takes_the_joker_too():
+    world = world_of(rdirs("host1.r", "host2.r"))
+    pool = world.with_pool(parse_pool("p", BESIDE)).pool("p")
+    assert [ids(one) for one in draw(pool, known=[world.find("rdir", "s100").location])] == [["s101"]] * DRAWS
+    for selection in (pool.poll(known_elsewhere=1) for _ in range(DRAWS)):
+        assert ids(selection) in (["s100"], ["s101"])
+
+
+def test_without_anything_known_the_joker_is_any_service():
+    pool = pool_of([service(1, "host1.v"), *rdirs("host1.r")], BESIDE)
+    for selection in draw(pool):
+        assert ids(selection) == ["s1", "s100"]
+
+
 def test_the_only_service_that_fits_is_found_whatever_its_weight():
     services = [service(n, f"h{n}.v", score=100) for n in range(40)] + [service(99, "h99.v", score=1)]
     world = world_of(services, attempts=1)
