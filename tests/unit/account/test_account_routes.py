@@ -20,7 +20,8 @@ def test_life_of_an_account(ask):
     assert (again.status, again.data) == (202, b"")
     metadata = {"metadata": {"a": "b", "c": "d"}, "to_delete": None}
     assert ask("POST", "/v1.0/account/update?id=acme", metadata).status == 204
-    assert ask("PUT", "/v1.0/account/update?id=acme", {"metadata": {"a": "e"}, "to_delete": ["a", "c"]}).status == 204
+    metadata = {"metadata": {"a": "e"}, "to_delete": ["a", "c"]}
+    assert ask("PUT", "/v1.0/account/update?id=acme", metadata).status == 204
     answer = ask("GET", "/v1.0/account/show?id=acme")
     assert answer.headers["content-type"] == "text/json"
     shown = json.loads(answer.data)
@@ -157,7 +158,8 @@ def test_buckets(ask, raw, routes):
     raw.hset("bucket:b", "objects", 77)
     assert call("POST", "refresh").status == 204
     shown = json.loads(call("GET", "show").data)
-    assert (shown["objects"], shown["bytes"], shown["account"], shown["mtime"]) == (1, 14, "acme", "0000000005.00000")
+    assert (shown["objects"], shown["bytes"]) == (1, 14)
+    assert (shown["account"], shown["mtime"]) == ("acme", "0000000005.00000")
     listed = json.loads(ask("GET", ACCOUNT + "buckets?id=acme").data)
     assert listed["listing"] == [{"name": "b", "objects": 1, "bytes": 14, "mtime": 5.0}]
     assert (listed["truncated"], listed["buckets"], "next_marker" in listed) == (False, 1, False)

@@ -95,7 +95,8 @@ class Model:
         entry = self.buckets[bucket]
         entry.update(zeros())
         for (account, name), container in self.containers.items():
-            if account == entry.get("account") and name in self.listed.get(account, ()) and container["bucket"] == bucket:
+            listed = account == entry.get("account") and name in self.listed.get(account, ())
+            if listed and container["bucket"] == bucket:
                 self.add(entry, self.share(name, container))
 
     def flush(self, account):
