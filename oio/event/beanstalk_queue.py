@@ -304,9 +304,10 @@ class _Producer:
         if parts:
             self.wire.send(b"".join(parts))
         deadline = time.monotonic() + timeout_s
+        reply_s = self.wire.timeout_s or timeout_s
         for was_sent in sent:
             if was_sent:
-                reply = self.wire.read(max(0.0, deadline - time.monotonic()))
+                reply = self.wire.read(min(reply_s, max(0.0, deadline - time.monotonic())))
                 # A job is buried when there was no memory to sort it: it is kept, for somebody to kick.
                 if reply.word == "JOB_TOO_BIG":
                     was_sent = False
