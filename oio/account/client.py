@@ -192,6 +192,16 @@ class AccountClient(HttpApi):
         _resp, body = self.account_request(account, "PUT", "container/update", data=text_of_json(data), **kwargs)
         return body
 
+    def container_update_many(self, updates: list[dict[str, Any]], **kwargs: Any) -> list[dict[str, Any]]:
+        """Tell the states of many containers, of any accounts, in one request.
+
+        :param updates: what :meth:`container_update` sends, with ``account`` and ``name``.
+        :returns: ``{"status": 200, "message": ""}`` for each, in order; 409 when it is older than what is known.
+        """
+        data = text_of_json(updates)
+        _resp, body = self.account_request(None, "POST", "container/update-many", data=data, **kwargs)
+        return list(body)
+
     def container_reset(self, account: str, container: str, mtime: float, **kwargs: Any) -> None:
         """Set the counters of a container to 0, as of this time.
 

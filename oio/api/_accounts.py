@@ -98,6 +98,54 @@ class AccountMethods(ApiCore):
         """Have an account forget all its containers, which themselves are left alone."""
         self.account.account_flush(account, **kwargs)
 
+    # --- buckets ---
+
+    @api_call(raise_no_such_account)
+    def bucket_list(
+        self,
+        account: str,
+        limit: int | None = None,
+        marker: str | None = None,
+        prefix: str | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """List the buckets of an account, by name.
+
+        :returns: ``{"listing": [{"name": "b", "objects": 3, "bytes": 42, "mtime": 1.5}, …], "truncated": False,
+            …}``, with ``next_marker`` when it is truncated.
+        """
+        return self.account.bucket_list(account, limit=limit, marker=marker, prefix=prefix, **kwargs)
+
+    @api_call()
+    def bucket_show(self, bucket: str, **kwargs: Any) -> dict[str, Any]:
+        """Describe a bucket: ``account``, ``objects``, ``bytes``, ``replication_enabled``…
+
+        :raises NotFound: when nothing is known of it.
+        """
+        return self.account.bucket_show(bucket, **kwargs)
+
+    @api_call()
+    def bucket_update(
+        self,
+        bucket: str,
+        metadata: Mapping[str, str] | None = None,
+        to_delete: Iterable[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Delete, then set metadata of a bucket, which may not exist yet. :returns: the bucket."""
+        names = None if to_delete is None else list_of_names(to_delete)
+        return self.account.bucket_update(bucket, dict(metadata or {}), names, **kwargs)
+
+    @api_call()
+    def bucket_refresh(self, bucket: str, **kwargs: Any) -> None:
+        """Compute the counters of a bucket again from what the account knows of its containers.
+
+        :raises NotFound: when nothing is known of it. :raises Conflict: when this is under way already.
+        """
+        self.account.bucket_refresh(bucket, **kwargs)
+
+    # --- containers of an account ---
+
     @api_call(raise_no_such_container)
     def container_refresh(self, account: str, container: str, attempts: int = 3, **kwargs: Any) -> None:
         """Have the account take the counters of a container again.

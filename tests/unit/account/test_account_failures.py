@@ -156,7 +156,7 @@ def test_reads_go_to_a_replica_unless_asked_otherwise(replicated, connection, se
     replicated.replica.client.replicaof("127.0.0.1", 1)
     add(client, "b")
     assert client.account_show("acme")["objects"] == 1
-    response, body = client.account_request("acme", "GET", "show", params={"force_master": "True"})
+    _response, body = client.account_request("acme", "GET", "show", params={"force_master": "True"})
     assert body["objects"] == 2
     assert client.account_show("acme", force_master=True)["objects"] == 2
 

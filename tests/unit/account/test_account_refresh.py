@@ -96,3 +96,12 @@ def test_reset_of_what_is_not_listed(client, name):
 def test_reset_names_the_bad_field(client, name, mtime, told):
     with pytest.raises(exc.BadRequest, match=told):
         client.container_reset("acme", name, mtime)
+
+
+def test_many_updates_by_the_client(client):
+    told = [
+        {"account": account, "name": name, "mtime": 3, "objects": 2} for account in ("x", "y") for name in "abb"
+    ]
+    assert [one["status"] for one in client.container_update_many(told)] == [200, 200, 409] * 2
+    assert figures(client, "x") == ([4, 0, 0, 0], 2)
+    assert client.container_update_many([]) == []
