@@ -75,10 +75,11 @@ class ClusterList(ListCommand):
                 self.success = False
                 continue
             for service in services:
-                yield self._row(srv_type, service, parsed)
+                yield self.row(srv_type, service, parsed)
 
     @staticmethod
-    def _row(srv_type: str, service: dict[str, Any], parsed: argparse.Namespace) -> tuple[Any, ...]:
+    def row(srv_type: str, service: dict[str, Any], parsed: argparse.Namespace) -> tuple[Any, ...]:
+        """Cells of a service; ``parsed`` says whether ``stats`` and ``tags`` are shown."""
         tags = dict(service["tags"])
         cells = [srv_type, service["addr"]]
         cells += [tags.pop(f"tag.{name}", "n/a") for name in ("service_id", "vol", "loc", "slots", "up")]

@@ -18,6 +18,7 @@ from oio.conscience.messages import (
     SCORE_UNLOCK,
     SERVICES_PER_REQUEST_MAX,
     ServiceDef,
+    valid_address,
 )
 from oio.http.messages import Response
 from oio.proxy.app import Handler, RouteDefinition
@@ -208,12 +209,17 @@ def _service(call: Call, item: Any, wanted: Any) -> ServiceDef:
     for name in ("addr", "type"):
         if not isinstance(item.get(name), str):
             raise bad_request(f"Invalid service: missing or invalid '{name}'")
-    service_type = item["type"]
+    service_type, addr = item["type"], item["addr"]
+    world = call.proxy.feed.world
+    if world is not None and not valid_address(addr):
+        # What people copy from a list is often the id.
+        known = world.by_id.get((service_type, addr))
+        addr = known.addr if known is not None else addr
     try:
         service = msgspec.convert(
             {
                 "type": service_type,
-                "addr": item["addr"],
+                "addr": addr,
                 "ns": call.proxy.namespace,
                 "score": wanted(int(max(-2, min(given, 100)))),
                 # Contract: what is neither a text, a number nor a boolean becomes false.
