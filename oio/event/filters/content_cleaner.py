@@ -37,7 +37,8 @@ PAUSE_MIN_S = 1.0
 PAUSE_MAX_S = 60.0
 CREATED_BEFORE_HEADER = "x-oio-chunk-created-before"
 CONTAINER_ID_HEADER = "x-oio-chunk-meta-container-id"
-METHODS = ("plain", "ec")
+# Methods whose chunks rawx services hold; the header of a content that was drained names no other any more.
+METHODS = ("plain", "ec", "drained")
 
 # What the answer of a rawx means, and under which name it is counted; all the others are failures.
 _DONE = {200: "deleted", 204: "deleted", 404: "missing", 412: "newer"}

@@ -53,6 +53,12 @@ def test_events_without_chunks_and_other_events_go_on(rawx):
     assert rawx.requests == []
 
 
+@pytest.mark.parametrize("method", ["plain/nb_copy=3", "ec/algo=isa_l_rs_cauchy,k=6,m=3", "drained", None])
+def test_chunks_of_all_these_methods_are_deleted(rawx, method):
+    assert Chain("content_cleaner").run(event(DELETED, data=[header(method), chunk(rawx, 1)])) == 200
+    assert len(rawx.requests) == 1
+
+
 def test_a_chunk_without_header_bean_is_deleted(rawx):
     assert Chain("content_cleaner").run(event(DELETED, data=[chunk(rawx, 1)])) == 200
     assert len(rawx.requests) == 1
