@@ -12,7 +12,7 @@ import time
 import pytest
 
 from oio.common.exceptions import ConfigurationException, OioException, RetryLater
-from oio.common.tool import Tool, ToolWorker, locate_tube
+from oio.common.tool import Tool, ToolWorker
 
 CONF = {"namespace": "NS", "items_per_second": 0}
 
@@ -115,15 +115,6 @@ def test_a_dispatcher_is_needed():
 def test_at_least_one_worker_is_needed():
     with pytest.raises(ConfigurationException, match="concurrency=0"):
         Squares({"concurrency": 0}).prepare_local_dispatcher()
-
-
-def test_what_needs_beanstalkd_says_so():
-    with pytest.raises(OioException, match=r"oio\.event\.beanstalk"):
-        Squares({}).prepare_distributed_dispatcher()
-    with pytest.raises(OioException, match=r"127\.0\.0\.1:11300.*oio\.event\.beanstalk"):
-        Squares({}, beanstalkd_addr="127.0.0.1:11300")
-    with pytest.raises(OioException, match="tube oio-rebuild"):
-        locate_tube([], "oio-rebuild")
 
 
 def test_the_rate_is_kept():
