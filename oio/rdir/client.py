@@ -252,8 +252,7 @@ class RdirClient(HttpApi):
             # Very old services do not tell: they are asked until they have nothing left.
             truncated = bool(page) if told is None else true_value(told)
             if truncated:
-                marker = resp.headers.get(_MARKER_HEADER)
-                body["start_after"] = marker if told is not None and marker else page[-1][0]
+                body["start_after"] = _marker(resp) or page[-1][0]
             if shuffle:
                 random.shuffle(page)
             for key, value in page:
@@ -288,7 +287,7 @@ class RdirClient(HttpApi):
                 _add(containers.setdefault(container, {}), counters)
             if not true_value(resp.headers.get(_TRUNCATED_HEADER)):
                 return {"chunk": chunks, "container": containers}
-            params["marker"] = resp.headers[_MARKER_HEADER]
+            params["marker"] = _marker(resp)
 
     def _attempt(self, max_attempts: int, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Send a request that changes nothing, again after a network error, with growing pauses."""
@@ -524,6 +523,12 @@ def _split(
 def _split_keywords(keywords: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     data = {name: value for name, value in keywords.items() if name not in _REQUEST_KEYWORDS}
     return data, {name: value for name, value in keywords.items() if name in _REQUEST_KEYWORDS}
+
+
+def _marker(resp: Any) -> str | None:
+    """Key to go on after; headers are read as latin-1, and this one is UTF-8."""
+    marker: str | None = resp.headers.get(_MARKER_HEADER)
+    return marker.encode("latin-1").decode("utf-8", "replace") if marker else None
 
 
 def _add(totals: dict[str, int], counters: Mapping[str, int]) -> None:

@@ -10,6 +10,7 @@ and may differ from the HTTP one.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -51,6 +52,7 @@ _HTTP_STATUS = {
     status.EXCESSIVE_LOAD: 503,
 }
 _RETRY_AFTER_S = "1"
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]").search
 
 Handler = Callable[[Request, bytes], Response]
 
@@ -135,10 +137,8 @@ class RdirService:
                     _anything(body)
                 return failure(405, status.BAD_REQUEST, "Bad method")
             return handler(request, body)
-        except msgspec.ValidationError as exc:
-            return failure(400, status.BAD_REQUEST, f"Invalid field: {exc}")
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            return failure(400, status.BAD_REQUEST, f"Invalid JSON: {exc}")
+        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+            return failure(400, status.BAD_REQUEST, _what_is_wrong(body, exc))
         except BadParameter as exc:
             return failure(400, status.BAD_REQUEST, str(exc))
         except StatusError as exc:
@@ -367,7 +367,10 @@ def _change(record: messages.ChunkRecord) -> Change:
     mtime = record.mtime or 0
     if record.rtime is not None:
         mtime = max(mtime, record.rtime)
-    return change(record.container_id, record.content_id, record.chunk_id, mtime, record.when or 0)
+    found = change(record.container_id, record.content_id, record.chunk_id, mtime, record.when or 0)
+    if found.packed is None and _CONTROL(found.text):
+        raise BadParameter("ids may not hold control characters: they travel in headers")
+    return found
 
 
 def _volume(request: Request, what: str = "volume id") -> str:
@@ -397,6 +400,15 @@ def _limit(text: str | None, option: int | None) -> int:
     return min(limit, LIMIT_MAX) if limit > 0 else LIMIT_DEFAULT
 
 
+def _what_is_wrong(body: bytes, exc: Exception) -> str:
+    """Fields are looked at while the body is read: its end may be wrong as well, which matters more."""
+    try:
+        _anything(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as worse:
+        return f"Invalid JSON: {worse}"
+    return f"Invalid field: {exc}"
+
+
 def _needed(body: bytes) -> bytes:
     if not body or body.strip() == b"null":
         raise BadParameter("no body")
@@ -418,7 +430,8 @@ def _ignored(body: bytes) -> None:
 def _page_headers(marker: str | None) -> list[tuple[str, str]]:
     if marker is None:
         return [*JSON, (TRUNCATED_HEADER, "false")]
-    return [*JSON, (TRUNCATED_HEADER, "true"), (MARKER_HEADER, marker)]
+    # Headers are bytes; the key is sent as UTF-8.
+    return [*JSON, (TRUNCATED_HEADER, "true"), (MARKER_HEADER, marker.encode().decode("latin-1"))]
 
 
 def _json(data: Any) -> Response:
