@@ -15,7 +15,7 @@ from support import eventually
 from oio.common.exceptions import Conflict, NotFound, ServiceBusy
 from oio.conscience.client import ConscienceClient
 
-ports = itertools.count(20001)
+ports = itertools.count(1001)
 
 
 @pytest.fixture
