@@ -164,6 +164,7 @@ class Sandbox:
                     f"{self.home} holds the namespace {layout.options.namespace}:"
                     " destroy it, or choose another --home"
                 )
+            layouts.check_version(layout)
             generate.write_all(layout)
             _check_attributes(layout)
             self._layout = layout
@@ -282,7 +283,8 @@ class Sandbox:
                 os.rmdir(layout.data_dir)  # only when nothing else is in it
             with suppress(FileNotFoundError):
                 os.unlink(layout.sds_conf)
-            for path in (layout.conf_dir, layout.run_dir, layout.log_dir, layout.spool_dir):
+            former = os.path.join(layout.root, "spool")  # of a cluster of version 1
+            for path in (layout.conf_dir, layout.run_dir, layout.log_dir, former):
                 shutil.rmtree(path, ignore_errors=True)
             # Last: as long as it is there, an interrupted removal can be run again.
             os.unlink(layouts.layout_path(self.home))

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from oio.sandbox import conscience_conf, queues
+from oio.sandbox import conscience_conf, event_conf, queues
 from oio.sandbox.errors import SandboxError
 from oio.sandbox.layout import UNSCORED_TYPES, Layout, Service
 
@@ -37,7 +37,7 @@ def write_all(layout: Layout) -> None:
     check_sds_conf(layout)
     options = layout.options
     watch_dir = os.path.join(layout.conf_dir, "watch")
-    for directory in (layout.conf_dir, watch_dir, layout.run_dir, layout.log_dir, layout.spool_dir):
+    for directory in (layout.conf_dir, watch_dir, layout.run_dir, layout.log_dir):
         os.makedirs(directory, mode=0o700, exist_ok=True)
     for service in layout.services:
         if service.volume:
@@ -48,8 +48,6 @@ def write_all(layout: Layout) -> None:
         f"{namespace}-service-pools.conf": conscience_conf.pools(layout),
         f"{namespace}-service-types.conf": conscience_conf.types(),
         "conscience-agent.yml": agent_conf(layout),
-        "event-agent.conf": event_agent_conf(layout),
-        "event-handlers.conf": event_handlers_conf(),
         "supervisord.conf": supervisor_conf(layout),
         "test.yml": test_conf(layout),
     }
@@ -62,6 +60,11 @@ def write_all(layout: Layout) -> None:
             files[f"{service.name}.conf"] = account_conf(layout, service)
         elif service.type == "ecd":
             files[f"{service.name}.conf"] = ecd_conf(layout, service)
+        elif service.type == "rdir":
+            files[f"{service.name}.conf"] = rdir_conf(layout, service)
+        elif service.type == "event-agent":
+            files[f"{service.name}.conf"] = event_conf.agent(layout, service)
+            files[event_conf.handlers_name(service)] = event_conf.handlers(layout, service)
         elif service.type == "redis":
             files[f"{service.name}.conf"] = queues.redis_conf(layout, service)
         if service.port and service.type not in UNSCORED_TYPES:
@@ -91,7 +94,7 @@ def sds_conf(layout: Layout) -> str:
     keys: dict[str, Any] = {
         "proxy": proxy.addr,
         "conscience": ",".join(service.addr for service in layout.of_type("conscience")),
-        "event-agent": spool_url(layout),
+        "event-agent": ";".join(event_conf.queue_urls(layout)),
         "ns.meta1_digits": options.meta1_digits,
         "ns.chunk_size": options.chunk_size,
         "ns.service_update_policy": (
@@ -116,12 +119,6 @@ def sds_conf(layout: Layout) -> str:
     lines = [SDS_CONF_MARK, f"[{options.namespace}]"]
     lines += [f"{key}={_text(value)}" for key, value in keys.items()]
     return "\n".join(lines) + "\n"
-
-
-def spool_url(layout: Layout) -> str:
-    """Where services put their events, each in a directory of its own."""
-    url = f"spool://{layout.spool_dir}"
-    return url if layout.options.durability == "durable" else url + "?fsync=0"
 
 
 def conscience_conf_file(layout: Layout, service: Service) -> str:
@@ -195,6 +192,13 @@ def watch_conf(service: Service) -> str:
     elif type_ == "beanstalkd":
         checks = [{"type": "tcp"}]
         stats = [{"type": "beanstalkd"}, system, volume]
+    elif type_ == "rdir":
+        # Who assigns volumes looks at the number of its bases.
+        checks = [{"type": "http", "uri": "/status"}]
+        stats = [volume, {"type": "http", "path": "/status", "parser": "json"}, system]
+    elif type_ == "account":
+        checks = [{"type": "http", "uri": "/status"}]
+        stats = [{"type": "http", "path": "/status", "parser": "json"}, system]
     else:
         checks = [{"type": "http", "uri": "/status"}]
         stats = [volume, system]
@@ -219,8 +223,20 @@ def account_conf(layout: Layout, service: Service) -> str:
         "[account-server]\n"
         f"bind_addr={service.host}\n"
         f"bind_port={service.port}\n"
-        f"db_path={os.path.join(service.volume, 'account.db')}\n"
-        f"synchronous={'FULL' if layout.options.durability == 'durable' else 'OFF'}\n"
+        "workers=1\n"
+        f"redis_host={queues.redis_address(layout)}\n"
+    )
+
+
+def rdir_conf(layout: Layout, service: Service) -> str:
+    """Configuration of an index of volumes."""
+    return (
+        "[rdir-server]\n"
+        f"namespace={layout.options.namespace}\n"
+        f"bind_addr={service.host}\n"
+        f"bind_port={service.port}\n"
+        f"db_path={service.volume}\n"
+        f"sync={'on' if layout.options.durability == 'durable' else 'off'}\n"
     )
 
 
@@ -229,40 +245,13 @@ def ecd_conf(layout: Layout, service: Service) -> str:
     return f"[ecd]\nendpoint={service.addr}\nnamespace={layout.options.namespace}\n"
 
 
-def event_agent_conf(layout: Layout) -> str:
-    """Configuration of the event agent."""
-    return (
-        "[event-agent]\n"
-        f"namespace={layout.options.namespace}\n"
-        f"queue_url=spool://{layout.spool_dir}\n"
-        "workers=1\nconcurrency=5\n"
-        f"handlers_conf={os.path.join(layout.conf_dir, 'event-handlers.conf')}\n"
-    )
-
-
-def event_handlers_conf() -> str:
-    """What is done with each type of event."""
-    return (
-        "[handler:storage.content.deleted]\npipeline = content_cleaner\n\n"
-        "[handler:storage.content.drained]\npipeline = content_cleaner\n\n"
-        "[handler:storage.container.new]\npipeline = account_update\n\n"
-        "[handler:storage.container.state]\npipeline = account_update\n\n"
-        "[handler:storage.container.deleted]\npipeline = account_update\n\n"
-        "[handler:account.services]\npipeline = account_update\n\n"
-        "[filter:account_update]\nuse = egg:oio#account_update\n"
-        "connection_timeout = 1.0\nread_timeout = 15.0\n\n"
-        "[filter:content_cleaner]\nuse = egg:oio#content_cleaner\n"
-        "concurrency = 4\npool_connections = 16\npool_maxsize = 16\ntimeout = 4.5\n"
-    )
-
-
 def test_conf(layout: Layout) -> str:
     """What tests and tools read to know the cluster."""
     options = layout.options
     services: dict[str, list[dict[str, str]]] = {}
     for service in layout.services:
         entry = {"num": str(service.num)}
-        if service.port:
+        if service.port and service.type != "event-agent":  # where it only shows its metrics
             entry["addr"] = service.addr
         if service.volume:
             entry["path"] = service.volume
@@ -286,7 +275,7 @@ def test_conf(layout: Layout) -> str:
             "with_service_id": options.service_ids,
             "random_service_id": False,
             "use_tls": False,
-            "webhook": "",
+            "webhook": options.webhook_endpoint if options.webhook_enabled else "",
             "services": services,
         }
     )
@@ -377,6 +366,8 @@ def command(layout: Layout, service: Service) -> list[str]:
         return [*program("oio-rawx"), "-f", os.path.join(conf, f"{service.name}.conf")]
     if service.type == "account":
         return [*program("oio-account-server"), os.path.join(conf, f"{service.name}.conf")]
+    if service.type == "rdir":
+        return [*program("oio-rdir-server"), os.path.join(conf, f"{service.name}.conf")]
     if service.type == "ecd":
         return [*program("oio-ecd"), os.path.join(conf, f"{service.name}.conf")]
     if service.type == "redis":
@@ -386,7 +377,7 @@ def command(layout: Layout, service: Service) -> list[str]:
     if service.type == "conscience-agent":
         return [*program("oio-conscience-agent"), os.path.join(conf, "conscience-agent.yml")]
     if service.type == "event-agent":
-        return [*program("oio-event-agent"), os.path.join(conf, "event-agent.conf")]
+        return [*program("oio-event-agent"), os.path.join(conf, f"{service.name}.conf")]
     raise AssertionError(f"no program for {service.type}")
 
 

@@ -8,7 +8,7 @@ restarts keep ports and volumes::
     HOME/sds.conf               the namespace, for programs (HOME is ~/.oio unless told otherwise)
     HOME/sds/layout.json        this
     HOME/sds/conf               one file per service; watch/ is what the conscience agent reads
-    HOME/sds/{run,logs,spool}   sockets and pids; one log per service; events on their way
+    HOME/sds/{run,logs}         sockets and pids; one log per service
     DATA/NS-TYPE-N              volumes (DATA is HOME/sds/data unless told otherwise)
 """
 
@@ -26,6 +26,8 @@ from oio.sandbox import ports
 from oio.sandbox.errors import SandboxError
 from oio.sandbox.options import TYPES, Options
 
+#: Layout of this version. 1: events in spools, accounts in a SQLite base, no index of volumes.
+VERSION = 2
 #: Longest path of a Unix socket that works everywhere, less what supervisord appends while it binds.
 _SOCKET_PATH_MAX = 90
 #: Globs, variables, quotes and comments of the configuration formats that hold paths.
@@ -33,12 +35,12 @@ _UNSAFE = re.compile(r"[%*?\[\]{}\"'\\;#\n\r]")
 
 #: Types that own a volume.
 VOLUME_TYPES = frozenset(
-    {"conscience", "beanstalkd", "redis", "meta0", "meta1", "meta2", "rawx", "account", "rdir"}
+    {"conscience", "beanstalkd", "redis", "meta0", "meta1", "meta2", "rawx", "rdir"}
 )
 #: Types that hold events on their way: started first, stopped last.
 QUEUE_TYPES = frozenset({"beanstalkd", "redis"})
 #: Types that the conscience does not know: nobody draws one by its score.
-UNSCORED_TYPES = frozenset({"conscience", "ecd"})
+UNSCORED_TYPES = frozenset({"conscience", "ecd", "event-agent"})
 
 
 class Service(msgspec.Struct, kw_only=True):
@@ -73,6 +75,7 @@ class Layout(msgspec.Struct, kw_only=True):
     services: list[Service]
     #: Mark in the environment of every process of this cluster: proof that a process is ours.
     mark: str
+    version: int = 1
 
     @property
     def root(self) -> str:
@@ -93,11 +96,6 @@ class Layout(msgspec.Struct, kw_only=True):
     def log_dir(self) -> str:
         """One log per service."""
         return os.path.join(self.root, "logs")
-
-    @property
-    def spool_dir(self) -> str:
-        """Events on their way to the event agent."""
-        return os.path.join(self.root, "spool")
 
     @property
     def data_dir(self) -> str:
@@ -207,15 +205,31 @@ def load(home: str) -> Layout | None:
         raise SandboxError(f"{layout_path(home)} is damaged: {err}") from err
 
 
+def check_version(layout: Layout) -> None:
+    """:raises SandboxError: when another version laid this cluster out, for other services."""
+    if layout.version == VERSION:
+        return
+    other = "an earlier" if layout.version < VERSION else "a later"
+    raise SandboxError(
+        f"{layout.home} holds a cluster of {other} version (layout {layout.version}, this is {VERSION}),"
+        " whose events and accounts this one would not find. Stop it and run it with the version that made"
+        f" it, choose another --home, or remove it with all its data: oio-sandbox --home {layout.home} destroy"
+    )
+
+
 def compute(home: str, options: Options) -> Layout:
     """Lay a cluster out, with ports that are free now and reserved from now on."""
     options.check()
-    layout = Layout(home=plain_home(home), options=options, services=[], mark=uuid.uuid4().hex)
+    layout = Layout(
+        home=plain_home(home), options=options, services=[], mark=uuid.uuid4().hex, version=VERSION
+    )
     add = layout.services.append
     add(_service(layout, "proxy", 1))
     for type_ in TYPES:
         for num in range(1, getattr(options, type_) + 1):
             add(_service(layout, type_, num))
+    for num in range(1, max(1, options.beanstalkd) + 1):
+        add(_service(layout, "event-agent", num))
     count = len(layout.services)
     # The file must exist before ports are reserved in its name: a reservation whose layout is gone is void.
     layout.save()
@@ -223,8 +237,6 @@ def compute(home: str, options: Options) -> Layout:
     for service, port in zip(layout.services, found, strict=True):
         service.port = port
     add(_service(layout, "conscience-agent", 1))
-    for num in range(1, max(1, options.beanstalkd) + 1):
-        add(_service(layout, "event-agent", num))
     layout.save()
     return layout
 
@@ -234,7 +246,7 @@ def _service(layout: Layout, type_: str, num: int) -> Service:
     name = f"{options.namespace}-{type_}-{num}"
     host = options.hosts[(num - 1) % len(options.hosts)]
     service = Service(type=type_, num=num, name=name)
-    if type_ in ("conscience-agent", "event-agent"):
+    if type_ == "conscience-agent":
         return service
     service.host = host
     service.location = f"rack.{host.replace('.', '-').replace(':', '-')}.{num}"

@@ -61,7 +61,7 @@ class Options(msgspec.Struct, kw_only=True):
     rawx: int = 12
     account: int = 1
     #: Indexes of what the volumes hold.
-    rdir: int = 0
+    rdir: int = 1
     #: ``host:port`` of a Redis that somebody else runs (used when ``redis`` is 0).
     redis_host: str = ""
     #: Processes of the proxy.

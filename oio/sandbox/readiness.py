@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable
 
@@ -39,8 +40,14 @@ _PROBE_PATHS = {
     "meta2": "/status",
     "rawx": "/info",
     "account": "/status",
+    "rdir": "/status",
     "ecd": "/status",
+    "event-agent": "/metrics",
 }
+#: What an event agent tells while none of its workers consumes.
+_IDLE_AGENT = re.compile(rb"^event_agent_workers 0", re.MULTILINE)
+#: Types that ask others, and are asked nothing.
+_AGENT_TYPES = frozenset({"conscience-agent", "event-agent"})
 #: Name of a reference that is only asked for: "not found" is the answer that shows a meta1 serves.
 _PROBE = "oio-sandbox probe"
 
@@ -82,7 +89,8 @@ class Readiness:
 
     def wait_all(self, services: list[Service]) -> None:
         """Wait for these services, and set up what the first start must set up."""
-        expected = [service for service in services if service.port]
+        agents = [service for service in services if service.type in _AGENT_TYPES]
+        expected = [service for service in services if service not in agents]
         types = {service.type for service in expected}
         self._wanted = {service.name for service in services}
         if expected:
@@ -92,9 +100,9 @@ class Readiness:
             self._wait("directory", self._missing_directory)
         if types & {"proxy", "meta2", "rawx"}:
             self._wait("placement", self._missing_placement)
-        silent = [service.name for service in services if not service.port]
-        if silent:
-            self._wait("agents", lambda: self._missing_processes(silent))
+        if agents:
+            # Last: they take their time, in which the others get ready.
+            self._wait("agents", lambda: self._missing_agents(agents))
 
     # --- the steps: each returns what is missing, by service name ---------------------------------
 
@@ -123,14 +131,16 @@ class Readiness:
                 continue
             try:
                 url = f"http://{service.addr}{_PROBE_PATHS[service.type]}"
-                answer = self._pool.request("GET", url).status
+                answer = self._pool.request("GET", url)
             except HttpClientError as err:
                 missing[service.name] = str(err)
+                continue
+            if answer.status != 200:
+                missing[service.name] = f"{url} answers {answer.status}"
+            elif service.type == "event-agent" and _IDLE_AGENT.search(answer.data):
+                missing[service.name] = "it does not consume yet"
             else:
-                if answer == 200:
-                    self._answered.add(service.name)
-                else:
-                    missing[service.name] = f"{url} answers {answer}"
+                self._answered.add(service.name)
         return missing
 
     def _missing_scores(self, expected: list[Service]) -> dict[str, str]:
@@ -219,11 +229,14 @@ class Readiness:
                 with_fresh_connection.close()
         return {}
 
-    def _missing_processes(self, names: list[str]) -> dict[str, str]:
+    def _missing_agents(self, agents: list[Service]) -> dict[str, str]:
         """Nobody can ask a service without port: it serves when it stays alive."""
         states = self._supervision.states()
-        found = {name: states.get(name, {}).get("state", "unknown") for name in names}
-        return {name: f"state {state}" for name, state in found.items() if state != "RUNNING"}
+        found = {one.name: states.get(one.name, {}).get("state", "unknown") for one in agents}
+        missing = {
+            one.name: f"state {found[one.name]}" for one in agents if not one.port and found[one.name] != "RUNNING"
+        }
+        return missing | self._missing_answers([one for one in agents if one.port])
 
     # --- waiting ----------------------------------------------------------------------------------
 

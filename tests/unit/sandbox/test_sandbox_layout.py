@@ -38,7 +38,7 @@ def test_default_layout(home):
         f"OPENIO-rawx-{n}" for n in range(1, 13)
     ]
     listening = [service for service in found.services if service.port]
-    assert len({service.port for service in listening}) == len(listening) == 19
+    assert len({service.port for service in listening}) == len(listening) == 21
     rawx = found.of_type("rawx")[1]
     assert rawx.service_id == "OPENIO-rawx-2"
     assert rawx.volume == os.path.join(home, "sds", "data", "OPENIO-rawx-2")
@@ -219,7 +219,8 @@ def test_watch_files_and_test_conf(home):
     assert conf["slots"] == ["rawx", "rawx-odd"]
     assert sorted(os.listdir(watch)) == [
         f"DEMO-{name}.yml" for name in (
-            "account-1", "meta0-1", "meta1-1", "meta2-1", "proxy-1", "rawx-1", "rawx-2", "redis-1",
+            "account-1", "meta0-1", "meta1-1", "meta2-1", "proxy-1", "rawx-1", "rawx-2", "rdir-1",
+            "redis-1",
         )
     ]
     with open(sandbox.environment["SDS_TEST_CONFIG_FILE"], encoding="utf-8") as stream:
