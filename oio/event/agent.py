@@ -160,7 +160,7 @@ class EventAgent:
         command = [
             sys.executable, "-P", "-m", "oio.event.worker", self._path,
             "--index", str(index), "--parent", str(os.getpid()), "--report-fd", str(theirs.fileno()),
-            *(["--verbose"] if self._verbose else []),
+            *(["--verbose"] if self._verbose else []), *(["--careful"] if self._restarts else []),
         ]  # fmt: skip
         with theirs:
             process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=_environment())

@@ -34,6 +34,9 @@ RESERVE_TIMEOUT_S = 2.0
 RECONNECT_PERIOD_S = 2.0
 # After this many events the other green threads get a turn even if nothing made this one wait.
 YIELD_PERIOD = 32
+# After the death of a worker, events that were delivered too often are buried before they kill the next one, for
+# this long.
+CAREFUL_S = 60.0
 # The same complaint is made again after this long.
 COMPLAINT_PERIOD_S = 30.0
 _BODY_LOGGED_BYTES = 2000
@@ -71,13 +74,17 @@ class Shared:
 
     :ivar pipelines: replaced as a whole when the handlers file is read again.
     :ivar idle: tells the consumers to take nothing any more.
+    :ivar careful_until_s: until then (monotonic), deliveries are counted before the event is handled.
     """
 
-    def __init__(self, settings: AgentSettings, pipelines: Pipelines, logger: logging.Logger) -> None:
+    def __init__(
+        self, settings: AgentSettings, pipelines: Pipelines, logger: logging.Logger, careful: bool = False
+    ) -> None:
         self.settings = settings
         self.pipelines = pipelines
         self.logger = logger
         self.complaints = Complaints(logger)
+        self.careful_until_s = time.monotonic() + CAREFUL_S if careful and settings.max_attempts else 0.0
         self.idle = threading.Event()
         self._down: dict[str, float] = {}
 
@@ -161,7 +168,7 @@ class Consumer:
                 event = parse_event(job.body)
                 kind = event["event"]
                 when_us = event.get("when") or 0
-                verdict = self._handle(event, job)
+                verdict = self._doomed(job) or self._handle(event, job)
             except Malformed as exc:
                 verdict = Verdict(Outcome.BURIED, str(exc))
             outcome = self._apply(verdict, kind, event, job)
@@ -172,6 +179,15 @@ class Consumer:
         finally:
             self.job = None
             self.counts.count(kind, outcome, *_lag(outcome, when_us))
+
+    def _doomed(self, job: Job) -> Verdict | None:
+        """Verdict on an event that was delivered too often, perhaps because workers die of it."""
+        if self.since_s > self._shared.careful_until_s:
+            return None
+        attempts = self._attempts(job)
+        if attempts <= self._shared.settings.max_attempts:
+            return None
+        return Verdict(Outcome.BURIED, f"given up after {attempts} deliveries, of which some were not ended")
 
     def _handle(self, event: dict[str, Any], job: Job) -> Verdict:
         event["job_id"] = job.id

@@ -62,6 +62,7 @@ class Worker:
         logger: logging.Logger,
         app_env: dict[str, Any] | None = None,
         open_: Callable[..., EventSource] = open_source,
+        careful: bool = False,
     ) -> None:
         self._settings = settings
         self._logger = logger
@@ -73,7 +74,7 @@ class Worker:
             for url in settings.queue_urls:
                 self.sources.append(open_(url, settings.tube, ttr_s=settings.ttr_s))
             self.app_env.setdefault("source", self.sources[0])
-            self._shared = Shared(settings, self._load(), logger)
+            self._shared = Shared(settings, self._load(), logger, careful)
         except BaseException:
             self._close()
             raise
@@ -240,7 +241,7 @@ class _Process:
         try:
             settings = load_agent_settings(self._args.config)
             logger = setup_logs(settings, self._args.verbose)
-            worker = Worker(settings, logger)
+            worker = Worker(settings, logger, careful=self._args.careful)
         except (OioException, ValueError, OSError) as exc:
             self._report(Report(error=str(exc)))
             return EXIT_CANNOT_START
@@ -306,6 +307,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--index", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--report-fd", type=int, required=True)
+    parser.add_argument("--careful", action="store_true", help="a worker died")
     parser.add_argument("--verbose", action="store_true")
     code = _Process(parser.parse_args(argv)).run()
     # Consumers that are stuck in a filter must not hold the end of the process.
