@@ -160,12 +160,13 @@ class Registry:
         self._programs.append(program)
         return program
 
-    def start_consciences(self, count):
-        """Start consciences that tell each other what they learn."""
+    def start_consciences(self, count, own_hubs=True):
+        """Start consciences that tell each other what they learn, where proxies find them unless ``own_hubs``."""
         policies, services = self._home / "policies", self._home / "services"
         policies.write_text("[STORAGE_POLICY]\nSINGLE=NONE:NONE\n")
         services.write_text(TYPES)
-        ports, hubs = [self.port() for _ in range(count)], [self.port() for _ in range(count)]
+        ports = [self.port() for _ in range(count)]
+        hubs = [self.port() for _ in range(count)] if own_hubs else ports
         group = ",".join(f"tcp://127.0.0.1:{hub}" for hub in hubs)
         for number, (port, hub) in enumerate(zip(ports, hubs, strict=True), start=1):
             config = self._home / f"conscience-{number}.conf"

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The consciences of a namespace tell each other what they learn.
 
-Each one follows all the others: it asks them, over HTTP on the address of ``param_hub.me``, what changed since
-the last answer, and the request waits there until something did::
+Each one follows all the others: it asks them, over HTTP on the address of ``param_hub.me`` (which may be the one
+where proxies find it), what changed since the last answer, and the request waits there until something did::
 
     GET /v1/hub/changes?instance=I&since=N&wait=SECONDS      200 Changes (see oio/conscience/replica.py)
 
@@ -54,28 +54,39 @@ class HubError(Exception):
 
 
 class Hub:
-    """Serves the changes of a registry, and follows those of its peers."""
+    """Serves the changes of a registry, and follows those of its peers.
 
-    def __init__(self, settings: HubSettings, registry: Registry, persistence: Persistence | None) -> None:
+    :param router: of a server that listens on the address of the hub already; None makes a server.
+    """
+
+    def __init__(
+        self,
+        settings: HubSettings,
+        registry: Registry,
+        persistence: Persistence | None,
+        router: Router | None = None,
+    ) -> None:
         self._registry = registry
         self._pool = HttpPool(max_idle_per_address=1)
-        router = Router()
+        self._server: Server | None = None
+        if router is None:
+            router = Router()
+            config = ServerConfig(max_threads=self.threads_of(settings), access_log=None)
+            self._server = Server(router, [settings.listen], config)
         router.add("GET", "/v1/hub/changes", self._changes)
-        # Each peer has one request waiting here; after a broken connection there may be two for a moment.
-        threads = 4 + 4 * len(settings.peers)
-        self._server = Server(
-            router, [settings.listen], ServerConfig(max_threads=threads, access_log=None)
-        )
         self.followers = [Follower(peer, registry, persistence, self._pool) for peer in settings.peers]
 
-    @property
-    def addresses(self) -> list[Any]:
-        """Where this hub listens, once started."""
-        return self._server.addresses
+    @staticmethod
+    def threads_of(settings: HubSettings) -> int:
+        """Threads of a server that the requests of the peers hold: each has one waiting, and maybe a second one
+        for a moment after its connection broke.
+        """
+        return 4 + 4 * len(settings.peers)
 
     def start(self) -> None:
         """Begin; returns when every peer told what it knows, or failed to, or let too much time pass."""
-        self._server.start()
+        if self._server is not None:
+            self._server.start()
         for follower in self.followers:
             follower.start()
         deadline = time.monotonic() + FILL_TIMEOUT_S
@@ -86,11 +97,14 @@ class Hub:
         """Learn nothing more; the peers are still told what happens here, until :meth:`close`."""
         for follower in self.followers:
             follower.stop()
+        if self._server is None:
+            self._registry.close()  # the server that is stopped next must not wait for the peers
 
     def close(self, grace_s: float = 2.0) -> None:
         """End."""
         self._registry.close()
-        self._server.stop(grace_s)
+        if self._server is not None:
+            self._server.stop(grace_s)
         self._pool.close()
 
     def status(self) -> dict[str, Any]:

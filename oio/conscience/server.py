@@ -57,11 +57,11 @@ class ConscienceServer:
         registry: Registry,
         persistence: Persistence | None,
         logger: logging.Logger,
-        hub: Hub | None = None,
     ) -> None:
         self._registry = registry
         self._persistence = persistence
-        self._hub = hub
+        #: What is followed of the other consciences, shown by ``/status``.
+        self.hub: Hub | None = None
         self._logger = logger
         self._cache: dict[bool, tuple[int, bytes]] = {}
         self.router = Router()
@@ -169,8 +169,8 @@ class ConscienceServer:
                 ],
             ),
         ]
-        if self._hub is not None:
-            peers = self._hub.status().items()
+        if self.hub is not None:
+            peers = self.hub.status().items()
             families.append(
                 Metric(
                     "conscience_hub_connected", "gauge", "Whether each other conscience is followed",
@@ -183,7 +183,7 @@ class ConscienceServer:
         counts = self._registry.statistics()
         counts["saves"] = self._persistence.saves if self._persistence else 0
         counts["persistence_failures"] = self._persistence.failures if self._persistence else 0
-        counts["hub"] = self._hub.status() if self._hub else {}
+        counts["hub"] = self.hub.status() if self.hub else {}
         return counts
 
     def _save(self) -> None:
@@ -313,8 +313,15 @@ def _serve(settings: Settings, path: str, period_s: float) -> int:
     persistence = Persistence(registry, path, settings.namespace, logger) if path else None
     if persistence is not None:
         logger.info("%d services restored from %s", persistence.load(), path)
-    hub = Hub(settings.hub, registry, persistence) if settings.hub else None
-    server = make_server(ConscienceServer(registry, persistence, logger, hub), settings.listen)
+    conscience = ConscienceServer(registry, persistence, logger)
+    hub, threads = None, THREADS_MAX
+    if settings.hub is not None and settings.hub.listen == settings.listen:
+        hub = Hub(settings.hub, registry, persistence, conscience.router)
+        threads += Hub.threads_of(settings.hub)
+    elif settings.hub is not None:
+        hub = Hub(settings.hub, registry, persistence)
+    conscience.hub = hub
+    server = make_server(conscience, settings.listen, threads)
     clockwork = Clockwork(registry, persistence, period_s, logger)
     # The hub starts first: nobody is answered before the other consciences told what they know. The clockwork
     # stops last, so that the last save holds the last registration.

@@ -35,8 +35,9 @@ def agree(*consciences, on=lambda view: True, what="the consciences to agree"):
     return same(*consciences)
 
 
-def test_what_one_conscience_learns_all_know(registry):
-    one, two, three = registry.start_consciences(3)
+@pytest.mark.parametrize("own_hubs", [True, False])
+def test_what_one_conscience_learns_all_know(registry, own_hubs):
+    one, two, three = registry.start_consciences(3, own_hubs)
     first, last = registry.start_proxy(one, two, three), registry.start_proxy(three, two, one)
     first.register(*(service(port) for port in (1, 2, 3)))
     agree(one, two, three, on=lambda view: len(view) == 3)
@@ -52,6 +53,9 @@ def test_what_one_conscience_learns_all_know(registry):
     assert first.raw.post("conscience/flush", {"type": "echo"}).status == 204
     agree(one, two, three, on=lambda view: not view)
     assert all(state["connected"] for conscience in (one, two, three) for state in conscience.hub().values())
+    begin = time.monotonic()
+    assert [conscience.terminate() for conscience in (one, two, three)] == [0, 0, 0]
+    assert time.monotonic() - begin < 10, "nobody waits for requests that wait"
 
 
 def test_a_conscience_that_lost_everything_is_filled_before_it_answers(registry):
