@@ -24,8 +24,9 @@ _EXPRESSIONS = {
     "meta2": _VOLUME_SCORE,
     "rawx": _VOLUME_SCORE,
     "rdir": _VOLUME_SCORE,
-    # No service here is of these types: they are for those who register their own, and expect what they say.
+    # Nobody draws a Redis by its score: it may be 0 while the machine runs at full speed.
     "redis": "(num stat.cpu)",
+    # No service here is of these types: they are for those who register their own, and expect what they say.
     "echo": "(num stat.cpu)",
     "oiofs": "(num stat.cpu)",
     "account": _CPU_SCORE,

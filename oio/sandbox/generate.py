@@ -125,11 +125,14 @@ def conscience_conf_file(layout: Layout, service: Service) -> str:
     """Configuration of the conscience itself."""
     namespace = layout.options.namespace
     base = os.path.join(layout.conf_dir, namespace)
+    hubs = [f"tcp://{one.addr}" for one in layout.of_type("conscience")]
+    group = f"param_hub.me=tcp://{service.addr}\nparam_hub.group={','.join(hubs)}\n" if len(hubs) > 1 else ""
     return (
         f"[Server.conscience]\nlisten={service.addr}\n\n"
         f"[Plugin.conscience]\nparam_namespace={namespace}\n"
         f"param_storage_conf={base}-policies.conf\n"
         f"param_service_conf={base}-service-{{pools,types}}.conf\n"
+        f"{group}"
     )
 
 
