@@ -19,6 +19,10 @@ import msgspec
 
 from oio.common.metrics import Metric
 
+# Types are names that producers choose: beyond this many, and this length, they are told as one.
+TYPES_MAX = 100
+TYPE_CHARS_MAX = 100
+OTHER_TYPES = "other"
 # The rate is told over this long.
 RATE_PERIOD_S = 10.0
 # The greatest lag is the one of the events that ended within this long.
@@ -92,7 +96,10 @@ class ConsumerCounts:
 
     def count(self, kind: str, outcome: str, lag_s: float | None, now_s: float) -> None:
         """A delivery is over; ``lag_s`` is told when the event is done."""
-        self.outcomes[kind, outcome] += 1
+        key = (kind, outcome)
+        if key not in self.outcomes and (len(self.outcomes) >= TYPES_MAX or len(kind) > TYPE_CHARS_MAX):
+            key = (OTHER_TYPES, outcome)
+        self.outcomes[key] += 1
         self.total += 1
         if lag_s is None:
             return

@@ -103,7 +103,7 @@ def _measure(options: argparse.Namespace, home: Path, processes: _Processes) -> 
     worker = _worker_of(agent.pid)
     if options.profile:
         processes.spawn(
-            ["py-spy", "record", "-p", str(worker), "-o", options.profile, "-f", "raw", "-d", "8", "-r", "200"]
+            [str(Path(sys.executable).with_name("py-spy")), "record", "-p", str(worker), "-o", options.profile, "-f", "raw", "-d", "8", "-r", "200"]
         )
     begin_s = end_s = 0.0
     done = 0
@@ -177,12 +177,17 @@ class _Processes:
     def __init__(self, home: Path) -> None:
         self._home = home
         self._running: list[subprocess.Popen[bytes]] = []
+        sds = home / "sds.conf"
+        sds.write_text(f"[{NAMESPACE}]\nproxy = 127.0.0.1:1\n")
+        self._environment = {**os.environ, "OIO_SDS_CONF": str(sds)}
 
     def spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
         """Start a program; its output goes to a file of its own."""
         log = self._home / f"{Path(command[0]).name}-{len(self._running)}.log"
         with log.open("wb") as output:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=output, stderr=output, env=self._environment
+            )
         self._running.append(process)
         return process
 

@@ -87,18 +87,22 @@ class Shared:
         self.careful_until_s = time.monotonic() + CAREFUL_S if careful and settings.max_attempts else 0.0
         self.idle = threading.Event()
         self._down: dict[str, float] = {}
+        self._back: dict[str, float] = {}
 
-    def lost(self, source: EventSource, exc: Exception) -> None:
-        """A queue does not answer: say it once."""
-        if source.url not in self._down:
+    def lost(self, source: EventSource, asked_s: float, exc: Exception) -> None:
+        """A queue does not answer what it was asked at a moment (monotonic): say it once."""
+        if source.url in self._down:
+            self._down[source.url] = time.monotonic()
+        elif asked_s >= self._back.get(source.url, asked_s):
+            self._down[source.url] = time.monotonic()
             self.logger.error("queue %s lost: %s", shown_url(source.url), exc)
-        self._down[source.url] = time.monotonic()
 
     def found(self, source: EventSource, asked_s: float) -> None:
-        """A queue answered what it was asked at a moment (monotonic)."""
-        # What was asked before it was lost proves nothing.
+        """A queue answered."""
+        # What was asked before it was lost, or was back, proves nothing.
         if self._down and asked_s > self._down.get(source.url, asked_s):
             self._down.pop(source.url, None)
+            self._back[source.url] = time.monotonic()
             self.logger.info("queue %s is back", shown_url(source.url))
 
 
@@ -139,7 +143,7 @@ class Consumer:
                 return
             except SourceError as exc:
                 self.counts.source_errors += 1
-                shared.lost(self.source, exc)
+                shared.lost(self.source, asked_s, exc)
                 shared.idle.wait(RECONNECT_PERIOD_S)
                 continue
             except Exception:

@@ -212,6 +212,7 @@ def shared_clients(settings: AgentSettings, pool: HttpPool, logger: logging.Logg
     :raises ConfigurationException: when nothing tells where the proxy is.
     """
     from oio.account.client import AccountClient
+    from oio.rdir.client import BatchingRdirClient
 
     conf = {**settings.options, "namespace": settings.namespace}
     proxy = settings.proxy_address()
@@ -223,6 +224,9 @@ def shared_clients(settings: AgentSettings, pool: HttpPool, logger: logging.Logg
         refresh_delay=settings.acct_refresh_interval,
         logger=env["logger"],
         pool_manager=pool,
+    )
+    env["rdir_client"] = BatchingRdirClient(
+        conf, endpoint=conf["proxyd_url"], logger=env["logger"], pool_manager=pool
     )
     return env
 

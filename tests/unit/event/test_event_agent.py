@@ -16,7 +16,7 @@ from support import eventually
 from oio.common import exceptions
 from oio.common.exceptions import ConfigurationException
 from oio.event import agent_settings
-from oio.event.agent_metrics import RateMeter, Sample, Totals
+from oio.event.agent_metrics import TYPES_MAX, ConsumerCounts, RateMeter, Sample, Totals
 from oio.event.agent_settings import AgentSettings, load_agent_settings
 from oio.event.pipelines import Answer, MeasuredFilter, Pipeline
 from oio.event.source import EventSource, Job, SourceClosed, SourceError, TubeStats
@@ -461,6 +461,15 @@ def test_totals():
     }  # fmt: skip
     totals.put(1, [calls])
     assert values()["event_agent_filter_calls"] == 6
+
+
+def test_types_without_end_are_one():
+    counts = ConsumerCounts()
+    for number in range(1000):
+        counts.count(f"kind{number}", "ignored", None, 0.0)
+    counts.count("k" * 1000, "ignored", None, 0.0)
+    assert len(counts.outcomes) <= TYPES_MAX + 1
+    assert sum(counts.outcomes.values()) == counts.total == 1001
 
 
 def test_rate():

@@ -67,7 +67,7 @@ def test_events_are_handled_once_by_filters_of_a_package(make, server):
     facts = agent.facts()
     assert {fact["pid"] for fact in facts} <= set(agent.children())
     assert all(fact["green"] for fact in facts)
-    assert {"account_client", "pool", "source"} <= set(facts[0]["shared"])
+    assert {"account_client", "pool", "rdir_client", "source"} <= set(facts[0]["shared"])
     assert {fact["option"] for fact in facts} == {"100%"}
     assert len(set(agent.home.joinpath("record.plain").read_text().split())) == 1
     assert agent.metric("event_agent_filter_calls_total", filter="recorder") == 100
