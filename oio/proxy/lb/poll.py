@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from oio.common import status
 from oio.common.status import StatusError
-from oio.proxy.lb.location import DISTANCE_MAX, areas_of, distance, distance_of_difference
+from oio.proxy.lb.location import DISTANCE_MAX, DISTANCE_MIN, areas_of, distance, distance_of_difference
 from oio.proxy.lb.pool import JOKER_SLOT, PoolDefinition
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class CompiledPool:
         self.start = low if self.nearby else high
         count = len(definition.targets)
         # What is found beside a known service of any type is one service, not a crowd to spread.
-        spread = all(JOKER_SLOT not in names for names in definition.targets)
+        self._beside = any(JOKER_SLOT in names for names in definition.targets)
         compiled: dict[str, _PoolSlot] = {}
         crowd: dict[str, int] = {}
         for names in definition.targets:
@@ -143,7 +143,7 @@ class CompiledPool:
             for name in names:
                 slot = slots.get(name)
                 if slot is not None and slot.items and name not in compiled:
-                    compiled[name] = _PoolSlot(slot, count, spread)
+                    compiled[name] = _PoolSlot(slot, count, not self._beside)
         known_targets: dict[tuple[str, ...], _Target] = {}
         self.targets: list[_Target] = []
         for names in definition.targets:
@@ -199,6 +199,11 @@ class CompiledPool:
                 again = self._try(targets, order, avoid, known, near_first)
                 if isinstance(again, Selection):
                     return again
+        if self._beside and known and self.definition.min_dist == DISTANCE_MIN:
+            # Services of different types may carry one location: the same place, but not the same volume.
+            again = self._try(targets, range(len(targets)), avoid, (), near_first)
+            if isinstance(again, Selection):
+                return again
         name, done = selection
         raise NotEnoughServices(
             self.name,

@@ -233,6 +233,19 @@ def test_the_least_distance_to_the_joker_holds():
         world.with_pool(parse_pool("p", BESIDE + ";min_dist=2")).pool("p").poll(known=where)
 
 
+def test_one_location_for_a_volume_and_its_rdir_is_the_last_resort():
+    world = world_of([service(1, "rack.host.1"), *rdirs("rack.host.1", "rack.host.2")])
+    pool = world.with_pool(parse_pool("p", BESIDE)).pool("p")
+    same, other = world.find("rdir", "s100").location, world.find("rdir", "s101").location
+    assert {tuple(ids(one)) for one in draw(pool, known=[same])} == {("s101",)}
+    assert ids(pool.poll(known=[same], avoid={other})) == ["s100"]
+    with pytest.raises(NotEnoughServices):
+        pool.poll(known=[same], avoid={same, other})
+    demanding = world.with_pool(parse_pool("p", BESIDE + ";min_dist=2")).pool("p")
+    with pytest.raises(NotEnoughServices):
+        demanding.poll(known=[same])
+
+
 def test_a_known_rdir_takes_the_joker_too():
     world = world_of(rdirs("host1.r", "host2.r"))
     pool = world.with_pool(parse_pool("p", BESIDE)).pool("p")
