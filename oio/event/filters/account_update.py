@@ -25,7 +25,9 @@ from oio.common.exceptions import (
     ExplicitBury,
     NotFound,
     OioException,
+    OioNetworkException,
     OioTimeout,
+    ServiceBusy,
 )
 from oio.common.status import (
     CONTAINER_DISABLED,
@@ -36,7 +38,15 @@ from oio.common.status import (
 from oio.common.utils import request_id
 from oio.event.filters.base import Callback, Env, Filter, make_filter_factory
 from oio.event.filters.batching import BatchingAccountClient
-from oio.event.filters.clients import TimedCache, account_of, container_of, shared
+from oio.event.filters.clients import (
+    TimedCache,
+    account_of,
+    check_pause,
+    container_of,
+    pauses_of,
+    retry_after,
+    shared,
+)
 
 CONNECTION_TIMEOUT_S = 2.0
 READ_TIMEOUT_S = 30.0
@@ -53,6 +63,8 @@ LATE_S = 30.0
 # than this: an old event cannot bring it back. Shorter than the life of a tombstone, for the same reason.
 KNOWN_S = 30.0
 KNOWN_MAX = 10000
+# Under which name the account service is left alone, also by the filter replicate.
+ACCOUNT = "account service"
 _STALE = "No update needed"
 _REQID_PREFIX = "account-update-"
 
@@ -74,13 +86,17 @@ class AccountUpdateFilter(Filter):
             self.bury(f"url of {env.get('event')} is not an object")
         if env.get("event") in _ACTIONS and url.get("account") not in HIDDEN_ACCOUNTS:
             try:
+                check_pause(self, ACCOUNT)
                 self._tell(env, url)
             except ExplicitBury:
                 raise
             except BadRequest as exc:
                 self.bury(f"refused by the account service: {exc}")
-            except OioException as exc:
+            except (OioNetworkException, ServiceBusy) as exc:
+                pauses_of(self).failed(ACCOUNT)
                 return self.retry(cb, f"account service: {exc}")
+            except OioException as exc:
+                return self.retry(cb, f"account service: {exc}", retry_after(exc))
         return self.app(env, beanstalkd, cb)
 
     def _tell(self, env: Env, url: dict[str, Any]) -> None:
@@ -105,7 +121,9 @@ class AccountUpdateFilter(Filter):
         start_s = time.monotonic()
         try:
             self._batching().container_update(account, container, metadata, reqid=reqid)
+            pauses_of(self).answered(ACCOUNT)
         except Conflict as exc:
+            pauses_of(self).answered(ACCOUNT)
             if _STALE not in exc.message:
                 raise
             self.count("stale")
@@ -121,9 +139,11 @@ class AccountUpdateFilter(Filter):
             return
         try:
             account_of(self).account_create(account, reqid=reqid, **self._timeouts)
+            pauses_of(self).answered(ACCOUNT)
         except OioTimeout as exc:
             # The first container that has something to tell creates its account as well.
             self.logger.warning("account %s not created: %s", account, exc)
+            pauses_of(self).failed(ACCOUNT)
 
     # --- events that come late ---
 
@@ -152,7 +172,10 @@ class AccountUpdateFilter(Filter):
             if isinstance(exc, NotFound) and exc.status in (REFERENCE_NOT_FOUND, CONTAINER_NOT_FOUND):
                 return False
             if exc.status not in (CONTAINER_FROZEN, CONTAINER_DISABLED):
-                raise
+                raise OioException(f"the proxy does not tell: {exc}") from exc
+        except OioNetworkException as exc:
+            # Not the account service, which is no reason to leave it alone.
+            raise OioException(f"the proxy does not tell: {exc}") from exc
         return True
 
     # --- shared by the handlers of a process ---

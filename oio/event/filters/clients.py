@@ -9,6 +9,7 @@ the agent gives (``account_client``, ``rdir_client``, ``pool``) or, when it did 
 
 from __future__ import annotations
 
+import random
 import re
 import threading
 import time
@@ -16,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from oio.common.exceptions import OioException
 from oio.conscience.client import ConscienceClient
 from oio.container.client import ContainerClient
 from oio.directory.client import DirectoryClient
@@ -27,6 +29,13 @@ POOL_IDLE_MAX = 64
 # A service that moves keeps its id: its address is asked again after this long, or after a failure.
 ADDRESS_AGE_MAX_S = 30.0
 ADDRESSES_MAX = 10000
+# A service that does not answer is left alone at first for this long, and at most.
+PAUSE_MIN_S = 1.0
+PAUSE_MAX_S = 60.0
+# Events that need it come again over this long at most once it is tried again.
+SPREAD_MAX_S = 300.0
+# Who tries a service has this long to tell whether it answered.
+TRY_MAX_S = 60.0
 RESOLVE_TIMEOUTS = {"connection_timeout": 2.0, "read_timeout": 5.0}
 _HAS_PORT = re.compile(r":\d{1,5}\Z")
 
@@ -68,6 +77,25 @@ def rdir_of(step: Filter) -> Any:
         return BatchingRdirClient(_conf(step), endpoint=_proxy(step), **_common(step))
 
     return shared(step, "rdir_client", make)
+
+
+def pauses_of(step: Filter) -> ServicePauses:
+    """Services that are left alone."""
+    pauses: ServicePauses = shared(step, "service_pauses", ServicePauses)
+    return pauses
+
+
+def check_pause(step: Filter, service: str) -> None:
+    """Called before a service is asked. :raises LeftAlone: when it must not be."""
+    wait_s = pauses_of(step).wait_s(service)
+    if wait_s:
+        step.count("paused")
+        raise LeftAlone(service, wait_s)
+
+
+def retry_after(exc: Exception) -> float | None:
+    """When an event that failed is to come again, in seconds; None: as the agent decides."""
+    return exc.wait_s if isinstance(exc, LeftAlone) else None
 
 
 def conscience_of(step: Filter) -> ConscienceClient:
@@ -116,6 +144,67 @@ def forget_rawx(step: Filter, service: str) -> None:
 def _addresses(step: Filter) -> TimedCache[str]:
     cache: TimedCache[str] = shared(step, "rawx_addresses", lambda: TimedCache(ADDRESS_AGE_MAX_S, ADDRESSES_MAX))
     return cache
+
+
+class LeftAlone(OioException):
+    """Raised when a service is not asked because it did not answer a moment ago.
+
+    :ivar wait_s: when to try again, in seconds from now.
+    """
+
+    def __init__(self, service: str, wait_s: float) -> None:
+        super().__init__(service, wait_s)
+        self.wait_s = wait_s
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} is left alone, it did not answer"
+
+
+class ServicePauses:
+    """Which services are left alone because they did not answer; thread-safe.
+
+    The green threads of an agent are few. If each waited for the timeout of a service that is dead, the events
+    that do not need it would wait too. So the events that need it are sent back at once, but for one try per
+    period, which doubles up to ``PAUSE_MAX_S``; the first answer ends it. Those that are sent back may say when to
+    come again, all the more spread the longer it lasts. Not kept: a restart tries each service.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # By service: failures in a row, monotonic end of the pause, whether somebody is trying meanwhile.
+        self._failures: dict[str, tuple[int, float, bool]] = {}
+
+    def wait_s(self, service: str) -> float:
+        """How long an event that needs a service has to wait; 0: the caller tries it, and tells the outcome."""
+        if service not in self._failures:
+            return 0.0
+        now = time.monotonic()
+        with self._lock:
+            failures, end_s, trying = self._failures.get(service, (0, 0.0, False))
+            if now >= end_s:
+                if failures:
+                    # This caller tries for all; if it is never heard of again, somebody else does.
+                    self._failures[service] = (failures, now + TRY_MAX_S, True)
+                return 0.0
+        pause_s = PAUSE_MIN_S if trying else end_s - now
+        return pause_s + random.uniform(0.0, min(SPREAD_MAX_S, 2.0 ** min(failures, 30)))
+
+    def failed(self, service: str) -> float | None:
+        """The service did not answer: returns the pause, None when that was known."""
+        with self._lock:
+            failures, end_s, trying = self._failures.get(service, (0, 0.0, False))
+            now = time.monotonic()
+            if now < end_s and not trying:
+                return None
+            pause_s = min(PAUSE_MAX_S, PAUSE_MIN_S * 2.0 ** min(failures, 30)) * random.uniform(0.5, 1.0)
+            self._failures[service] = (failures + 1, now + pause_s, False)
+            return pause_s
+
+    def answered(self, service: str) -> None:
+        """The service answered, whatever it said."""
+        if service in self._failures:
+            with self._lock:
+                self._failures.pop(service, None)
 
 
 class TimedCache(Generic[Value]):

@@ -11,30 +11,34 @@ chunk that took the same id since, so each request tells the time of the event, 
 delete what is newer. A chunk that the rawx does not have (404) is deleted already.
 
 When a rawx does not answer, or fails, the event comes again later, and finds the other chunks deleted. Meanwhile
-that rawx is left alone, but for one try per period, which doubles up to ``PAUSE_MAX_S``: the events that name
+that rawx is left alone for a while (see :class:`~oio.event.filters.clients.ServicePauses`): the events that name
 its chunks come back at once, so that the others never wait for it.
 """
 
 from __future__ import annotations
 
-import random
 import re
-import threading
 import time
 from typing import Any, NamedTuple
 
 from oio.common.constants import REQID_HEADER
 from oio.common.exceptions import OioException
 from oio.event.filters.base import Callback, Env, Filter, make_filter_factory
-from oio.event.filters.clients import forget_rawx, pool_of, rawx_address, shared
+from oio.event.filters.clients import (
+    LeftAlone,
+    ServicePauses,
+    check_pause,
+    forget_rawx,
+    pauses_of,
+    pool_of,
+    rawx_address,
+)
 from oio.http.client import ClientConnection, ConnectionClosed, HttpClientError
 
 KINDS = ("storage.content.deleted", "storage.content.drained")
 CONCURRENCY = 3
 TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_MAX_S = 2.0
-PAUSE_MIN_S = 1.0
-PAUSE_MAX_S = 60.0
 CREATED_BEFORE_HEADER = "x-oio-chunk-created-before"
 CONTAINER_ID_HEADER = "x-oio-chunk-meta-container-id"
 # Methods whose chunks rawx services hold; the header of a content that was drained names no other any more.
@@ -132,8 +136,7 @@ class ContentCleanerFilter(Filter):
     @property
     def pauses(self) -> ServicePauses:
         """Which services are left alone."""
-        found: ServicePauses = shared(self, "rawx_pauses", ServicePauses)
-        return found
+        return pauses_of(self)
 
     @property
     def timeout(self) -> tuple[float, float]:
@@ -154,15 +157,15 @@ class _Deletion:
 
     def send(self) -> None:
         """Send the request, as far as that needs no answer."""
-        if self._step.pauses.is_paused(self._chunk.service):
-            self._step.count("paused")
-            self.failure = f"{self._chunk.service} is left alone, it did not answer"
-            return
         try:
+            check_pause(self._step, self._chunk.service)
             self._address = rawx_address(self._step, self._chunk.service)
             self._connection = self._connect()
             self._connection.put_request("DELETE", f"/{self._chunk.id}", self._headers)
             self._connection.flush()
+        except LeftAlone as exc:
+            # The event comes back when the agent decides: a rawx that is gone for good must not keep it for ever.
+            self.failure = str(exc)
         except ConnectionClosed as exc:
             self._again(exc)
         except (HttpClientError, OioException, ValueError) as exc:
@@ -223,8 +226,10 @@ class _Deletion:
             self.failure = f"{chunk.service} answered {status} {bytes(body[:100])!r} about {chunk.id}"
             if status == 503:
                 step.pauses.failed(chunk.service)
+            else:
+                step.pauses.answered(chunk.service)
             return
-        step.pauses.succeeded(chunk.service)
+        step.pauses.answered(chunk.service)
         step.count(outcome)
         if outcome == "newer":
             step.logger.info("chunk %s of %s is newer than its deletion: kept", chunk.id, chunk.service)
@@ -238,35 +243,6 @@ class _Deletion:
         if pause_s is not None:
             step.logger.warning("rawx %s is left alone for %.1f s: %s", service, pause_s, reason)
         self.failure = f"{service}: {reason}"
-
-
-class ServicePauses:
-    """Which services are not to be tried for now; thread-safe. Not kept: a restart tries each of them once."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._failures: dict[str, tuple[int, float]] = {}
-
-    def is_paused(self, service: str) -> bool:
-        """Whether to leave a service alone."""
-        state = self._failures.get(service)
-        return state is not None and time.monotonic() < state[1]
-
-    def failed(self, service: str) -> float | None:
-        """Note a failure; returns the pause, None when another thread has just noted the same outage."""
-        with self._lock:
-            if self.is_paused(service):
-                return None
-            failures = self._failures.get(service, (0, 0.0))[0]
-            pause_s = min(PAUSE_MAX_S, PAUSE_MIN_S * 2.0 ** min(failures, 30)) * random.uniform(0.5, 1.0)
-            self._failures[service] = (failures + 1, time.monotonic() + pause_s)
-            return pause_s
-
-    def succeeded(self, service: str) -> None:
-        """Use a service again."""
-        if service in self._failures:
-            with self._lock:
-                self._failures.pop(service, None)
 
 
 filter_factory = make_filter_factory(ContentCleanerFilter)

@@ -16,10 +16,11 @@ from __future__ import annotations
 from typing import Any
 
 from oio.common.easy_value import boolean_value, true_value
-from oio.common.exceptions import BadRequest, NotFound, OioException
+from oio.common.exceptions import BadRequest, NotFound, OioException, OioNetworkException, ServiceBusy
 from oio.common.utils import request_id
+from oio.event.filters.account_update import ACCOUNT
 from oio.event.filters.base import Callback, Env, make_filter_factory
-from oio.event.filters.clients import TimedCache, account_of, shared
+from oio.event.filters.clients import TimedCache, account_of, check_pause, pauses_of, retry_after, shared
 from oio.event.filters.notify import NotifyFilter
 
 KINDS = frozenset(
@@ -69,7 +70,7 @@ class ReplicateFilter(NotifyFilter):
             try:
                 replicated = self._is_replicated(env)
             except OioException as exc:
-                return self.retry(cb, f"account service: {exc}")
+                return self.retry(cb, f"account service: {exc}", retry_after(exc))
             if not replicated:
                 self.count("not_replicated")
                 return self.app(env, beanstalkd, cb)
@@ -86,17 +87,22 @@ class ReplicateFilter(NotifyFilter):
         if known is not None and fresh:
             return known
         reqid = str(env.get("request_id") or "") or request_id("replicate-")
+        pauses = pauses_of(self)
         try:
+            check_pause(self, ACCOUNT)
             seen = self._show(account, container, reqid)
             known = true_value(seen.get("replication_enabled", False))
         except (NotFound, BadRequest) as exc:
             self.logger.info("%s/%s is not known to the account service: %s", account, container, exc)
             return bool(known)
         except OioException as exc:
+            if isinstance(exc, (OioNetworkException, ServiceBusy)):
+                pauses.failed(ACCOUNT)
             if known is None:
                 raise
             self.logger.warning("replication of %s/%s: using the last answer: %s", account, container, exc)
             return known
+        pauses.answered(ACCOUNT)
         self._cache.put((account, container), known)
         return known
 

@@ -15,15 +15,35 @@ When the reverse directory does not answer, the event comes again later.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from oio.common.constants import REQID_HEADER
-from oio.common.exceptions import BadRequest, ExplicitBury, NotFound, OioException, VolumeException
+from oio.common.exceptions import (
+    BadRequest,
+    ExplicitBury,
+    NotFound,
+    OioException,
+    OioNetworkException,
+    ServiceBusy,
+    StatusMessageException,
+    VolumeException,
+)
 from oio.common.status import CONTAINER_NOT_FOUND, REFERENCE_NOT_FOUND
 from oio.common.utils import request_id
 from oio.event.filters.base import Callback, Env, Filter, make_filter_factory
-from oio.event.filters.clients import directory_of, forget_rawx, pool_of, rawx_address, rdir_of
+from oio.event.filters.clients import (
+    check_pause,
+    directory_of,
+    forget_rawx,
+    pauses_of,
+    pool_of,
+    rawx_address,
+    rdir_of,
+    retry_after,
+)
 from oio.http.client import HttpClientError
 
 CHUNK_NEW = "storage.chunk.new"
@@ -65,7 +85,7 @@ class VolumeIndexFilter(Filter):
             except BadRequest as exc:
                 self.bury(f"refused by the reverse directory: {exc}")
             except (OioException, HttpClientError) as exc:
-                return self.retry(cb, f"reverse directory: {exc}")
+                return self.retry(cb, f"reverse directory: {exc}", retry_after(exc))
         return self.app(env, beanstalkd, cb)
 
     # --- chunks ---
@@ -76,18 +96,19 @@ class VolumeIndexFilter(Filter):
             self.count("outlived")
             self.logger.info("chunk %s of %s not indexed: it has been deleted since", ids[2], volume)
             return
-        rdir_of(self).chunk_push(volume, *ids, mtime=when // 1000000, when=when, **options)
+        with self._rdir(volume) as rdir:
+            rdir.chunk_push(volume, *ids, mtime=when // 1000000, when=when, **options)
         self.count("pushed")
 
     def _chunk_deleted(self, env: Env, when: int, options: dict[str, Any]) -> None:
         volume, ids = self._chunk(env)
-        rdir = rdir_of(self)
-        try:
-            rdir.chunk_delete(volume, *ids, when=when, **options)
-        except NotFound:
-            # No index yet. The deletion must be known before what was pushed earlier comes, late.
-            rdir.create(volume, **options)
-            rdir.chunk_delete(volume, *ids, when=when, **options)
+        with self._rdir(volume) as rdir:
+            try:
+                rdir.chunk_delete(volume, *ids, when=when, **options)
+            except NotFound:
+                # No index yet. The deletion must be known before what was pushed earlier comes, late.
+                rdir.create(volume, **options)
+                rdir.chunk_delete(volume, *ids, when=when, **options)
         self.count("deleted")
 
     def _chunk(self, env: Env) -> tuple[str, tuple[str, str, str]]:
@@ -103,6 +124,8 @@ class VolumeIndexFilter(Filter):
         """:raises OioException, HttpClientError: when the rawx does not tell."""
         data = env["data"]
         service = data.get("volume_service_id") or data["volume_id"]
+        pauses = pauses_of(self)
+        check_pause(self, service)
         address = rawx_address(self, service)
         try:
             response = pool_of(self).request(
@@ -113,7 +136,9 @@ class VolumeIndexFilter(Filter):
             )
         except HttpClientError:
             forget_rawx(self, service)
+            pauses.failed(service)
             raise
+        pauses.answered(service)
         if response.status == 404:
             return False
         if response.status >= 500:
@@ -139,14 +164,8 @@ class VolumeIndexFilter(Filter):
         for peer in peers:
             if not isinstance(peer, str) or not peer:
                 self.bury(f"{env['event']} with a service without host")
-            rdir_of(self).meta2_index_push(
-                volume_id=peer,
-                container_url=path,
-                container_id=url["id"],
-                mtime=when // 1000000,
-                when=when,
-                **options,
-            )
+            with self._rdir(peer) as rdir:
+                rdir.meta2_index_push(peer, path, url["id"], mtime=when // 1000000, when=when, **options)
             self.count("pushed")
 
     def _meta2_deleted(self, env: Env, when: int, options: dict[str, Any]) -> None:
@@ -160,15 +179,15 @@ class VolumeIndexFilter(Filter):
         path, url = self._container(env)
         if not isinstance(peer, str) or not peer:
             self.bury(f"{env['event']} without peer")
-        rdir = rdir_of(self)
         record = {"container_path": path, "container_id": url["id"], "when": when, **options}
         try:
-            try:
-                rdir.meta2_index_delete(peer, **record)
-            except NotFound:
-                # See _chunk_deleted.
-                rdir.meta2_index_create(peer, **options)
-                rdir.meta2_index_delete(peer, **record)
+            with self._rdir(peer) as rdir:
+                try:
+                    rdir.meta2_index_delete(peer, **record)
+                except NotFound:
+                    # See _chunk_deleted.
+                    rdir.meta2_index_create(peer, **options)
+                    rdir.meta2_index_delete(peer, **record)
         except VolumeException as exc:
             self.logger.info("%s not removed from the index of %s: %s", path, peer, exc)
             return
@@ -194,6 +213,24 @@ class VolumeIndexFilter(Filter):
                 return set()
             raise
         return {service["host"] for service in found["srv"]}
+
+    @contextlib.contextmanager
+    def _rdir(self, volume: str) -> Iterator[Any]:
+        """Client of the reverse directory, to be used for one volume.
+
+        :raises LeftAlone: when the one in charge of the volume did not answer a moment ago.
+        """
+        pauses, name = pauses_of(self), f"rdir of {volume}"
+        check_pause(self, name)
+        try:
+            yield rdir_of(self)
+        except (OioNetworkException, ServiceBusy):
+            pauses.failed(name)
+            raise
+        except StatusMessageException:
+            pauses.answered(name)
+            raise
+        pauses.answered(name)
 
     def _object(self, env: Env) -> dict[str, Any]:
         data = env.get("data")

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from oio.common.constants import REQID_HEADER
 from oio.common.exceptions import ConfigurationException, ExplicitBury, NotFound, OioException
 from oio.event.filters.base import Callback, Env, Filter, make_filter_factory
-from oio.event.filters.clients import container_of, pool_of
+from oio.event.filters.clients import LeftAlone, check_pause, container_of, pauses_of, pool_of
 from oio.http.client import HttpClientError
 
 CONNECTION_TIMEOUT_S = 2.0
@@ -51,9 +51,12 @@ class WebhookFilter(Filter):
         if not str(env.get("event")).startswith(CONTENT_PREFIX):
             return self.app(env, beanstalkd, cb)
         try:
+            check_pause(self, self.endpoint)
             data = self._data(env)
         except ExplicitBury:
             raise
+        except LeftAlone as exc:
+            return self.retry(cb, f"webhook: {exc}", exc.wait_s)
         except OioException as exc:
             return self.retry(cb, f"properties of the object: {exc}")
         body = json.dumps(
@@ -67,11 +70,14 @@ class WebhookFilter(Filter):
         headers = {"Content-Type": "application/json"}
         if env.get("request_id"):
             headers[REQID_HEADER] = str(env["request_id"])
+        pauses = pauses_of(self)
         timeout = (self._timeouts["connection_timeout"], self._timeouts["read_timeout"])
         try:
             response = pool_of(self).request("POST", self.endpoint, headers, body, timeout=timeout)
         except HttpClientError as exc:
+            pauses.failed(self.endpoint)
             return self.retry(cb, f"webhook {self.endpoint}: {exc}")
+        pauses.answered(self.endpoint)
         if response.status >= 400:
             return self.retry(
                 cb, f"webhook {self.endpoint} answered {response.status} {bytes(response.data[:200])!r}"

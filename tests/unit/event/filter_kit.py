@@ -55,6 +55,10 @@ class Chain:
         assert bool(self.passed and self.passed[-1] is env) == (answers[0].status == 200)
         return answers[0]
 
+    def forget_pauses(self):
+        """What the passing of a moment does: services that did not answer are tried again."""
+        self.app_env.pop("service_pauses", None)
+
     @property
     def counts(self):
         return dict(self.filter.counts)

@@ -134,6 +134,7 @@ def test_a_service_that_is_down_brings_the_event_back():
         client = AccountClient({"namespace": "NS"}, f"127.0.0.1:{port}", proxy_endpoint="127.0.0.1:1")
         chain = Chain("account_update", {"account_client": client})
         assert chain.run(state(NOW_S, 1, 1)) == 503
+        chain.forget_pauses()
         assert chain.run(event(SERVICES, NOW_S, [{"type": "meta2"}])) == 503
 
 
@@ -168,7 +169,15 @@ def test_a_frozen_service_is_a_retry_but_not_for_the_creation_of_an_account():
         client = AccountClient({"namespace": "NS"}, server.address, proxy_endpoint="127.0.0.1:1")
         chain = Chain("account_update", {"account_client": client}, read_timeout="0.2")
         assert chain.run(state(NOW_S, 1, 1)) == 503
+        # The others do not wait.
+        others = [chain.answer(state(NOW_S, 1, 1)) for _ in range(20)]
+        assert [other.status for other in others] == [503] * 20
+        assert all(0 < other.delay_s < 4 for other in others)
+        assert chain.counts["paused"] == 20
+        chain.forget_pauses()
         assert chain.run(event(SERVICES, NOW_S, [{"type": "meta2"}])) == 200
+        assert chain.run(state(NOW_S, 1, 1)) == 503
+        assert chain.counts["paused"] == 21
         release.set()
 
 

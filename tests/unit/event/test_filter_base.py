@@ -14,7 +14,7 @@ from filter_kit import Chain, event
 from support import eventually
 
 from oio.common.exceptions import ConfigurationException, ExplicitBury
-from oio.event.filters import batching
+from oio.event.filters import batching, clients
 from oio.event.filters.base import Filter, make_filter_factory
 from oio.event.filters.batching import Batcher
 
@@ -200,3 +200,44 @@ def test_a_thread_that_is_killed_while_it_waits_leaves_the_others_alone(told, mo
         assert not thread.is_alive()
     assert (results[1], results[3]) == (10, 30)
     assert slow.batches == [[1], [3]]
+
+
+def test_a_service_that_does_not_answer_is_tried_by_one_at_a_time(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(clients.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(clients.random, "uniform", lambda low, high: high)
+    pauses = clients.ServicePauses()
+    assert pauses.wait_s("a") == 0
+    assert pauses.failed("a") == 1.0
+    # Those who were already asking it do not make it longer.
+    assert pauses.failed("a") is None
+    assert pauses.wait_s("a") == 1.0 + 2.0
+    assert pauses.wait_s("b") == 0
+    now[0] += 1.0
+    assert [pauses.wait_s("a") for _ in range(3)] == [0, 1.0 + 2.0, 1.0 + 2.0]
+    assert pauses.failed("a") == 2.0
+    assert pauses.wait_s("a") == 2.0 + 4.0
+    now[0] += 2.0
+    # The one who tries is never heard of again.
+    assert [pauses.wait_s("a") > 0 for _ in range(2)] == [False, True]
+    now[0] += clients.TRY_MAX_S
+    assert [pauses.wait_s("a") > 0 for _ in range(2)] == [False, True]
+    pauses.answered("a")
+    assert [pauses.wait_s("a") for _ in range(2)] == [0, 0]
+    for _ in range(10):
+        last_s = pauses.failed("a")
+        longest_s = pauses.wait_s("a")
+        now[0] += last_s
+    assert last_s == clients.PAUSE_MAX_S
+    assert longest_s == clients.PAUSE_MAX_S + clients.SPREAD_MAX_S
+
+
+def test_events_that_need_a_service_left_alone_say_when_to_come_again():
+    chain = Chain("noop")
+    clients.check_pause(chain.filter, "a")
+    clients.pauses_of(chain.filter).failed("a")
+    with pytest.raises(clients.LeftAlone, match="a is left alone") as raised:
+        clients.check_pause(chain.filter, "a")
+    assert 0 < clients.retry_after(raised.value) <= clients.PAUSE_MIN_S + 2
+    assert clients.retry_after(ValueError()) is None
+    assert chain.counts == {"paused": 1}

@@ -11,7 +11,6 @@ from filter_kit import CID, Chain, WebServer, event
 from support import held_port
 
 from oio.common.exceptions import ConfigurationException, ExplicitBury
-from oio.event.filters.content_cleaner import ServicePauses
 
 DELETED = "storage.content.deleted"
 
@@ -82,7 +81,7 @@ def test_a_refusal_brings_the_event_back_and_the_other_chunks_are_deleted(rawx, 
     assert "1 of 4 chunks not deleted" in answer.message
     assert chain.counts["deleted"] == 3
     rawx.answers = lambda request, _body: 204 if request.path.endswith("1") else 404
-    chain.app_env["rawx_pauses"] = ServicePauses()
+    chain.forget_pauses()
     assert chain.run(event(DELETED, data=data)) == 200
 
 

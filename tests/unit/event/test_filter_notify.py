@@ -247,6 +247,7 @@ def test_answers_are_kept_and_asked_again(redis, fake):
         # While it fails, the last answer holds.
         fake.answer = (503, {"message": "busy"})
         assert chain.run(event(NEW)) == 200
+        chain.forget_pauses()
         fake.answer = (200, {"replication_enabled": False})
         assert chain.run(event(NEW)) == 200
         assert chain.counts == {"notified": 3, "not_replicated": 1}

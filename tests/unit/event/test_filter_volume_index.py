@@ -138,6 +138,9 @@ def test_an_rdir_that_is_down_brings_the_event_back(rdir):
         rdir.address, alive = f"127.0.0.1:{port}", rdir.address
         assert chain.run(chunk_event(CHUNK_NEW, NOW_S)) == 503
         assert chain.run(services(NOW_S, "m2-1")) == 503
+        assert chain.run(chunk_event(CHUNK_NEW, NOW_S)) == 503
+        assert chain.counts["paused"] == 1
+        chain.forget_pauses()
         rdir.address = alive
         assert chain.run(chunk_event(CHUNK_NEW, NOW_S)) == 200
         assert chain.run(services(NOW_S, "m2-1")) == 200
@@ -206,6 +209,7 @@ def test_an_old_chunk_waits_until_its_rawx_tells(rdir, rawx):
         chain = chain_of(rdir)
         old = chunk_event(CHUNK_NEW, NOW_S - 4000)
         assert chain.run(old) == 503
+        chain.forget_pauses()
         rawx.answers = lambda request, _body: 500
         rdir.rawx["rawx-1"] = rawx.address
         assert chain.run(old) == 503
