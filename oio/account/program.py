@@ -65,10 +65,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_line("oio-account-server", "Account service")
     parser.add_argument("config", help="configuration file, section [account-server]")
     options = parser.parse_args(argv)
-    if _has_base(options.config):
-        from oio.account import sqlite_server
-
-        return sqlite_server.main(argv)
     try:
         settings = load_settings(options.config)
         _setup_logs(settings)
@@ -78,13 +74,6 @@ def main(argv: list[str] | None = None) -> int:
     if settings.workers == 1:
         return run_until_stopped([make_server(settings)], name="account")
     return run_workers(lambda group: make_server(settings, group), settings.workers)
-
-
-def _has_base(path: str) -> bool:
-    """Whether the file is one of an earlier version, which kept a base of its own."""
-    conf = configparser.ConfigParser(interpolation=None)
-    conf.read(path)
-    return conf.has_option("account-server", "db_path") and not conf.has_option("account-server", "redis_host")
 
 
 def _setup_logs(settings: Settings) -> None:

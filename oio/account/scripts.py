@@ -179,8 +179,10 @@ if deleted then
     return 0
 end
 
-redis.call('persist', key)
-redis.call('zadd', containers_key(account), 0, name)
+if not stored[1] or later(old_dtime, old_mtime) then
+    redis.call('persist', key)
+    redis.call('zadd', containers_key(account), 0, name)
+end
 if not bucket then return 0 end
 
 redis.call('hset', bucket_key(bucket), 'account', account, 'mtime', mtime)

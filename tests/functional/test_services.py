@@ -98,7 +98,7 @@ def verbose(cluster, tmp_path):
             port = free_port()
             process = Process(tmp_path, ["oio-proxy", "-v", f"127.0.0.1:{port}", cluster.namespace], port)
         else:
-            conf, port = account_conf(tmp_path, "[account-server]\nlog_level = DEBUG\n")
+            conf, port = account_conf(cluster, tmp_path, "[account-server]\nlog_level = DEBUG\n")
             process = Process(tmp_path, ["oio-account-server", conf], port)
         started.append(process)
         return process
@@ -108,10 +108,11 @@ def verbose(cluster, tmp_path):
         process.stop()
 
 
-def account_conf(tmp_path, text, port=None):
+def account_conf(cluster, tmp_path, text, port=None):
     """A configuration file of the account service with values that fit here; gives its path and the port."""
     port = port or free_port()
-    for key, value in (("bind_addr", "127.0.0.1"), ("bind_port", port), ("db_path", tmp_path / "account.db")):
+    store = cluster.services("redis")[0].addr
+    for key, value in (("bind_addr", "127.0.0.1"), ("bind_port", port), ("redis_host", store)):
         text = re.sub(rf"(?m)^{key} *=.*\n", "", text) + f"{key} = {value}\n"
     path = tmp_path / "account.conf"
     path.write_text(text)
@@ -181,12 +182,12 @@ BROKEN_FILES = {
     "not text": "\x00\xff\xfe",
     "no section": "key = value\n",
     "nonsense": (
-        "[account-server]\nbind_port = many\ndb_path = /proc/nothing/here\n[event-agent]\nnamespace = \n"
+        "[account-server]\nbind_port = many\nredis_host = nowhere\n[event-agent]\nnamespace = \n"
         "[Server.conscience]\nlisten = nowhere\n[Plugin.conscience]\nparam_namespace = X\n"
         "[ecd]\nendpoint = nowhere\n"
     ),
     "wrong directories": (
-        "[account-server]\nbind_port = 0\ndb_path = /proc/nothing/here\n[event-agent]\nnamespace = X\n"
+        "[account-server]\nbind_port = 0\n[event-agent]\nnamespace = X\n"
         "proxy = 127.0.0.1:1\nqueue_url = spool:///proc/nothing/here\nhandlers_conf = /proc/nothing/here\n"
     ),
 }
@@ -230,7 +231,7 @@ def test_a_taken_port_is_said(cluster, tmp_path):
     volume.mkdir()
     conf = tmp_path / "conf"
     conf.write_text(f"listen {taken.addr}\nnamespace NS\ndocroot {volume}\nevents off\n")
-    account, _port = account_conf(tmp_path, "[account-server]\n", taken.port)
+    account, _port = account_conf(cluster, tmp_path, "[account-server]\n", taken.port)
     ecd = tmp_path / "ecd.conf"
     ecd.write_text(f"[ecd]\nendpoint = {taken.addr}\n")
     meta2 = ["-O", f"Endpoint={taken.addr}", "-O", "SysConfig=off", "NS", str(tmp_path / "meta2")]
@@ -273,8 +274,8 @@ def test_rawx_sample(tmp_path, pool):
         assert process.terminate() == 0
 
 
-def test_account_sample(tmp_path, pool):
-    conf, port = account_conf(tmp_path, everything_of("account-server.conf-sample", " = "))
+def test_account_sample(cluster, tmp_path, pool):
+    conf, port = account_conf(cluster, tmp_path, everything_of("account-server.conf-sample", " = "))
     process = Process(tmp_path, ["oio-account-server", conf], port)
     try:
         assert pool.request("GET", f"http://{process.addr}/status").status == 200
