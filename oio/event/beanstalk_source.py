@@ -74,6 +74,8 @@ class BeanstalkSource(EventSource):
 
     def reserve(self, timeout_s: float) -> Job | None:
         """Wait on the connection of this thread."""
+        # A green thread whose server answers before it asks for the answer would never let the others run, else.
+        time.sleep(0)
         connection = self._mine()
         deadline = time.monotonic() + timeout_s
         with self._errors(), connection.using():

@@ -269,10 +269,9 @@ class RedisSource(EventSource):
             except BaseException:
                 batch.settled.notify()  # perhaps this thread was woken to send the batch
                 raise
-            if not batch.done:
-                self._settling = True
-                self._batch = _Settlements(self._lock)
-        if not batch.done:
+            lead = not batch.done
+            self._settling = self._settling or lead
+        if lead:
             self._send(batch)
         if batch.error is not None:
             raise batch.error
@@ -285,6 +284,11 @@ class RedisSource(EventSource):
         redis = self._redis
         error: BaseException | None = SourceError(f"{self.url}: interrupted")
         try:
+            # Let those who are ready join. A green thread whose server answers before it asks for the answer would
+            # never let the others run, else.
+            time.sleep(0)
+            with self._lock:
+                self._batch = _Settlements(self._lock)
             keys = (redis.stream, redis.delayed, redis.buried)
             batch.results = self._call(lambda: redis.run(SETTLE, keys, GROUP, self._consumer, *batch.args))
             error = None
@@ -295,6 +299,8 @@ class RedisSource(EventSource):
                 batch.error = error if isinstance(error, Exception) else None
                 batch.done = True
                 self._settling = False
+                if self._batch is batch:  # interrupted before it left
+                    self._batch = _Settlements(self._lock)
                 batch.settled.notify_all()
                 # One thread of the next batch sends it.
                 self._batch.settled.notify()

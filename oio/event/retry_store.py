@@ -57,6 +57,10 @@ class StoreError(Exception):
     """Raised when the base cannot be read or written."""
 
 
+class StoreBusy(StoreError):
+    """Raised when the base belongs to another process."""
+
+
 class RetryStore:
     """Thread-safe; one process at a time."""
 
@@ -73,6 +77,8 @@ class RetryStore:
             self._base.execute("PRAGMA synchronous=FULL")
             self._base.execute("PRAGMA cache_size=-2000")
             self._base.execute(_SCHEMA)
+        except apsw.BusyError as exc:
+            raise StoreBusy(f"{path} belongs to another process: {exc}") from exc
         except (OSError, apsw.Error) as exc:
             raise StoreError(f"cannot open {path}: {exc}") from exc
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from oio.event.queue import DEFAULT_TUBE, url_options
-from oio.event.retry_store import PostponedEvent, RetryStore, StoreError
+from oio.event.retry_store import PostponedEvent, RetryStore, StoreBusy, StoreError
 from oio.event.source import EventSource, Job, SourceClosed, SourceError, TubeStats
 from oio.event.spool import TUBE_PREFIX, spool_depth, tube_directory
 from oio.event.spool_reader import Delivery, SpoolReader, find_spools
@@ -46,6 +46,10 @@ class _Token(NamedTuple):
     reader: SpoolReader | None
     delivery: Delivery | None
     postponed: PostponedEvent | None
+
+
+class _Elsewhere(SourceError):
+    """Another process reads these spools."""
 
 
 class SpoolSource(EventSource):
@@ -194,13 +198,10 @@ class SpoolSource(EventSource):
         return job
 
     def _poll(self) -> bool:
-        """Read what there is; one thread at a time. :raises SourceError: when the base is damaged."""
+        """Read what there is; one thread at a time. :raises SourceError: when the base cannot be used."""
         try:
             store = self._opened()
-        except SourceError as exc:
-            if self._closed or not os.path.isdir(self._root):
-                raise
-            logger.debug("%s: %s", self.url, exc)
+        except _Elsewhere:
             return False
         now_s = time.monotonic()
         if now_s >= self._scan_s:
@@ -248,11 +249,13 @@ class SpoolSource(EventSource):
                 raise SourceClosed(f"{self.url} is closed")
             if self._store is None:
                 if time.monotonic() < self._open_s:
-                    raise SourceError(f"{self._store_path} belongs to another process")
-                self._open_s = time.monotonic() + SCAN_PERIOD_S
+                    raise _Elsewhere(f"{self._store_path} belongs to another process")
                 try:
                     self._store = RetryStore(self._store_path)
                     self._store.adopt_chunks(time.time())
+                except StoreBusy as exc:
+                    self._open_s = time.monotonic() + SCAN_PERIOD_S
+                    raise _Elsewhere(str(exc)) from exc
                 except StoreError as exc:
                     raise SourceError(str(exc)) from exc
             return self._store
