@@ -249,7 +249,9 @@ def _service(layout: Layout, type_: str, num: int) -> Service:
     if type_ == "conscience-agent":
         return service
     service.host = host
-    service.location = f"rack.{host.replace('.', '-').replace(':', '-')}.{num}"
+    # Index and volume must not be at one place: a single index is at a place of its own.
+    place = f"rdir-{num}" if type_ == "rdir" else str(num)
+    service.location = f"rack.{host.replace('.', '-').replace(':', '-')}.{place}"
     if options.service_ids and type_ in ("meta2", "rawx"):
         service.service_id = name
     if type_ in VOLUME_TYPES:

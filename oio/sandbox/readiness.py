@@ -3,8 +3,8 @@
 """Waits until a local cluster can serve, and finishes its set-up on the way.
 
 A cluster is ready when every service that runs is known with a score above 0, the prefix table is complete,
-every meta1 answers for its prefixes, and the proxy finds services to write to. Services that the conscience
-locked when it saw them for the first time are unlocked.
+every meta1 answers for its prefixes, the proxy finds services to write to, and each volume has an index.
+Services that the conscience locked when it saw them for the first time are unlocked.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable
 import msgspec
 
 from oio.common import status
+from oio.common.exceptions import OioException
 from oio.common.status import StatusError
 from oio.conscience.messages import ServiceDef
 from oio.conscience.registry_client import RegistryClient
@@ -25,6 +26,7 @@ from oio.directory import mapping
 from oio.http.client import HttpClientError, HttpPool
 from oio.meta.client import MetaClient
 from oio.meta.messages import Meta0Get, ReferenceShow
+from oio.rdir.dispatcher import RdirDispatcher
 from oio.sandbox import queues
 from oio.sandbox.errors import SandboxError
 from oio.sandbox.layout import QUEUE_TYPES, UNSCORED_TYPES, Layout, Service
@@ -71,6 +73,7 @@ class Readiness:
             [service.addr for service in layout.of_type("conscience")], self._pool
         )
         self._bootstrapped = False
+        self._dispatcher: RdirDispatcher | None = None
         self._answered: set[str] = set()
         self._wanted: set[str] = set()
 
@@ -100,6 +103,8 @@ class Readiness:
             self._wait("directory", self._missing_directory)
         if types & {"proxy", "meta2", "rawx"}:
             self._wait("placement", self._missing_placement)
+        if types & {"rdir", "meta2", "rawx"}:
+            self._wait("indexes", self._missing_indexes)
         if agents:
             # Last: they take their time, in which the others get ready.
             self._wait("agents", lambda: self._missing_agents(agents))
@@ -228,6 +233,35 @@ class Readiness:
             finally:
                 with_fresh_connection.close()
         return {}
+
+    def _missing_indexes(self) -> dict[str, str]:
+        """Give each volume whose service runs an index, unless it has one or no index runs.
+
+        Nothing is written to a volume that was just started before this is done: no event of its chunks has to
+        be handled again later.
+        """
+        snapshot = self._registry.snapshot()
+        assert snapshot is not None  # no generation was given
+        proxy = self._layout.of_type("proxy")[0]
+        running = {one.addr for group in snapshot.services.values() for one in group if one.score > 0}
+        rdirs = self._layout.of_type("rdir")
+        if proxy.addr not in running or not any(rdir.addr in running for rdir in rdirs):
+            return {one.name: "score 0" for one in rdirs if one.name in self._wanted}
+        if self._dispatcher is None:
+            conf = {"namespace": self._layout.options.namespace}
+            self._dispatcher = RdirDispatcher(conf, endpoint=f"http://{proxy.addr}")
+        missing: dict[str, str] = {}
+        for type_ in ("meta2", "rawx"):
+            volumes = [one for one in self._layout.of_type(type_) if one.addr in running]
+            if not volumes:
+                continue
+            try:
+                assigned = self._dispatcher.assign_services(type_)
+            except OioException as err:
+                return {rdirs[0].name: f"cannot be given {type_} volumes: {err}"}
+            indexed = {one["addr"] for one in assigned if one.get("rdir")}
+            missing.update((one.name, "no index") for one in volumes if one.addr not in indexed)
+        return missing
 
     def _missing_agents(self, agents: list[Service]) -> dict[str, str]:
         """Nobody can ask a service without port: it serves when it stays alive."""

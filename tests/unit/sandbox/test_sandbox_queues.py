@@ -208,3 +208,18 @@ def test_producers_stop_first_and_queues_last(home, monkeypatch):
     steps.clear()
     supervision.stop(found.of_type("redis"))
     assert steps == [{"redis"}]
+
+
+def test_a_single_index_is_at_no_place_of_a_volume(home):
+    """Else the volume of this place could not be given an index."""
+    found = compute(home)
+    (rdir,) = found.of_type("rdir")
+    assert rdir.location not in {one.location for one in found.of_type("rawx", "meta2")}
+
+
+@pytest.mark.parametrize(("durability", "sync"), [("durable", "on"), ("relaxed", "off")])
+def test_the_index_is_as_durable_as_the_cluster(home, durability, sync):
+    found = Sandbox(home, Options(namespace="DEMO", rawx=0, durability=durability)).init()
+    with open(os.path.join(found.conf_dir, "DEMO-rdir-1.conf"), encoding="utf-8") as stream:
+        text = stream.read()
+    assert f"sync={sync}" in text and f"db_path={found.of_type('rdir')[0].volume}" in text
