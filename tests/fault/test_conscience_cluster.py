@@ -3,6 +3,7 @@
 
 """A whole cluster with two consciences, one of which dies and loses its file while objects are written."""
 
+import logging
 import os
 import shutil
 import signal
@@ -12,7 +13,10 @@ import pytest
 from support import ACCOUNT, eventually, start_cluster
 
 from oio import ObjectStorageApi
+from oio.conscience.checkers import make_checker
 from oio.conscience.client import ConscienceClient
+from oio.conscience.plugins import AgentContext
+from oio.conscience.stats import make_collector
 
 BEANSTALKD = shutil.which("beanstalkd")
 
@@ -49,6 +53,46 @@ def test_every_service_has_a_score(pair, client):
     eventually(all_scored, what="scores of every service")
     (rdir, *_) = client.all_services("rdir", full=True)
     assert rdir["tags"]["stat.opened_db_count"] >= 0 and "tag.vol" in rdir["tags"]
+
+
+def test_every_check_and_statistic_against_the_real_services(pair):
+    context = AgentContext(pair.namespace, pair.proxy, {})
+
+    def look(kind, service, make, **more):
+        conf = {"type": kind, "host": service.host, "port": service.port, **more}
+        return make(context, conf, logging.getLogger("test"))
+
+    def check(kind, service, **more):
+        checker = look(kind, service, make_checker, **more)
+        return checker.check() and checker.check()
+
+    def stats(kind, service, **more):
+        collector = look(kind, service, make_collector, **more)
+        collector.get_stats()
+        return collector.get_stats()
+
+    try:
+        for service in pair.services("meta0", "meta1", "meta2"):
+            assert check("asn1", service) and check("tcp", service)
+            gauges = stats("meta", service)
+            assert any(name.startswith("stat.") for name in gauges), gauges
+        rawx, proxy = pair.services("rawx")[0], pair.services("proxy")[0]
+        assert check("http", rawx, uri="/info") and not check("http", rawx, uri="/nothing")
+        assert stats("rawx", rawx).keys() >= {"stat.total_reqpersec", "stat.total_avreqtime", "tag.service_id"}
+        assert any(name.startswith("stat.") for name in stats("oioproxy", proxy))
+        for service in pair.services("rdir", "account"):
+            assert check("tcp", service)
+            assert any(name.startswith("stat.") for name in stats("http", service, path="/status", parser="json"))
+        assert stats("volume", rawx, path=rawx.volume)["tag.vol"] == rawx.volume
+        if BEANSTALKD:
+            (queue,) = pair.services("beanstalkd")
+            assert check("tcp", queue)
+            assert stats("beanstalkd", queue).keys() == {
+                "stat.tubes", "stat.jobs_buried", "stat.jobs_delayed", "stat.jobs_ready", "stat.jobs_reserved",
+                "stat.jobs_urgent",
+            }  # fmt: skip
+    finally:
+        context.close()
 
 
 def test_the_reverse_directory_of_a_volume_is_found(pair, client):

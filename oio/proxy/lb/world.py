@@ -116,7 +116,11 @@ class World:
         self.policies = dict(policies)
         self.proxy_location = proxy_location
         self.by_key = {item.key: item for item in items}
-        self.by_id = {(item.type, item.id): item for item in items}
+        self.by_id: dict[tuple[str, str], Item] = {}
+        for item in items:
+            # A service that moved stays known at its former address until that one is too old.
+            if item.score > 0 or (item.type, item.id) not in self.by_id:
+                self.by_id[item.type, item.id] = item
         self.by_address = {(item.type, item.addr): item for item in items}
         self.rawx = {item.id: item for item in items if item.type == "rawx"}
         self.widest = _widest(item.location for item in items if item.score > 0)

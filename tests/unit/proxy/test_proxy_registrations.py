@@ -212,3 +212,14 @@ def test_consciences_that_take_turns_keep_nothing_for_ever(cluster):
         restart(cluster, rawx(1))
         cluster.reload()
     assert known(cluster) == {"127.0.0.1:6201"}
+
+
+def test_the_living_address_of_an_id_counts(cluster):
+    dead, alive = rawx(1), rawx(1)
+    dead.addr, dead.score, alive.addr = "127.0.0.1:6301", 0, "127.0.0.1:6302"
+    for pair in ((dead, alive), (alive, dead)):
+        cluster.conscience.services["rawx"] = list(pair)
+        cluster.conscience.generation += 1
+        cluster.reload()
+        where = cluster.get(f"conscience/resolve?type=rawx&service_id={NS}-rawx-1")
+        assert where.json == {"addr": alive.addr}
