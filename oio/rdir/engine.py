@@ -50,6 +50,10 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 logger = logging.getLogger("oio.rdir")
 
 
+class Undo(StatusError):
+    """Raised by a write that may have changed something: all is undone, and done again without it."""
+
+
 class _Gate:
     """Lets any number in, or one alone."""
 
@@ -123,7 +127,8 @@ class Engine:
     def write(self, fn: Callable[[Any], Any]) -> Any:
         """Run ``fn(transaction)`` within the next commit and give its result, or raise its `StatusError`.
 
-        A function that raises must not have written anything: the commit takes place for the others.
+        A function that raises must not have written anything, or must raise :class:`Undo`: the commit takes
+        place for the others.
         """
         self._check_open()
         return self._group.submit(Member(fn), WAIT_MAX_S)
@@ -155,8 +160,7 @@ class Engine:
     def _run_batch(self, batch: list[Member]) -> None:
         """Give every member its result or its error."""
         try:
-            while not self._attempt(batch):
-                self._grow()
+            self._run(batch)
         except lmdb.Error as exc:
             self._fail(batch, self._failure(exc))
             if isinstance(exc, (lmdb.PanicError, lmdb.CorruptedError)):
@@ -173,23 +177,33 @@ class Engine:
         for member in batch:
             member.error = error
 
-    def _attempt(self, batch: list[Member]) -> bool:
-        """Run and commit; False when the map is too small for it."""
+    def _run(self, batch: list[Member]) -> None:
+        while True:
+            try:
+                return self._attempt(batch)
+            except Undo:
+                continue  # without the member that failed
+            except lmdb.MapFullError:
+                self._grow()
+
+    def _attempt(self, batch: list[Member]) -> None:
+        """Run all and commit."""
         self._gate.enter()
         try:
             self._check_open()
             with self._env.begin(write=True) as txn:  # commits at the end, aborts on an error
                 for member in batch:
+                    if isinstance(member.error, Undo):
+                        continue
                     member.error = None
                     try:
                         member.result = member.fn(txn)
                     except StatusError as exc:
                         member.error = exc
+                        if isinstance(exc, Undo):
+                            raise
             self.commits += 1
             self.writes += len(batch)
-            return True
-        except lmdb.MapFullError:
-            return False
         finally:
             self._gate.leave()
 

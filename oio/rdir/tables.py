@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from oio.common import status
-from oio.common.status import StatusError
+from oio.rdir.engine import Undo
 
 DIRECT_BYTES_MAX = 500
 DRAWER_RECORDS_MAX = 4096
@@ -38,7 +38,7 @@ def get(txn: Any, db: Any, key: bytes) -> bytes | None:
 
 
 def put(txn: Any, db: Any, key: bytes, value: bytes) -> None:
-    """Set the value of a key."""
+    """Set the value of a key. :raises Undo: when there are too many long ones that begin like it."""
     if len(key) <= DIRECT_BYTES_MAX:
         txn.put(key, value, db=db)
         return
@@ -46,7 +46,7 @@ def put(txn: Any, db: Any, key: bytes, value: bytes) -> None:
     if _is_there(drawer, place, key):
         drawer[place] = (key[DIRECT_BYTES_MAX:], value)
     elif len(drawer) >= DRAWER_RECORDS_MAX:
-        raise StatusError(status.BAD_PARAMETER, f"too many keys begin with the same {DIRECT_BYTES_MAX} bytes")
+        raise Undo(status.BAD_PARAMETER, f"too many keys begin with the same {DIRECT_BYTES_MAX} bytes")
     else:
         drawer.insert(place, (key[DIRECT_BYTES_MAX:], value))
     txn.put(_drawer_key(key), _encode(drawer), db=db)

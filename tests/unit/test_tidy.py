@@ -157,6 +157,8 @@ READERS = [
         [r'(?:options\.get|flag|number|integer|_advice)\("(\w+)"', r'^    "(\w+)": "'],
     ),
     ("oio/account/settings.py", ["account-server.conf"], [r'section(?:\.get\(|, )"(\w+)"', r'"(redis_\w+)"']),
+    ("oio/rdir/main.py", ["rdir.conf"], [r'section(?:\.get(?:int)?\(|\[)"(\w+)"', r'for key in \("(\w+)"']),
+    ("oio/directory/indexer.py", ["meta2-indexer.conf"], [r'conf\.get\("(\w+)"']),
     ("oio/ecd/server.py", ["ecd.conf"], [r'section\.get(?:int|boolean)?\("(\w+)"']),
     (
         "oio/event/agent_settings.py", ["event-agent.conf"],

@@ -222,6 +222,17 @@ def test_tables_hold_keys_of_any_length_in_order(base, operations, position):
     assert found == sorted((key, value) for key, value in model.items() if key >= start)
 
 
+def test_a_batch_with_one_key_too_many_changes_nothing(base, monkeypatch):
+    monkeypatch.setattr(tables, "DRAWER_RECORDS_MAX", 3)
+    many = [change("c" * 64, "d" * 600, str(number), 5) for number in range(4)]
+    with pytest.raises(StatusError) as raised:
+        base.push([change("A" * 64, "B" * 32, "C" * 64, 5), *many])
+    assert raised.value.code == status.BAD_PARAMETER
+    assert base.fetch(None, "", 10).items == []
+    base.push(many[:3])
+    assert len(base.fetch(None, "", 10).items) == 3
+
+
 def test_concurrent_writers_share_commits(base):
     started, release = threading.Event(), threading.Event()
 
