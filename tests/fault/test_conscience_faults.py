@@ -4,6 +4,7 @@
 """Several consciences, proxies and agents of which some die, hang, or come back with nothing."""
 
 import contextlib
+import random
 import signal
 import time
 
@@ -112,6 +113,40 @@ def test_proxies_keep_the_last_good_view_when_all_consciences_are_dead(registry)
     eventually(lambda: proxy.listed() == expected, what="what waited, and what the file of the second one kept")
     one.start()
     agree(one, two, on=lambda view: {addr: score for addr, (score, _) in view.items()} == expected)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_one_after_the_other_dies_and_nothing_is_forgotten(registry, seed):
+    chance = random.Random(seed)
+    consciences = registry.start_consciences(3)
+    one, two, three = consciences
+    proxies = [registry.start_proxy(one, two, three), registry.start_proxy(two, three, one)]
+    locks = {}
+    for turn in range(6):
+        victims = chance.sample(consciences, chance.choice((1, 1, 2)))
+        for victim in victims:
+            victim.kill()
+            if chance.random() < 0.5:
+                victim.state.unlink(missing_ok=True)
+        alive = [conscience for conscience in consciences if conscience not in victims]
+        changed = chance.sample(range(1, 9), 3)
+        for port in changed:
+            locks[f"127.0.0.1:{port}"] = chance.randint(0, 100)
+            chance.choice(proxies).lock(service(port), locks[f"127.0.0.1:{port}"])
+        chance.choice(proxies).register(service(100 + turn))
+
+        def known(view, turn=turn):
+            return f"127.0.0.1:{100 + turn}" in view and all(view[addr][0] == locks[addr] for addr in locks)
+
+        agree(*alive, on=known, what="the living ones to know all of it")
+        begin = time.monotonic()
+        for victim in victims:
+            victim.start(wait=False)
+        for victim in victims:
+            eventually(victim.listens, what="the conscience to be back")
+            assert known(victim.view()), "all of it from its first answer on"
+        agree(*consciences, on=known)
+        assert time.monotonic() - begin < 15
 
 
 def test_a_lonely_conscience_keeps_locks_across_kills(registry):
