@@ -221,6 +221,13 @@ class RedisTube:
         """Make the group of consumers, unless it is there; it begins with the oldest job."""
         from redis.exceptions import ResponseError
 
+        try:
+            # A server without memory left refuses to make anything, but lets consumers empty what there is.
+            if any(group["name"] == GROUP.encode() for group in self.client.xinfo_groups(self.stream)):
+                return
+        except ResponseError as exc:
+            if "no such key" not in str(exc):
+                raise
         self.client.sadd(TUBES_KEY, self.tube)
         try:
             self.client.xgroup_create(self.stream, GROUP, id="0", mkstream=True)

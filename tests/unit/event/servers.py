@@ -12,15 +12,11 @@ import socket
 import subprocess
 import time
 
+from support import held_port
+
 from oio.common.redis_server import find_redis_server
 
 START_S = 10.0
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class QueueServer:
@@ -29,7 +25,8 @@ class QueueServer:
     def __init__(self, directory):
         self.directory = str(directory)
         os.makedirs(self.directory, exist_ok=True)
-        self.port = free_port()
+        # While the socket is open nobody else gets the port, but a server can listen on it.
+        self._held, self.port = held_port()
         self.process = None
 
     @property
@@ -75,6 +72,7 @@ class QueueServer:
 
     def __exit__(self, *_):
         self.stop()
+        self._held.close()
 
 
 class RedisServer(QueueServer):

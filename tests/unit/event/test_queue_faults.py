@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Queues whose servers are killed, frozen and started again: nothing that was put is lost."""
 
+import contextlib
 import subprocess
 import sys
 import textwrap
@@ -276,10 +277,8 @@ def test_green_threads(server):
 
 @pytest.fixture
 def three(tmp_path):
-    servers = [make("beanstalk", tmp_path / str(n)).start() for n in range(3)]
-    yield servers
-    for server in servers:
-        server.stop()
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(make("beanstalk", tmp_path / str(n))) for n in range(3)]
 
 
 def url_of(servers, options=""):
