@@ -41,6 +41,7 @@ from oio.event.agent_settings import (
     setup_logs,
     warn_about_obsolete_keys,
 )
+from oio.event.worker import running
 from oio.http.router import Router
 from oio.http.server import Request, Response, Server
 
@@ -67,10 +68,16 @@ _PASSED_ON = {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 class _Child:
     """A worker, seen by its parent: its process, and the socket on which it reports."""
 
-    def __init__(self, process: subprocess.Popen[bytes], reports: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], reports: socket.socket, running_fd: int) -> None:
         self.process = process
         self.reports = reports
+        self.running_fd = running_fd
         self.ready = False
+
+    def close(self) -> None:
+        """Release what the parent has of it."""
+        self.reports.close()
+        os.close(self.running_fd)
 
 
 class EventAgent:
@@ -89,6 +96,7 @@ class EventAgent:
         # Reports are taken by the main loop and by those who read the metrics.
         self._lock = threading.Lock()
         self._restarts = 0
+        self._suspects = running.Suspects()
         self._told_ready = False
 
     def run(self) -> int:
@@ -157,14 +165,16 @@ class EventAgent:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         theirs.setblocking(False)
+        running_fd = running.create(self._settings.consumers)
         command = [
             sys.executable, "-P", "-m", "oio.event.worker", self._path,
             "--index", str(index), "--parent", str(os.getpid()), "--report-fd", str(theirs.fileno()),
-            *(["--verbose"] if self._verbose else []), *(["--careful"] if self._restarts else []),
+            "--running-fd", str(running_fd), *(["--verbose"] if self._verbose else []),
+            *(word for job_id in self._suspects.guilty() for word in ("--guilty", job_id)),
         ]  # fmt: skip
         with theirs:
-            process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=_environment())
-        return _Child(process, ours)
+            process = subprocess.Popen(command, pass_fds=[theirs.fileno(), running_fd], env=_environment())
+        return _Child(process, ours, running_fd)
 
     def _take_reports(self) -> None:
         with self._lock:
@@ -190,7 +200,9 @@ class EventAgent:
             with self._lock:
                 del self._children[index]
                 self._totals.retire(index)
-            child.reports.close()
+            if code:
+                self._suspects.died(running.read(child.running_fd))
+            child.close()
             if code == EXIT_WORKER_CANNOT_START:
                 hopeless = True
                 continue
@@ -216,7 +228,7 @@ class EventAgent:
             signal.sigtimedwait(_WATCHED, 0.05)
         with self._lock:
             for child in self._children.values():
-                child.reports.close()
+                child.close()
             self._children.clear()
 
 

@@ -67,6 +67,11 @@ class AgentSettings:
     log_level: str = "INFO"
     options: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def consumers(self) -> int:
+        """Consumers of one worker."""
+        return self.concurrency * len(self.queue_urls)
+
     def proxy_address(self) -> str:
         """``IP:PORT`` of the proxy. :raises ConfigurationException: when nothing tells it."""
         return self.proxy or str(load_namespace_conf(self.namespace)["proxy"])

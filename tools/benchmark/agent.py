@@ -102,9 +102,8 @@ def _measure(options: argparse.Namespace, home: Path, processes: _Processes) -> 
     pool = HttpPool()
     worker = _worker_of(agent.pid)
     if options.profile:
-        processes.spawn(
-            [str(Path(sys.executable).with_name("py-spy")), "record", "-p", str(worker), "-o", options.profile, "-f", "raw", "-d", "8", "-r", "200"]
-        )
+        spy = str(Path(sys.executable).with_name("py-spy"))
+        processes.spawn([spy, "record", "-p", str(worker), "-o", options.profile, "-f", "raw", "-d", "8"])
     begin_s = end_s = 0.0
     done = 0
     while done < options.events:

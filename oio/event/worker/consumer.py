@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from oio.event.agent_metrics import ConsumerCounts, shown_url
@@ -27,6 +28,7 @@ from oio.event.worker.outcomes import (
     parse_event,
     retry_delay_s,
 )
+from oio.event.worker.running import RunningEvents
 
 # A consumer asks for an event this long before it looks whether it is to stop.
 RESERVE_TIMEOUT_S = 2.0
@@ -34,9 +36,8 @@ RESERVE_TIMEOUT_S = 2.0
 RECONNECT_PERIOD_S = 2.0
 # After this many events the other green threads get a turn even if nothing made this one wait.
 YIELD_PERIOD = 32
-# After the death of a worker, events that were delivered too often are buried before they kill the next one, for
-# this long.
-CAREFUL_S = 60.0
+# Events that filters sent back with a delay of their own: those deliveries are not held against them.
+EXCUSED_MAX = 10000
 # The same complaint is made again after this long.
 COMPLAINT_PERIOD_S = 30.0
 _BODY_LOGGED_BYTES = 2000
@@ -74,17 +75,25 @@ class Shared:
 
     :ivar pipelines: replaced as a whole when the handlers file is read again.
     :ivar idle: tells the consumers to take nothing any more.
-    :ivar careful_until_s: until then (monotonic), deliveries are counted before the event is handled.
+    :ivar guilty: ids of events of which workers died.
+    :ivar excused: by event, deliveries in this process that ended with a delay that a filter chose.
     """
 
     def __init__(
-        self, settings: AgentSettings, pipelines: Pipelines, logger: logging.Logger, careful: bool = False
+        self,
+        settings: AgentSettings,
+        pipelines: Pipelines,
+        logger: logging.Logger,
+        guilty: Iterable[str] = (),
+        running: RunningEvents | None = None,
     ) -> None:
         self.settings = settings
         self.pipelines = pipelines
         self.logger = logger
         self.complaints = Complaints(logger)
-        self.careful_until_s = time.monotonic() + CAREFUL_S if careful and settings.max_attempts else 0.0
+        self.guilty = frozenset(guilty)
+        self.running = running
+        self.excused: OrderedDict[str, int] = OrderedDict()
         self.idle = threading.Event()
         self._down: dict[str, float] = {}
         self._back: dict[str, float] = {}
@@ -112,7 +121,8 @@ class Consumer:
     :ivar job: what is being handled, since ``since_s`` (monotonic), touched at ``touched_s``.
     """
 
-    def __init__(self, name: str, source: EventSource, shared: Shared) -> None:
+    def __init__(self, place: int, source: EventSource, shared: Shared) -> None:
+        self.place = place
         self.source = source
         self.counts = ConsumerCounts()
         self.job: Job | None = None
@@ -120,7 +130,7 @@ class Consumer:
         #: The pipelines in use; those that were replaced are closed when nobody uses them.
         self.pipelines: Pipelines | None = None
         self._shared = shared
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"consumer-{place}", daemon=True)
 
     def start(self) -> None:
         """Begin to consume."""
@@ -162,6 +172,9 @@ class Consumer:
     def _consume(self, job: Job) -> None:
         self.since_s = self.touched_s = time.monotonic()
         self.job = job
+        running = self._shared.running
+        if running is not None:
+            running.begin(self.place, job.id)
         kind, when_us, outcome = "malformed", 0.0, Outcome.RETURNED
         try:
             if self._shared.idle.is_set():
@@ -172,7 +185,10 @@ class Consumer:
                 event = parse_event(job.body)
                 kind = event["event"]
                 when_us = event.get("when") or 0
-                verdict = self._doomed(job) or self._handle(event, job)
+                if job.id in self._shared.guilty:
+                    verdict = Verdict(Outcome.BURIED, "workers died while they handled it")
+                else:
+                    verdict = self._handle(event, job)
             except Malformed as exc:
                 verdict = Verdict(Outcome.BURIED, str(exc))
             outcome = self._apply(verdict, kind, event, job)
@@ -182,16 +198,9 @@ class Consumer:
             self._shared.complaints.say("defect", logging.ERROR, "consuming the event %s", job.id, exc_info=True)
         finally:
             self.job = None
+            if running is not None:
+                running.end(self.place)
             self.counts.count(kind, outcome, *_lag(outcome, when_us))
-
-    def _doomed(self, job: Job) -> Verdict | None:
-        """Verdict on an event that was delivered too often, perhaps because workers die of it."""
-        if self.since_s > self._shared.careful_until_s:
-            return None
-        attempts = self._attempts(job)
-        if attempts <= self._shared.settings.max_attempts:
-            return None
-        return Verdict(Outcome.BURIED, f"given up after {attempts} deliveries, of which some were not ended")
 
     def _handle(self, event: dict[str, Any], job: Job) -> Verdict:
         event["job_id"] = job.id
@@ -218,18 +227,23 @@ class Consumer:
         """Settle the event as decided; returns what was done at last."""
         outcome = verdict.outcome
         if outcome is Outcome.HANDLED:
+            if self._shared.excused:
+                self._shared.excused.pop(job.id, None)
             self._settle(job, self.source.delete)
             return outcome
         delay_s = 0.0
-        if outcome in (Outcome.RETRY, Outcome.UNANSWERED):
-            attempts = self._attempts(job)
-            limit = self._shared.settings.max_attempts
+        if verdict.delay_s is not None:
             # A filter that names a delay waits for something: that is no failure.
-            if limit and attempts >= limit and verdict.delay_s is None:
+            delay_s = max(0.0, verdict.delay_s)
+            self._excuse(job)
+        elif outcome in (Outcome.RETRY, Outcome.UNANSWERED):
+            settings = self._shared.settings
+            failures = self._attempts(job) - self._excused(job)
+            if settings.max_attempts and failures >= settings.max_attempts:
                 outcome = Outcome.BURIED
-                verdict = verdict._replace(reason=f"{verdict.reason} (given up after {attempts} deliveries)")
-            elif outcome is Outcome.RETRY:
-                delay_s = self._delay_s(verdict, attempts)
+                verdict = verdict._replace(reason=f"{verdict.reason} (given up after {failures} deliveries)")
+            else:
+                delay_s = retry_delay_s(failures, settings.retry_delay_s, settings.retry_delay_max_s)
         self._log(verdict, outcome, kind, event, job, delay_s)
         if outcome is Outcome.IGNORED:
             self._settle(job, self.source.delete)
@@ -239,11 +253,16 @@ class Consumer:
             self._settle(job, self.source.bury)
         return outcome
 
-    def _delay_s(self, verdict: Verdict, attempts: int) -> float:
-        if verdict.delay_s is not None:
-            return max(0.0, verdict.delay_s)
-        settings = self._shared.settings
-        return retry_delay_s(attempts, settings.retry_delay_s, settings.retry_delay_max_s)
+    def _excuse(self, job: Job) -> None:
+        excused = self._shared.excused
+        excused[job.id] = excused.get(job.id, 0) + 1
+        excused.move_to_end(job.id)
+        while len(excused) > EXCUSED_MAX:
+            excused.popitem(last=False)
+
+    def _excused(self, job: Job) -> int:
+        """Deliveries that do not count: those of this process, and about as many of each of the others."""
+        return self._shared.excused.get(job.id, 0) * self._shared.settings.workers
 
     def _attempts(self, job: Job) -> int:
         try:

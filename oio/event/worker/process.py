@@ -17,7 +17,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from oio.common import service
@@ -27,6 +27,7 @@ from oio.event.agent_settings import AgentSettings, load_agent_settings, setup_l
 from oio.event.pipelines import Pipelines
 from oio.event.source import EventSource, SourceError, open_source
 from oio.event.worker.consumer import Consumer, Shared
+from oio.event.worker.running import RunningEvents
 from oio.http.client import HttpPool
 
 # Exit codes.
@@ -62,7 +63,8 @@ class Worker:
         logger: logging.Logger,
         app_env: dict[str, Any] | None = None,
         open_: Callable[..., EventSource] = open_source,
-        careful: bool = False,
+        guilty: Iterable[str] = (),
+        running: RunningEvents | None = None,
     ) -> None:
         self._settings = settings
         self._logger = logger
@@ -74,12 +76,12 @@ class Worker:
             for url in settings.queue_urls:
                 self.sources.append(open_(url, settings.tube, ttr_s=settings.ttr_s))
             self.app_env.setdefault("source", self.sources[0])
-            self._shared = Shared(settings, self._load(), logger, careful)
+            self._shared = Shared(settings, self._load(), logger, guilty, running)
         except BaseException:
             self._close()
             raise
         self.consumers = [
-            Consumer(f"consumer-{number}-{turn}", source, self._shared)
+            Consumer(number * settings.concurrency + turn, source, self._shared)
             for number, source in enumerate(self.sources)
             for turn in range(settings.concurrency)
         ]
@@ -245,7 +247,8 @@ class _Process:
         try:
             settings = load_agent_settings(self._args.config)
             logger = setup_logs(settings, self._args.verbose)
-            worker = Worker(settings, logger, careful=self._args.careful)
+            running = RunningEvents(self._args.running_fd, settings.consumers)
+            worker = Worker(settings, logger, guilty=self._args.guilty, running=running)
         except (OioException, ValueError, OSError) as exc:
             self._report(Report(error=str(exc)))
             return EXIT_CANNOT_START
@@ -311,7 +314,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--index", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--report-fd", type=int, required=True)
-    parser.add_argument("--careful", action="store_true", help="a worker died")
+    parser.add_argument("--running-fd", type=int, required=True)
+    parser.add_argument("--guilty", action="append", default=[], help="id of an event to bury")
     parser.add_argument("--verbose", action="store_true")
     code = _Process(parser.parse_args(argv)).run()
     # Consumers that are stuck in a filter must not hold the end of the process.

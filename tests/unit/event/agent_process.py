@@ -10,8 +10,7 @@ import subprocess
 import sys
 import time
 
-from servers import free_port
-from support import ROOT, eventually
+from support import ROOT, eventually, held_port
 
 from oio.event.queue import open_queue, producer_url
 from oio.event.source import open_source
@@ -110,7 +109,7 @@ class AgentProcess:
         self.handlers = home / "handlers.conf"
         self.log = home / "agent.log"
         self.config = home / "agent.conf"
-        self.port = free_port()
+        self._held, self.port = held_port()
         self.process = None
         self._package = package
         self._pool = HttpPool()
@@ -156,6 +155,7 @@ class AgentProcess:
 
     def close(self):
         self._pool.close()
+        self._held.close()
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()

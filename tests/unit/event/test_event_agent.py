@@ -5,6 +5,7 @@
 import heapq
 import json
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -21,6 +22,7 @@ from oio.event.agent_settings import AgentSettings, load_agent_settings
 from oio.event.pipelines import Answer, MeasuredFilter, Pipeline
 from oio.event.source import EventSource, Job, SourceClosed, SourceError, TubeStats
 from oio.event.worker import consumer as consumer_module
+from oio.event.worker import running
 from oio.event.worker.outcomes import (
     Malformed,
     Outcome,
@@ -232,6 +234,37 @@ def test_a_filter_may_name_the_delay_and_is_never_given_up(make):
     eventually(lambda: len(source.released) >= 5)
     assert set(source.released) == {(job, 0.01)}
     assert source.buried == []
+
+
+def test_deliveries_that_a_filter_excused_do_not_count(make):
+    calls = []
+
+    def handle(env, source, cb):
+        calls.append(env)
+        cb(503, "", delay_s=0.001) if len(calls) <= 10 else cb(503, "")
+
+    _worker, source = make({"x": handle}, max_attempts=3, retry_delay_s=0.001)
+    job = source.put(event())
+    eventually(lambda: source.buried == [job])
+    assert len(calls) == 13
+
+
+def test_suspects(tmp_path):
+    fd = running.create(3)
+    events = running.RunningEvents(fd, 3)
+    events.begin(0, "12")
+    events.begin(2, "x" * 100)
+    events.begin(1, "13")
+    events.end(1)
+    assert running.read(fd) == ["12", "x" * 64]
+    os.close(fd)
+    suspects = running.Suspects()
+    for number in range(running.DEATHS_MAX):
+        assert suspects.guilty() == []
+        suspects.died(["12", str(number)])
+    assert suspects.guilty() == ["12"]
+    suspects.died([f"other {number}" for number in range(running.SUSPECTS_MAX)])
+    assert suspects.guilty() == []
 
 
 @pytest.mark.parametrize("answer", [None, 100, 302, 404])
