@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from oio.event.queue import DEFAULT_TUBE, EventQueue, EventsRefused, open_queue
+from oio.event.queue import DEFAULT_TUBE, EventQueue, EventsRefused, open_queue, split_urls
 
 #: Variable that names the tube of each type of event.
 TUBE_VARIABLES = {
@@ -35,6 +35,37 @@ TUBE_VARIABLES = {
     "storage.chunk.new": "rawx.tube.chunk_created",
     "storage.chunk.deleted": "rawx.tube.chunk_deleted",
 }
+
+
+#: Priority of the jobs of chunk servers (contract: "Events" of the rawx); that of the others is a variable.
+CHUNK_EVENTS_PRIORITY = 2**31
+
+
+def emission_url(url: str, variables: Mapping[str, Any] | Any, priority: int | None = None) -> str:
+    """URL of a queue with what variables say of its jobs, unless the URL says it already.
+
+    >>> values = {"events.beanstalkd.prio": 7, "events.beanstalkd.ttr": 120.0, "events.beanstalkd.timeout": 4.0,
+    ...           "events.beanstalkd.check_period": 0.0, "events.beanstalkd.check_level_deny": 512000}
+    >>> emission_url("beanstalk://h:1;beanstalk://h:2?ttr=60", values)
+    'beanstalk://h:1?priority=7&ttr=120&timeout_s=4.0;beanstalk://h:2?ttr=60&priority=7&timeout_s=4.0'
+    """
+    options = {
+        "priority": str(variables["events.beanstalkd.prio"] if priority is None else priority),
+        "ttr": str(max(1, int(variables["events.beanstalkd.ttr"]))),
+        "timeout_s": str(variables["events.beanstalkd.timeout"]),
+    }
+    if variables["events.beanstalkd.check_period"] > 0:
+        options["max_jobs"] = str(variables["events.beanstalkd.check_level_deny"])
+    return ";".join([_with_options(one, options) for one in split_urls(url)])
+
+
+def _with_options(url: str, options: Mapping[str, str]) -> str:
+    if not url.startswith("beanstalk://"):
+        return url
+    address, _, query = url.partition("?")
+    own = [part for part in query.split("&") if part]
+    names = {part.partition("=")[0] for part in own}
+    return f"{address}?{'&'.join(own + [f'{key}={value}' for key, value in options.items() if key not in names])}"
 
 
 class EventHead(msgspec.Struct):

@@ -37,7 +37,7 @@ from oio.common.status import StatusError, http_status
 from oio.common.variables import Variables, parse_boolean
 from oio.common.volume_lock import VolumeLock, lock_volume
 from oio.event.queue import producer_url
-from oio.event.routing import RoutedQueue
+from oio.event.routing import RoutedQueue, emission_url
 from oio.http.errors import HttpError
 from oio.http.messages import Request, Response
 from oio.http.server import Server, ServerConfig
@@ -410,7 +410,8 @@ def open_repository(process: MetaProcess, base_type: BaseType) -> Repository:
     url = process.conf.get("event-agent", "").strip()
     queue: EventSink | None = None
     if url:
-        queue = RoutedQueue(producer_url(url, process.type, process.service_id), variables)
+        target = emission_url(producer_url(url, process.type, process.service_id), variables)
+        queue = RoutedQueue(target, variables)
     else:
         logger.warning("no event-agent in the configuration: events are not emitted")
     open_max = min(variables["sqliterepo.repo.hard_max"], _raise_files_limit() // FILES_PER_BASE)

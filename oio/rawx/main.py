@@ -20,7 +20,7 @@ from oio.common.service import command_line, install_verbosity_signals
 from oio.common.variables import Variables
 from oio.common.volume_lock import lock_volume
 from oio.event.queue import DEFAULT_TUBE, QueueError, producer_url, split_urls
-from oio.event.routing import TUBE_VARIABLES, RoutedQueue
+from oio.event.routing import CHUNK_EVENTS_PRIORITY, TUBE_VARIABLES, RoutedQueue, emission_url
 from oio.event.spool import SpoolQueue, spool_from_url
 from oio.rawx import config as configuration
 from oio.rawx import events, logs
@@ -169,7 +169,8 @@ def open_journals(config: RawxConfig, servicing: bool = False) -> dict[str, Jour
 def _forwarding_journal(
     config: RawxConfig, urls: list[str], variables: Variables, servicing: bool
 ) -> Journal:
-    opener = functools.partial(RoutedQueue, ";".join(urls), variables)
+    target = emission_url(";".join(urls), variables, CHUNK_EVENTS_PRIORITY)
+    opener = functools.partial(RoutedQueue, target, variables)
     opener().close()  # a malformed URL is told at once
     directory = config.events_journal or os.path.join(config.docroot, JOURNAL_DIRECTORY)
     if servicing:
