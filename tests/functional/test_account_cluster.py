@@ -149,6 +149,9 @@ def test_a_container_refresh_for_what_does_not_exist(api, account):
     api.account.container_update(account, "late", {"mtime": time.time() + 3600})
     with pytest.raises(exc.Conflict):
         api.container_refresh(account, "late", attempts=2)
+    api.account.container_update(account, "zombie", {"mtime": time.time(), "objects": 7})
+    api.account_refresh(account)
+    assert [entry[:2] for entry in api.container_list(account)] == [["late", 0]]
 
 
 @pytest.mark.slow
