@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from oio.common.configuration import load_namespace_conf
 from oio.common.exceptions import OioException
 from oio.consistency.facts import Facts
 from oio.consistency.findings import QUESTIONS, Finding, findings
@@ -74,9 +75,14 @@ def check_namespace(
 def main(argv: list[str] | None = None) -> int:
     """Entry point; 0: all agree, 1: contradictions, 2: not everything could be read."""
     args = _parser().parse_args(argv)
+    proxy = args.proxy or load_namespace_conf(args.namespace, failsafe=True).get("proxy")
+    if not proxy:
+        print(f"oio-check-consistency: no proxy is configured for {args.namespace}; see --proxy", file=sys.stderr)
+        return _FAILED
     try:
         report = check_namespace(
             args.namespace,
+            proxy,
             passes=args.passes,
             pause_s=args.pause,
             concurrency=args.concurrency,
@@ -102,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("namespace", help="name of the namespace")
+    add("--proxy", metavar="HOST:PORT", help="address of a proxy (that of the namespace configuration)")
     add("--passes", type=_at_least(int, 1), default=PASSES_DEFAULT, metavar="N",
         help=f"report what is wrong in N passes in a row ({PASSES_DEFAULT})")  # fmt: skip
     add("--pause", type=_at_least(float, 0), default=PAUSE_DEFAULT_S, metavar="S",
