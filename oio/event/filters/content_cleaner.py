@@ -8,7 +8,10 @@ Options: ``concurrency`` (3; chunks of one event deleted at the same time), ``ti
 
 The event is the proof: it was written in the transaction that removed the content. It proves nothing about a
 chunk that took the same id since, so each request tells the time of the event, and the rawx refuses (412) to
-delete what is newer. A chunk that the rawx does not have (404) is deleted already.
+delete what is newer.
+
+A chunk that the rawx does not have (404) is deleted already. Its rawx may have died before it could tell: the
+reverse directory is told instead, which changes nothing when it was.
 
 When a rawx does not answer, or fails, the event comes again later, and finds the other chunks deleted. Meanwhile
 that rawx is left alone for a while (see :class:`~oio.event.filters.clients.ServicePauses`): the events that name
@@ -22,7 +25,7 @@ import time
 from typing import Any, NamedTuple
 
 from oio.common.constants import REQID_HEADER
-from oio.common.exceptions import OioException
+from oio.common.exceptions import BadRequest, ConfigurationException, OioException, VolumeException
 from oio.event.filters.base import Callback, Env, Filter, make_filter_factory
 from oio.event.filters.clients import (
     LeftAlone,
@@ -32,7 +35,9 @@ from oio.event.filters.clients import (
     pauses_of,
     pool_of,
     rawx_address,
+    retry_after,
 )
+from oio.event.filters.volume_index import forget_chunk
 from oio.http.client import ClientConnection, ConnectionClosed, HttpClientError
 
 KINDS = ("storage.content.deleted", "storage.content.drained")
@@ -79,12 +84,35 @@ class ContentCleanerFilter(Filter):
         wait_s = when / 1e6 + self._delay_s - time.time()
         if self._delay_s and wait_s > 0:
             return self.retry(cb, f"not before {self._delay_s:g} s after the deletion", wait_s)
-        failures = self._delete_all(chunks, self._headers(env, when))
+        missing, failures = self._delete_all(chunks, self._headers(env, when))
+        try:
+            self._unindex(env, when, missing)
+        except OioException as exc:
+            return self.retry(cb, f"reverse directory: {exc}", retry_after(exc))
         if failures:
             return self.retry(
                 cb, f"{len(failures)} of {len(chunks)} chunks not deleted: {'; '.join(failures[:3])}"
             )
         return self.app(env, beanstalkd, cb)
+
+    def _unindex(self, env: Env, when: int, missing: list[Chunk]) -> None:
+        """Remove chunks from the reverse directory. :raises OioException: when it does not answer."""
+        url = env.get("url") or {}
+        container_id, content_id = url.get("id"), url.get("content")
+        if not container_id or not content_id:
+            return
+        options = {
+            "reqid": env.get("request_id") or None,
+            "connection_timeout": self._timeout[0],
+            "read_timeout": self._timeout[1],
+        }
+        for chunk in missing:
+            ids = (container_id, content_id, chunk.id.upper())
+            try:
+                forget_chunk(self, chunk.service, ids, when, options)
+            except (BadRequest, ConfigurationException, VolumeException) as exc:
+                # Nobody indexes this volume.
+                self.logger.debug("chunk %s of %s not removed from an index: %s", chunk.id, chunk.service, exc)
 
     def _headers(self, env: Env, when: int) -> list[tuple[str, str]]:
         headers = [(CREATED_BEFORE_HEADER, str(when))]
@@ -116,9 +144,9 @@ class ContentCleanerFilter(Filter):
             self.bury(f"chunks of the method {method!r} cannot be deleted")
         return list(found.values())
 
-    def _delete_all(self, chunks: list[Chunk], headers: list[tuple[str, str]]) -> list[str]:
-        """Delete chunks, some at a time; returns what failed."""
-        failures = []
+    def _delete_all(self, chunks: list[Chunk], headers: list[tuple[str, str]]) -> tuple[list[Chunk], list[str]]:
+        """Delete chunks, some at a time; returns those that were gone already, and what failed."""
+        missing, failures = [], []
         for start in range(0, len(chunks), self._concurrency):
             # All the requests of a group leave before the first answer is waited for.
             group = [_Deletion(self, chunk, headers) for chunk in chunks[start : start + self._concurrency]]
@@ -130,8 +158,9 @@ class ContentCleanerFilter(Filter):
             finally:
                 for deletion in group:
                     deletion.abandon()
+            missing += [deletion.chunk for deletion in group if deletion.missing]
             failures += [deletion.failure for deletion in group if deletion.failure]
-        return failures
+        return missing, failures
 
     @property
     def pauses(self) -> ServicePauses:
@@ -149,19 +178,20 @@ class _Deletion:
 
     def __init__(self, step: ContentCleanerFilter, chunk: Chunk, headers: list[tuple[str, str]]) -> None:
         self._step = step
-        self._chunk = chunk
+        self.chunk = chunk
         self._headers = headers
         self._address = ""
         self._connection: ClientConnection | None = None
         self.failure = ""
+        self.missing = False
 
     def send(self) -> None:
         """Send the request, as far as that needs no answer."""
         try:
-            check_pause(self._step, self._chunk.service)
-            self._address = rawx_address(self._step, self._chunk.service)
+            check_pause(self._step, self.chunk.service)
+            self._address = rawx_address(self._step, self.chunk.service)
             self._connection = self._connect()
-            self._connection.put_request("DELETE", f"/{self._chunk.id}", self._headers)
+            self._connection.put_request("DELETE", f"/{self.chunk.id}", self._headers)
             self._connection.flush()
         except LeftAlone as exc:
             # The event comes back when the agent decides: a rawx that is gone for good must not keep it for ever.
@@ -197,7 +227,7 @@ class _Deletion:
         host, _, port = self._address.rpartition(":")
         connect_s, read_s = self._step.timeout
         return pool_of(self._step).acquire(
-            host.strip("[]"), int(port), self._chunk.scheme, connect_timeout_s=connect_s,
+            host.strip("[]"), int(port), self.chunk.scheme, connect_timeout_s=connect_s,
             read_timeout_s=read_s, write_timeout_s=read_s,
         )  # fmt: skip
 
@@ -208,7 +238,7 @@ class _Deletion:
         if not reused:
             self._fail(str(reason))
             return
-        url = f"{self._chunk.scheme}://{self._address}/{self._chunk.id}"
+        url = f"{self.chunk.scheme}://{self._address}/{self.chunk.id}"
         try:
             response = pool_of(self._step).request("DELETE", url, self._headers, timeout=self._step.timeout)
         except HttpClientError as exc:
@@ -217,7 +247,7 @@ class _Deletion:
         self._judge(response.status, response.data)
 
     def _judge(self, status: int, body: bytes) -> None:
-        step, chunk = self._step, self._chunk
+        step, chunk = self._step, self.chunk
         outcome = _DONE.get(status)
         if outcome is None:
             step.count("failures")
@@ -231,11 +261,12 @@ class _Deletion:
             return
         step.pauses.answered(chunk.service)
         step.count(outcome)
+        self.missing = outcome == "missing"
         if outcome == "newer":
             step.logger.info("chunk %s of %s is newer than its deletion: kept", chunk.id, chunk.service)
 
     def _fail(self, reason: str) -> None:
-        step, service = self._step, self._chunk.service
+        step, service = self._step, self.chunk.service
         self.abandon()
         step.count("failures")
         forget_rawx(step, service)

@@ -96,19 +96,13 @@ class VolumeIndexFilter(Filter):
             self.count("outlived")
             self.logger.info("chunk %s of %s not indexed: it has been deleted since", ids[2], volume)
             return
-        with self._rdir(volume) as rdir:
+        with rdir_for(self, volume) as rdir:
             rdir.chunk_push(volume, *ids, mtime=when // 1000000, when=when, **options)
         self.count("pushed")
 
     def _chunk_deleted(self, env: Env, when: int, options: dict[str, Any]) -> None:
         volume, ids = self._chunk(env)
-        with self._rdir(volume) as rdir:
-            try:
-                rdir.chunk_delete(volume, *ids, when=when, **options)
-            except NotFound:
-                # No index yet. The deletion must be known before what was pushed earlier comes, late.
-                rdir.create(volume, **options)
-                rdir.chunk_delete(volume, *ids, when=when, **options)
+        forget_chunk(self, volume, ids, when, options)
         self.count("deleted")
 
     def _chunk(self, env: Env) -> tuple[str, tuple[str, str, str]]:
@@ -164,7 +158,7 @@ class VolumeIndexFilter(Filter):
         for peer in peers:
             if not isinstance(peer, str) or not peer:
                 self.bury(f"{env['event']} with a service without host")
-            with self._rdir(peer) as rdir:
+            with rdir_for(self, peer) as rdir:
                 rdir.meta2_index_push(peer, path, url["id"], mtime=when // 1000000, when=when, **options)
             self.count("pushed")
 
@@ -181,11 +175,11 @@ class VolumeIndexFilter(Filter):
             self.bury(f"{env['event']} without peer")
         record = {"container_path": path, "container_id": url["id"], "when": when, **options}
         try:
-            with self._rdir(peer) as rdir:
+            with rdir_for(self, peer) as rdir:
                 try:
                     rdir.meta2_index_delete(peer, **record)
                 except NotFound:
-                    # See _chunk_deleted.
+                    # See forget_chunk.
                     rdir.meta2_index_create(peer, **options)
                     rdir.meta2_index_delete(peer, **record)
         except VolumeException as exc:
@@ -214,24 +208,6 @@ class VolumeIndexFilter(Filter):
             raise
         return {service["host"] for service in found["srv"]}
 
-    @contextlib.contextmanager
-    def _rdir(self, volume: str) -> Iterator[Any]:
-        """Client of the reverse directory, to be used for one volume.
-
-        :raises LeftAlone: when the one in charge of the volume did not answer a moment ago.
-        """
-        pauses, name = pauses_of(self), f"rdir of {volume}"
-        check_pause(self, name)
-        try:
-            yield rdir_of(self)
-        except (OioNetworkException, ServiceBusy):
-            pauses.failed(name)
-            raise
-        except StatusMessageException:
-            pauses.answered(name)
-            raise
-        pauses.answered(name)
-
     def _object(self, env: Env) -> dict[str, Any]:
         data = env.get("data")
         if not isinstance(data, dict):
@@ -248,6 +224,41 @@ class VolumeIndexFilter(Filter):
 
 
 filter_factory = make_filter_factory(VolumeIndexFilter)
+
+
+@contextlib.contextmanager
+def rdir_for(step: Filter, volume: str) -> Iterator[Any]:
+    """Client of the reverse directory, to be used for one volume.
+
+    :raises LeftAlone: when the one in charge of the volume did not answer a moment ago.
+    """
+    pauses, name = pauses_of(step), f"rdir of {volume}"
+    check_pause(step, name)
+    try:
+        yield rdir_of(step)
+    except (OioNetworkException, ServiceBusy):
+        pauses.failed(name)
+        raise
+    except StatusMessageException:
+        pauses.answered(name)
+        raise
+    pauses.answered(name)
+
+
+def forget_chunk(step: Filter, volume: str, ids: tuple[str, str, str], when: int, options: dict[str, Any]) -> None:
+    """Remove a chunk, named by the ids of its container, its content and itself, from the index of a volume.
+
+    :param when: date of the deletion; a chunk that took the same id later stays.
+    :param options: keywords of the requests.
+    :raises OioException: when that is not done.
+    """
+    with rdir_for(step, volume) as rdir:
+        try:
+            rdir.chunk_delete(volume, *ids, when=when, **options)
+        except NotFound:
+            # No index yet. The deletion must be known before what was pushed earlier comes, late.
+            rdir.create(volume, **options)
+            rdir.chunk_delete(volume, *ids, when=when, **options)
 
 
 def _is_late(when: int) -> bool:

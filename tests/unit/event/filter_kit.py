@@ -50,9 +50,10 @@ class Chain:
         def callback(status, message="", delay_s=None):
             answers.append(SimpleNamespace(status=status, message=message, delay_s=delay_s))
 
+        before = len(self.passed)
         self.filter(env, None, callback)
         assert len(answers) == 1
-        assert bool(self.passed and self.passed[-1] is env) == (answers[0].status == 200)
+        assert self.passed[before:] == ([env] if answers[0].status == 200 else [])
         return answers[0]
 
     def forget_pauses(self):

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from filter_kit import CID, Chain, WebServer, event
+from filter_kit import CID, Chain, WebServer, event, rdir_server
 from support import held_port
 
 from oio.common.exceptions import ConfigurationException, ExplicitBury
@@ -157,6 +157,48 @@ def test_a_connection_closed_while_idle_is_no_failure():
         thread.join(5)
     assert seen == ["answered", "closed", "answered"]
     assert chain.counts == {"deleted": 2}
+
+
+@pytest.fixture
+def rdir(tmp_path):
+    with rdir_server(tmp_path) as server:
+        yield server
+
+
+def test_the_index_forgets_a_chunk_whose_rawx_died_before_it_could_tell(rawx, rdir):
+    """The chunk is gone, the event of its deletion was lost: the second delivery meets a 404."""
+    chain = Chain("content_cleaner", rdir.env)
+    for number, when in ((1, 10), (2, 10), (3, 10), (4, 30)):
+        ids = (CID, "AB", f"{number:064X}")
+        rdir.client.chunk_push(rawx.address, *ids, mtime=when, when=when * 1000000)
+    rawx.answers = lambda request, _body: 204 if request.path.endswith("1") else 404
+    url = {"ns": "NS", "account": "acct", "user": "c", "id": CID, "content": "AB"}
+    one = event(DELETED, 20, [header(), *[chunk(rawx, number) for number in (1, 2, 3, 4, 5)]], url=url)
+    assert chain.run(one) == 200
+    # The first one is told by its rawx; the fourth one took the same id after the deletion.
+    assert rdir.chunks(rawx.address) == {f"{1:064X}": 10, f"{4:064X}": 30}
+    # What was pushed before the deletion does not come back.
+    rdir.client.chunk_push(rawx.address, CID, "AB", f"{5:064X}", mtime=10, when=10 * 1000000)
+    assert f"{5:064X}" not in rdir.chunks(rawx.address)
+
+
+def test_an_rdir_that_is_down_brings_the_event_of_a_missing_chunk_back(rawx, rdir):
+    chain = Chain("content_cleaner", rdir.env)
+    url = {"ns": "NS", "account": "acct", "user": "c", "id": CID, "content": "AB"}
+    one = event(DELETED, 20, [header(), chunk(rawx, 1)], url=url)
+    sock, port = held_port()
+    with sock:
+        rdir.address, alive = f"127.0.0.1:{port}", rdir.address
+        assert chain.run(one) == 200
+        rawx.answers = lambda request, _body: 404
+        assert chain.run(one) == 503
+        assert chain.answer(one).delay_s > 0
+        chain.forget_pauses()
+        rdir.address = alive
+        assert chain.run(one) == 200
+        rdir.client._clear_cache(rawx.address)
+        rdir.assigned = False
+        assert chain.run(one) == 200
 
 
 def test_service_ids_are_resolved_once_and_again_after_a_failure(rawx):
