@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
 import zlib
@@ -25,6 +26,7 @@ from oio.event.beanstalk_wire import (
     DEFAULT_TTR,
     SERVICE_PRIORITY,
     BeanstalkError,
+    ConnectionError,
     ResponseError,
     TimeoutError,
     Wire,
@@ -99,10 +101,14 @@ class BeanstalkQueue(EventQueue):
     def put_many(
         self, events: Sequence[bytes], timeout_s: float | None = None, keys: Sequence[str] | None = None
     ) -> None:
-        """Put events; those of one key in order, on one server."""
+        """Put events; those of one key in order, on one server.
+
+        A server that syncs each event may need long for many: without ``timeout_s``, it is enough that each
+        confirmation comes in the time of the URL.
+        """
         if self._closed:
             raise QueueError("the queue is closed")
-        deadline = time.monotonic() + (self._timeout_s * len(self.servers) if timeout_s is None else timeout_s)
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
         refused: list[bytes] = []
         for first, share in self._shares(events, keys):
             self._put_share(first, share, refused, deadline)
@@ -217,15 +223,16 @@ class _Server:
 
         :raises BeanstalkError: when some are left.
         """
-        producer = self._take()
+        producer, reused = self._take()
         try:
-            if self._jobs_max:
-                self._check_depth(producer)
-            while events:
-                producer.put_window(events, head, refused, max(0.1, deadline - time.monotonic()))
-        except BaseException:
-            producer.wire.close()
-            raise
+            self._put_on(producer, events, head, refused, deadline)
+        except ConnectionError:
+            if not reused:
+                raise
+            # The server was restarted, perhaps: then all idle connections are dead.
+            self.close()
+            producer, _ = self._take()
+            self._put_on(producer, events, head, refused, deadline)
         with self._lock:
             if self._pause_s:
                 logger.info("beanstalkd %s is used again", self.address)
@@ -234,7 +241,7 @@ class _Server:
 
     def depth(self) -> int:
         """Jobs of the tube that are not done. :raises BeanstalkError: when it does not tell."""
-        producer = self._take()
+        producer, _ = self._take()
         try:
             depth = producer.depth(self._tube)
         except BaseException:
@@ -250,11 +257,24 @@ class _Server:
         for producer in idle:
             producer.wire.close()
 
-    def _take(self) -> _Producer:
+    def _put_on(
+        self, producer: _Producer, events: deque[bytes], head: bytes, refused: list[bytes], deadline: float
+    ) -> None:
+        try:
+            if self._jobs_max:
+                self._check_depth(producer)
+            while events:
+                producer.put_window(events, head, refused, max(0.1, deadline - time.monotonic()))
+        except BaseException:
+            producer.wire.close()
+            raise
+
+    def _take(self) -> tuple[_Producer, bool]:
+        """A connection, and whether it was used before."""
         with self._lock:
             if self._idle:
-                return self._idle.pop()
-        return _Producer(self._host, self._port, self._tube, self._connect_timeout_s, self._timeout_s)
+                return self._idle.pop(), True
+        return _Producer(self._host, self._port, self._tube, self._connect_timeout_s, self._timeout_s), False
 
     def _give(self, producer: _Producer) -> None:
         with self._lock:
@@ -304,7 +324,7 @@ class _Producer:
         if parts:
             self.wire.send(b"".join(parts))
         deadline = time.monotonic() + timeout_s
-        reply_s = self.wire.timeout_s or timeout_s
+        reply_s = self.wire.timeout_s or TIMEOUT_S
         for was_sent in sent:
             if was_sent:
                 reply = self.wire.read(min(reply_s, max(0.0, deadline - time.monotonic())))

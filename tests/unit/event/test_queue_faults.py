@@ -361,6 +361,16 @@ def test_all_servers_down_is_told_fast(three):
     assert counts(three[1:2]) == [1]
 
 
+def test_a_restarted_server_is_used_at_once(server):
+    with open_queue(server.url) as queue:
+        queue.put(b"before")
+        server.kill()
+        server.start()
+        queue.put(b"after")
+    with open_source(server.url) as source:
+        assert drain(source) == [b"before", b"after"]
+
+
 def test_the_limit_of_jobs_is_learned(tmp_path):
     server = make("beanstalk", tmp_path)
     server.options = ("-z", "1000")
