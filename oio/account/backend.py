@@ -192,23 +192,36 @@ class AccountBackend:
         :raises StaleUpdate: when it tells nothing newer than what is known.
         :raises UnknownAccount: when the account may not be created.
         """
-        _check(self._run(self._scripts.update, *self._words_of(account, update)), account, update.name)
+        _check(self._update([(account, update)])[0], account, update.name)
 
     def update_containers(self, updates: Sequence[tuple[str, ContainerUpdate]]) -> list[Exception | None]:
-        """Apply many updates in order, in one exchange with Redis.
+        """Apply many updates in order, in one step.
 
         :returns: for each, None or what :meth:`update_container` would raise.
         """
-        script = self._scripts.update
-        answers = self._call_many(script, [self._words_of(*update) for update in updates])
+        try:
+            answers = self._update(updates)
+        except ResponseError as exc:
+            if len(updates) == 1:
+                raise
+            # One that Redis cannot take must not hold up the others: those before it are no news by now.
+            log.warning("%d updates are applied one by one: %s", len(updates), exc)
+            return self._update_one_by_one(updates)
+        return [
+            _outcome(answer, account, update.name)
+            for answer, (account, update) in zip(answers, updates, strict=True)
+        ]
+
+    def _update_one_by_one(self, updates: Sequence[tuple[str, ContainerUpdate]]) -> list[Exception | None]:
         outcomes: list[Exception | None] = []
-        for answer, (account, update) in zip(answers, updates, strict=True):
+        for account, update in updates:
             try:
-                _check(answer, account, update.name)
-            except (StaleUpdate, UnknownAccount) as exc:
+                outcomes.append(_outcome(self._update([(account, update)])[0], account, update.name))
+            except ResponseError as exc:
                 outcomes.append(exc)
-            else:
-                outcomes.append(None)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, ResponseError)]
+        if len(failures) == len(outcomes):
+            raise failures[0]
         return outcomes
 
     def reset_container(self, account: str, name: str, mtime: str) -> None:
@@ -216,15 +229,16 @@ class AccountBackend:
 
         :raises UnknownContainer: when it is not listed. :raises StaleUpdate: when something newer is known.
         """
-        words = self._words_of(account, ContainerUpdate(name, mtime), reset=True)
-        _check(self._run(self._scripts.update, *words), account, name)
+        _check(self._update([(account, ContainerUpdate(name, mtime))], reset=True)[0], account, name)
 
-    def _words_of(self, account: str, update: ContainerUpdate, *, reset: bool = False) -> tuple[Argument, ...]:
-        return (
-            account, _now(), int(self.autocreate), int(reset),
-            update.name, update.mtime, update.dtime, update.bucket,
-            update.objects, update.bytes, update.damaged_objects, update.missing_chunks,
-        )  # fmt: skip
+    def _update(self, updates: Sequence[tuple[str, ContainerUpdate]], *, reset: bool = False) -> list[int]:
+        words: list[Argument] = [_now(), int(self.autocreate), int(reset)]
+        for account, update in updates:
+            words += (
+                account, update.name, update.mtime, update.dtime, update.bucket,
+                update.objects, update.bytes, update.damaged_objects, update.missing_chunks,
+            )  # fmt: skip
+        return list(self._run(self._scripts.update, *words))
 
     def show_container(self, account: str, name: str, force_master: bool = False) -> dict[str, Any]:
         """Counters of a container; zeros when it is unknown (contract)."""
@@ -343,13 +357,10 @@ class AccountBackend:
         return _raise_first(exchange(self.connection.get_slave_conn(force_master), commands))
 
     def _run_reading(self, force_master: bool, script: Script, *words: Argument) -> Any:
-        return _call(self.connection.get_slave_conn(force_master), script, [words])[0]
+        return _call(self.connection.get_slave_conn(force_master), script, words)
 
     def _run(self, script: Script, *words: Argument) -> Any:
-        return _call(self.connection.conn, script, [words])[0]
-
-    def _call_many(self, script: Script, calls: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        return _call(self.connection.conn, script, calls)
+        return _call(self.connection.conn, script, words)
 
 
 def exchange(client: Any, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
@@ -384,17 +395,13 @@ def _exchange_on(connection: Any, commands: Sequence[tuple[Argument, ...]]) -> l
     return answers
 
 
-def _call(client: Any, script: Script, calls: Sequence[tuple[Argument, ...]]) -> list[Any]:
-    """Answers of a script to several calls, in order. It is loaded where it is not known (any more)."""
-    commands = [("EVALSHA", script.sha, 0, *words) for words in calls]
-    answers = exchange(client, commands)
-    missing = [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-    if missing:
-        load = ("SCRIPT", "LOAD", script.text)
-        again = _raise_first(exchange(client, [load, *(commands[index] for index in missing)]))
-        for index, answer in zip(missing, again[1:], strict=True):
-            answers[index] = answer
-    return _raise_first(answers)
+def _call(client: Any, script: Script, words: Sequence[Argument]) -> Any:
+    """Answer of a script, which is loaded where it is not known (any more)."""
+    command = ("EVALSHA", script.sha, 0, *words)
+    answers = exchange(client, [command])
+    if isinstance(answers[0], NoScriptError):
+        answers = exchange(client, [("SCRIPT", "LOAD", script.text), command])
+    return _raise_first(answers)[-1]
 
 
 def _raise_first(answers: list[Any]) -> list[Any]:
@@ -404,13 +411,18 @@ def _raise_first(answers: list[Any]) -> list[Any]:
     return answers
 
 
-def _check(answer: Any, account: str, name: str) -> None:
+def _outcome(answer: int, account: str, name: str) -> Exception | None:
     if answer == STALE:
-        raise StaleUpdate(name)
+        return StaleUpdate(name)
     if answer == NO_ACCOUNT:
-        raise UnknownAccount(account)
-    if answer == NO_CONTAINER:
-        raise UnknownContainer(name)
+        return UnknownAccount(account)
+    return UnknownContainer(name) if answer == NO_CONTAINER else None
+
+
+def _check(answer: int, account: str, name: str) -> None:
+    error = _outcome(answer, account, name)
+    if error is not None:
+        raise error
 
 
 def _words(metadata: Mapping[str, str], to_delete: Sequence[str]) -> list[Argument]:

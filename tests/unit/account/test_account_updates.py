@@ -8,6 +8,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.exceptions import ResponseError
 
 from oio.account.backend import (
     AccountBackend,
@@ -449,3 +450,16 @@ def test_replication_can_be_asked_for_before_the_first_container(update, backend
     for reserved in ("account", "bytes", "mtime"):
         with pytest.raises(ValueError, match=reserved):
             backend.update_bucket("b", {reserved: "1"}, [])
+
+
+def test_an_update_that_redis_cannot_take_does_not_hold_up_others(backend, raw):
+    raw.set("container:acct:bad", "not a hash")
+    updates = [("acct", ContainerUpdate(name, normalize_time(1), objects=1)) for name in ("a", "bad", "c")]
+    outcomes = backend.update_containers(updates)
+    # The first one had been applied before.
+    assert [type(outcome).__name__ for outcome in outcomes] == ["StaleUpdate", "ResponseError", "NoneType"]
+    assert backend.show("acct")["objects"] == backend.show("acct")["containers"] == 2
+    with pytest.raises(ResponseError):
+        backend.update_containers(updates[1:2])
+    with pytest.raises(ResponseError):
+        backend.update_containers(updates[1:2] * 2)
