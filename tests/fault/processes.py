@@ -165,8 +165,11 @@ class Meta2Process(Process):
 
 
 def files_below(directory):
-    """Names of all files below a directory, sorted."""
-    return sorted(name for _, _, names in os.walk(directory) for name in names)
+    """Names of all files below a volume, sorted; the journal of its events is not looked at."""
+    journal = os.path.join(directory, ".events")
+    return sorted(
+        name for path, _, names in os.walk(directory) if not path.startswith(journal) for name in names
+    )
 
 
 # -- small disks -------------------------------------------------------------------------------

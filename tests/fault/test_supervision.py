@@ -20,7 +20,7 @@ from processes import CHUNK, UPLOAD_HEADERS, files_below
 from support import ACCOUNT, ROOT, eventually
 
 from oio import ObjectStorageApi
-from oio.sandbox import Sandbox, SandboxError
+from oio.sandbox import Sandbox, SandboxError, event_conf
 
 SMALL = {"rawx": 3, "proxy_workers": 1, "durability": "relaxed"}
 
@@ -156,7 +156,7 @@ def test_a_killed_supervisor_leaves_nothing_that_others_do_not_end(make, then_st
     assert trace_of(sandbox) == []
 
 
-def test_a_service_that_does_not_start_is_told_with_its_reason(make):
+def test_a_service_that_does_not_start_is_told_with_its_reason(make, monkeypatch):
     """By the start and by the status, while the others can be started and stopped."""
     sandbox = make()
     sandbox.start()
@@ -164,12 +164,9 @@ def test_a_service_that_does_not_start_is_told_with_its_reason(make):
     agent = sandbox.services("event-agent")[0]
     sandbox.stop(broken.name, agent.name)
     os.setxattr(broken.volume, "user.server.id", b"somebody-else")
-    state = os.path.join(sandbox.layout.spool_dir, ".event-agent")
-    os.rename(state, f"{state}.kept")
-    with open(state, "w", encoding="ascii"):
-        pass
-    reasons = {broken.name: "somebody-else", agent.name: "retry.db"}
-    with pytest.raises(SandboxError, match=r"(?s)do not start.*(somebody-else|retry.db)"):
+    monkeypatch.setattr(event_conf, "agent", lambda _layout, _service: "[somebody]\n")
+    reasons = {broken.name: "somebody-else", agent.name: "section [event-agent] is missing"}
+    with pytest.raises(SandboxError, match=r"(?s)do not start.*(somebody-else|is missing)"):
         sandbox.start(*reasons)
     eventually(
         lambda: {one["name"] for one in sandbox.status() if one["state"] == "FATAL"} == set(reasons), 60,
@@ -182,8 +179,7 @@ def test_a_service_that_does_not_start_is_told_with_its_reason(make):
         assert reason in output
     sandbox.restart(other.name)
     os.setxattr(broken.volume, "user.server.id", broken.service_id.encode())
-    os.unlink(state)
-    os.rename(f"{state}.kept", state)
+    monkeypatch.undo()
     sandbox.start()
     assert working(sandbox)
     assert {one["state"] for one in sandbox.status()} == {"RUNNING"}
