@@ -21,18 +21,22 @@ from typing import Any
 from oio.common import status
 from oio.common.status import StatusError
 
-#: Members of one batch at most: bounds how long the first member waits for the last one.
+#: Weight of one batch at most: bounds how long the first member waits for the last one.
 BATCH_MAX = 128
 
 
 class Member:
-    """One write: the function to run, then its result or its error."""
+    """One write: the function to run, then its result or its error.
 
-    __slots__ = ("error", "fn", "gate", "leads", "relaxed", "result")
+    :param weight: its part of the largest weight of a batch.
+    """
 
-    def __init__(self, fn: Callable[[Any], Any], relaxed: bool = False) -> None:
+    __slots__ = ("error", "fn", "gate", "leads", "relaxed", "result", "weight")
+
+    def __init__(self, fn: Callable[[Any], Any], relaxed: bool = False, weight: int = 1) -> None:
         self.fn = fn
         self.relaxed = relaxed
+        self.weight = weight
         self.result: Any = None
         self.error: BaseException | None = None
         self.gate: threading.Lock | None = None
@@ -114,8 +118,9 @@ class CommitGroup:
         queue = self._queue
         batch = [first]
         if queue:
+            room = self._batch_max - first.weight
             with self._mutex:
-                while queue and len(batch) < self._batch_max:
+                while queue and (room := room - queue[0].weight) >= 0:
                     batch.append(queue.popleft())
         try:
             self._run_batch(batch)

@@ -31,8 +31,8 @@ MAP_BYTES_FIRST = 256 * 2**20
 MAP_STEP_BYTES_MAX = 64 * 2**30
 """A large map grows by that much at once."""
 
-BATCH_MAX = 256
-"""Writers of one commit at most: bounds how long the first waits for the last."""
+BATCH_RECORDS_MAX = 10000
+"""Records of one commit at most: bounds how long the first writer waits for the last, and the pages in memory."""
 
 QUEUE_MAX = 4096
 """Writers that wait for one database at most; beyond, the service is overloaded."""
@@ -108,7 +108,7 @@ class Engine:
         self._map_bytes_max = map_bytes_max
         self._map_bytes = self._limited(max(MAP_BYTES_FIRST, 2 * _size_of(path)))
         self._gate = _Gate()
-        self._group = CommitGroup(self._run_batch, QUEUE_MAX, BATCH_MAX)
+        self._group = CommitGroup(self._run_batch, QUEUE_MAX, BATCH_RECORDS_MAX)
         self._closed = False
         self._open()
 
@@ -124,14 +124,14 @@ class Engine:
         finally:
             self._gate.leave()
 
-    def write(self, fn: Callable[[Any], Any]) -> Any:
+    def write(self, fn: Callable[[Any], Any], weight: int = 1) -> Any:
         """Run ``fn(transaction)`` within the next commit and give its result, or raise its `StatusError`.
 
         A function that raises must not have written anything, or must raise :class:`Undo`: the commit takes
-        place for the others.
+        place for the others. `weight` is the number of records that it changes.
         """
         self._check_open()
-        return self._group.submit(Member(fn), WAIT_MAX_S)
+        return self._group.submit(Member(fn, weight=weight), WAIT_MAX_S)
 
     def info(self) -> dict[str, int]:
         """Figures: bytes of the file in use, bytes of the map, records of each database."""

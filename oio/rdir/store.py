@@ -86,7 +86,7 @@ class ChunkVolume:
             for item in ordered:
                 self._push(txn, item)
 
-        self.engine.write(work)
+        self.engine.write(work, len(ordered))
 
     def delete(self, changes: Iterable[Change]) -> None:
         """Remove records; those that do not exist are fine."""
@@ -97,7 +97,7 @@ class ChunkVolume:
             for item in ordered:
                 self._delete(txn, item, now_s)
 
-        self.engine.write(work)
+        self.engine.write(work, len(ordered))
 
     def _push(self, txn: Any, item: Change) -> None:
         packed, text, mtime, when = item

@@ -73,6 +73,20 @@ def test_followers_share_a_batch_and_get_their_own_outcome() -> None:
     assert group.submit(Member(lambda tx: "alone"), 5) == "alone"
 
 
+def test_a_batch_has_a_largest_weight_which_one_member_alone_may_exceed() -> None:
+    disk = SlowDisk()
+    group = CommitGroup(disk, 100, 10)
+    threads = [start_leader(group, disk)]
+    for count, weight in enumerate((4, 5, 1, 1, 50, 9, 0, 2), 1):
+        threads += in_threads([lambda w=weight: group.submit(Member(lambda tx: None, weight=w), 5)])  # type: ignore[misc]
+        while len(group._queue) < count:
+            threading.Event().wait(0.001)
+    disk.go.set()
+    for thread in threads:
+        thread.join(10)
+    assert disk.batches == [1, 3, 1, 1, 2, 1]
+
+
 def test_too_many_waiters_and_too_long_a_wait() -> None:
     disk = SlowDisk()
     group = CommitGroup(disk, 1)
