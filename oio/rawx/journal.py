@@ -7,8 +7,8 @@ a spool (:mod:`oio.event.spool`): append-only files that survive the death of th
 takes what it hands to the queue, in order. When the queue of the namespace is a spool itself, the journal is that
 spool, and the event agent reads it.
 
-Appending does not sync: one more sync for each chunk would cost more than the chunk. A thread does it once per
-second, which is what a power cut can take.
+Appending does not sync: one more sync for each chunk would cost more than the chunk. A thread does it every
+second for those that the queue does not have yet; :mod:`oio.rawx.recall` finds again what a power cut takes.
 
 The journal is bounded. At the bound, events are written to the log and dropped, until the queue has taken some
 of the older ones: what the journal holds stays a prefix of what happened, and the indexer repairs the rest.
@@ -29,12 +29,16 @@ from oio.event.spool_reader import SpoolReader
 
 #: Events handed to the queue in one call.
 BATCH_EVENTS = 1000
-#: Pause when the journal was empty: events of this time leave together.
-LINGER_S = 0.2
+#: Pause when the journal was read to its end: events of this time leave together.
+LINGER_S = 0.5
 #: Pause after the queue failed, growing up to the second.
 RETRY_MIN_S, RETRY_MAX_S = 0.2, 5.0
-#: The longest that a power cut reaches back, and what is delivered again after a crash.
+#: The longest that a power cut reaches back: unless the queue has them, events are synced after it.
 SYNC_PERIOD_S = 1.0
+#: Events that were delivered in this time are delivered again after a crash.
+SAVE_PERIOD_S = 5.0
+#: Empty file whose time is that of the last sync. It is not there after a stop in good order.
+SYNC_MARK = "synced"
 
 logger = logging.getLogger("oio.rawx")
 
@@ -61,6 +65,15 @@ class Journal:
         self._stop_at = 0.0
         self._synced = 0
         self._dropping = False
+        self._counting = threading.Lock()
+        #: When all was with the queue, and how many events had been appended then.
+        self._drained = (0.0, -1)
+        self._mark = os.path.join(self.directory, SYNC_MARK)
+        #: When a former process did not stop in good order: the time (seconds) of its last sync. The mark on the
+        #: disk stays as it is until :meth:`recalled` is called.
+        self.interrupted_at = _time_of(self._mark)
+        if self.interrupted_at is None:
+            _touch(self._mark, time.time())
         self.appended = 0
         self.dropped = 0
         self.forwarded = 0
@@ -88,7 +101,8 @@ class Journal:
             self._drop([event], "" if self._dropping else str(exc))
             self._dropping = True
         else:
-            self.appended += 1
+            with self._counting:
+                self.appended += 1
             self._dropping = False
 
     def _drop(self, events: Sequence[bytes], reason: str) -> None:
@@ -98,6 +112,12 @@ class Journal:
             logger.error("events are dropped: %s", reason)
         for event in events:
             logger.error("event %s", event.decode("utf-8", "replace").rstrip())
+
+    def recalled(self) -> None:
+        """What the last power cut may have taken is in the journal again."""
+        self.interrupted_at = None
+        # The next sync says from when on.
+        self._synced = -1
 
     def counters(self) -> dict[str, int]:
         """Events since the start: appended, forwarded to the queue, dropped; failed calls of the queue."""
@@ -117,35 +137,55 @@ class Journal:
         for thread in self._threads:
             thread.join(max(0.0, self._stop_at - time.monotonic()) + 1.0)
         self._spool.close()
+        if self._synced == self.appended and self.interrupted_at is None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._mark)
 
     # --- the threads ------------------------------------------------------------------------------
 
     def _keep_synced(self) -> None:
         while not self._stopping.wait(SYNC_PERIOD_S):
             self._sync()
-        self._sync()
+        self._sync(patient=False)
 
-    def _sync(self) -> None:
+    def _sync(self, patient: bool = True) -> None:
+        """Sync what is neither with the queue nor on the disk; unless ``patient``, at once."""
         if self.appended == self._synced:
             return
-        appended = self.appended
+        begin, appended = time.time(), self.appended
+        drained_at, drained = self._drained
+        if drained == appended:
+            begin = drained_at
+        elif patient and begin - drained_at < SYNC_PERIOD_S:
+            return  # what came since is young
+        elif not self._sync_files():
+            return
+        if self.interrupted_at is None:
+            try:
+                _touch(self._mark, begin)
+            except OSError as exc:
+                logger.error("cannot touch %s: %s", self._mark, exc)
+        self._synced = appended
+
+    def _sync_files(self) -> bool:
         try:
             # Former segments were synced by former calls, but for the one that was current then.
             for number in list_segments(self.directory)[-2:]:
                 _sync_file(segment_path(self.directory, number))
             sync_directory(self.directory)
         except FileNotFoundError:
-            return  # consumed meanwhile; the next call looks again
+            return False  # consumed meanwhile; the next call looks again
         except OSError as exc:
             logger.error("cannot sync the journal %s: %s", self.directory, exc)
-            return
-        self._synced = appended
+            return False
+        return True
 
     def _forward(self, reader: SpoolReader, opener: Callable[[], EventQueue]) -> None:
         """Take events from the files to the queue, in order, until there is none left at the end."""
         queue = _Lazy(opener)
         saved_at = time.monotonic()
         while True:
+            begin = time.time(), self.appended
             batch = reader.reserve(BATCH_EVENTS)
             if not batch and self._stopping.is_set():
                 break
@@ -154,7 +194,10 @@ class Journal:
                     break
                 for delivery in batch:
                     reader.ack(delivery)
-            if time.monotonic() - saved_at >= SYNC_PERIOD_S:
+            if len(batch) < BATCH_EVENTS:
+                # All that was appended before is with the queue.
+                self._drained = begin
+            if time.monotonic() - saved_at >= SAVE_PERIOD_S:
                 saved_at = time.monotonic()
                 _save(reader)
             if len(batch) < BATCH_EVENTS:
@@ -213,6 +256,19 @@ def _save(reader: SpoolReader) -> None:
     except OSError as exc:
         # Events since the position that is on the disk will be delivered again.
         logger.error("cannot save the position in the journal %s: %s", reader.directory, exc)
+
+
+def _time_of(path: str) -> float | None:
+    try:
+        return os.stat(path).st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def _touch(path: str, time_s: float) -> None:
+    """Give a file a time. An older time after a power cut is as good."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    os.utime(path, (time_s, time_s))
 
 
 def _sync_file(path: str) -> None:

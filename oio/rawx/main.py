@@ -26,6 +26,7 @@ from oio.rawx import config as configuration
 from oio.rawx import events, logs
 from oio.rawx.config import RawxConfig
 from oio.rawx.journal import Journal
+from oio.rawx.recall import recall
 from oio.rawx.server import Rawx, store_options
 from oio.rawx.store import Volume
 
@@ -111,7 +112,7 @@ def run(config: RawxConfig, *, log: logs.LogWriter | None, verbose: bool, servic
     try:
         if lock is not None:
             sweeper = threading.Thread(
-                target=_tend, args=(volume, config, asked), name="rawx-sweep", daemon=True
+                target=_tend, args=(volume, config, journals, sender, asked), name="rawx-sweep", daemon=True
             )
             sweeper.start()
         logger.info("serving %s on %s", config.docroot, rawx.address)
@@ -128,9 +129,23 @@ def run(config: RawxConfig, *, log: logs.LogWriter | None, verbose: bool, servic
         logger.info("stopped")
 
 
-def _tend(volume: Volume, config: RawxConfig, stop: threading.Event) -> None:
+def _tend(
+    volume: Volume,
+    config: RawxConfig,
+    journals: dict[str, Journal],
+    sender: events.EventSender,
+    stop: threading.Event,
+) -> None:
     """What is done to the volume in the background, once, after the start."""
     volume.remove_leftovers(stop)
+    journal = journals.get(events.CHUNK_NEW)
+    if journal is not None and journal.interrupted_at is not None:
+        try:
+            recall(volume, sender.emit, journal.interrupted_at, stop)
+            if not stop.is_set():
+                journal.recalled()
+        except OSError as err:
+            logger.error("chunks are not told again, the next start will: %s", err)
     if config.prepare_directories and not stop.is_set():
         volume.prepare_directories(stop)
 

@@ -169,6 +169,21 @@ def test_a_rawx_that_stops_hands_its_events_over(queue, start_rawx):
     queue.take_until(told(range(20)), timeout_s=3.0)
 
 
+def test_chunks_whose_events_a_power_cut_took_are_told_again(queue, start_rawx):
+    """The files of the journal were never synced."""
+    options = f"events on\nevent_queue {queue.url}\n"
+    service = start_rawx(options=options)
+    write_and_delete(service, range(9))
+    os.kill(service.pid, signal.SIGKILL)
+    service.popen.wait()
+    for segment in (service.volume / ".events").glob("*.seg"):
+        segment.unlink()
+    queue.start()
+    start_rawx(volume=service.volume, options=options)
+    events = queue.take_until(told(range(0, 9, 2)))
+    assert {event["event"] for event in events} == {"storage.chunk.new"}
+
+
 # -- container servers -------------------------------------------------------------------------
 
 

@@ -7,15 +7,16 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
-from rawx_harness import CHUNK, OTHER, PREFIX, wait_for
+from rawx_harness import CHUNK, OTHER, PREFIX, headers_for, wait_for
 
 from oio.common.exceptions import ConfigurationException
 from oio.event.queue import EventsRefused, QueueError, open_queue
 from oio.event.spool import SpoolQueue, list_segments, segment_path
 from oio.event.spool_reader import SpoolReader
-from oio.rawx import config, journal, main
+from oio.rawx import config, journal, main, recall
 from oio.rawx.config import RawxConfig
 from oio.rawx.events import CHUNK_DELETED, CHUNK_NEW, KINDS, EventSender, chunk_of
 from oio.rawx.journal import Journal
@@ -56,7 +57,7 @@ class FakeQueue:
 @pytest.fixture
 def quick(monkeypatch):
     """Pauses are short."""
-    for name in ("LINGER_S", "RETRY_MIN_S", "RETRY_MAX_S", "SYNC_PERIOD_S"):
+    for name in ("LINGER_S", "RETRY_MIN_S", "RETRY_MAX_S", "SYNC_PERIOD_S", "SAVE_PERIOD_S"):
         monkeypatch.setattr(journal, name, 0.02)
 
 
@@ -251,7 +252,9 @@ def test_events_in_the_files_survive_the_process(tmp_path, open_journal, queue):
 def test_the_journal_is_synced_behind_the_requests(open_journal, queue, monkeypatch):
     synced = threading.Event()
     monkeypatch.setattr(journal, "_sync_file", lambda path: synced.set())
-    open_journal().append(b"x")
+    queue.down = True
+    log = open_journal()
+    log.append(b"x")
     assert synced.wait(5)
 
 
@@ -389,3 +392,60 @@ def test_a_link_is_as_old_as_its_bytes(service, client):
     assert delete_before(client, written, OTHER) == 204
     assert client.get().body == b"x"
     assert PREFIX + "full-path" in client.head_chunk().headers
+
+
+# -- after a power cut -------------------------------------------------------------------------
+
+
+def test_only_a_stop_in_good_order_leaves_no_mark(open_journal, queue):
+    log = open_journal()
+    assert log.interrupted_at is None
+    log.append(b"x")
+    mark = os.path.join(log.directory, journal.SYNC_MARK)
+    os.utime(mark, (1, 1))
+    wait_for(lambda: abs(os.stat(mark).st_mtime - time.time()) < 10)
+    log.close(1.0)
+    assert not os.path.exists(mark)
+
+
+def test_the_mark_of_an_interruption_stays_until_its_chunks_are_told(tmp_path, open_journal, queue):
+    (tmp_path / "journal").mkdir()
+    mark = tmp_path / "journal" / journal.SYNC_MARK
+    mark.touch()
+    os.utime(mark, (1000, 1000))
+    log = open_journal()
+    assert log.interrupted_at == 1000
+    log.append(b"x")
+    log.close(1.0)
+    assert mark.stat().st_mtime == 1000
+    log = open_journal()
+    assert log.interrupted_at == 1000
+    log.recalled()
+    wait_for(lambda: mark.stat().st_mtime > 1000)
+    log.close(1.0)
+    assert not mark.exists()
+
+
+def test_chunks_since_the_last_sync_are_told_again(start):
+    service = start(hash_depth=2)
+    client = service.client
+    for number in range(5):
+        chunk_id = f"{number}{CHUNK[1:]}"
+        assert client.request("PUT", f"/{chunk_id}", headers_for(chunk_id), b"x").status == 201
+    old = f"0{CHUNK[1:]}"
+    told = []
+    volume = service.rawx.volume
+    (service.root / ".events").mkdir()
+    since = time.time() + recall.MARGIN_S
+    # The directory of an old chunk may have changed since: its file did not.
+    os.utime(service.path(old))
+    for path in (service.path(f"1{CHUNK[1:]}"), service.path(old)):
+        os.utime(os.path.dirname(path), (1, 1))
+    os.unlink(service.path(f"2{CHUNK[1:]}"))
+    count = recall.recall(volume, lambda *event: told.append(event), since - 30, threading.Event())
+    assert count == len(told) == 2
+    assert sorted(meta.chunk_id for _, meta, _, _, _ in told) == [f"3{CHUNK[1:]}", f"4{CHUNK[1:]}"]
+    kind, meta, reqid, whole, when_us = told[0]
+    assert (kind, reqid, whole) == (CHUNK_NEW, "", True) and meta.fullpath and meta.chunk_size == "1"
+    assert abs(when_us / 1e6 - time.time()) < 60
+    assert recall.recall(volume, lambda *event: told.append(event), since + 30, threading.Event()) == 0
