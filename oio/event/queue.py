@@ -33,6 +33,8 @@ DEFAULT_TUBE = "oio"
 # Larger than any event: an event carries at most 16 chunks, or the properties of one object.
 EVENT_MAX_BYTES = 16 << 20
 
+# What stands before the address of a URL: user and password.
+_USER = re.compile(r"://[^/?;]*@")
 # What cannot stand in the name of a directory.
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -121,7 +123,7 @@ def open_queue(url: str, tube: str = DEFAULT_TUBE) -> EventQueue:
     factory = _factories.get(scheme)
     if factory is None or not separator:
         known = ", ".join(sorted(_factories))
-        raise ValueError(f"{url!r} is not the URL of a queue (known schemes: {known})")
+        raise ValueError(f"{shown_url(url)!r} is not the URL of a queue (known schemes: {known})")
     return factory(url.strip(), tube)
 
 
@@ -132,6 +134,15 @@ def split_urls(url: str) -> list[str]:
     ['beanstalk://10.0.0.1:6014', 'beanstalk://10.0.0.2:6014']
     """
     return [part.strip() for part in url.split(";") if part.strip()]
+
+
+def shown_url(url: str) -> str:
+    """A URL, or a list of them, as logs may show it: without passwords.
+
+    >>> shown_url("redis://:secret@127.0.0.1:6379/0?timeout_s=1")
+    'redis://127.0.0.1:6379/0?timeout_s=1'
+    """
+    return _USER.sub("://", url)
 
 
 def url_options(url: str, known: Mapping[str, Option]) -> tuple[str, dict[str, Any]]:
@@ -147,11 +158,11 @@ def url_options(url: str, known: Mapping[str, Option]) -> tuple[str, dict[str, A
     for name, text in parse_qsl(query, keep_blank_values=True):
         convert = known.get(name)
         if convert is None:
-            raise ValueError(f"{url!r}: unknown option {name}")
+            raise ValueError(f"{shown_url(url)!r}: unknown option {name}")
         try:
             options[name] = convert(text)
         except ValueError as exc:
-            raise ValueError(f"{url!r}: option {name}: {exc}") from exc
+            raise ValueError(f"{shown_url(url)!r}: option {name}: {exc}") from exc
     return address, options
 
 

@@ -48,14 +48,14 @@ class RedisQueue(EventQueue):
     ) -> None:
         """Put events, in order. ``timeout_s`` is looked at between exchanges, whose own limit is in the URL."""
         if self._closed:
-            raise QueueError(f"{self._tube.url} is closed")
+            raise QueueError(f"{self._tube.shown} is closed")
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         refused = [event for event in events if not 0 < len(event) <= EVENT_MAX_BYTES]
         if refused:
             events = [event for event in events if 0 < len(event) <= EVENT_MAX_BYTES]
         for batch in _batches(events):
             if deadline is not None and time.monotonic() >= deadline:
-                raise QueueTimeout(f"{self._tube.url} is slow")
+                raise QueueTimeout(f"{self._tube.shown} is slow")
             self._put(batch)
         if refused:
             raise EventsRefused(f"{len(refused)} events are empty or above {EVENT_MAX_BYTES} bytes", refused)
@@ -67,7 +67,7 @@ class RedisQueue(EventQueue):
         try:
             return sum(self._tube.counts()[:3])
         except (RedisError, OSError) as exc:
-            raise QueueError(f"{self._tube.url}: {exc}") from exc
+            raise QueueError(f"{self._tube.shown}: {exc}") from exc
 
     def close(self) -> None:
         """Close the connections; idempotent."""
@@ -82,16 +82,16 @@ class RedisQueue(EventQueue):
         try:
             reached = tube.run_and_wait(PUT, (tube.stream, TUBES_KEY), tube.tube, tube.jobs_max, *batch)
         except RedisTimeout as exc:
-            raise QueueTimeout(f"{tube.url}: {exc}") from exc
+            raise QueueTimeout(f"{tube.shown}: {exc}") from exc
         except OutOfMemoryError as exc:
-            raise QueueFull(f"{tube.url}: {exc}") from exc
+            raise QueueFull(f"{tube.shown}: {exc}") from exc
         except ResponseError as exc:
             kind = QueueFull if str(exc).startswith("FULL") else QueueError
-            raise kind(f"{tube.url}: {exc}") from exc
+            raise kind(f"{tube.shown}: {exc}") from exc
         except (RedisError, OSError) as exc:
-            raise QueueError(f"{tube.url}: {exc}") from exc
+            raise QueueError(f"{tube.shown}: {exc}") from exc
         if reached < tube.replicas:
-            raise QueueTimeout(f"{tube.url}: {reached} of {tube.replicas} replicas have the events")
+            raise QueueTimeout(f"{tube.shown}: {reached} of {tube.replicas} replicas have the events")
 
 
 def _batches(events: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

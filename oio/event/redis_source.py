@@ -170,7 +170,7 @@ class RedisSource(EventSource):
             try:
                 while True:
                     if self._closed:
-                        raise SourceClosed(f"{self.url} is closed")
+                        raise SourceClosed(f"{self._redis.shown} is closed")
                     if self._buffer:
                         job = self._buffer.popleft()
                         self._reserved[job.token.place] = job
@@ -282,7 +282,7 @@ class RedisSource(EventSource):
 
     def _send(self, batch: _Settlements) -> None:
         redis = self._redis
-        error: BaseException | None = SourceError(f"{self.url}: interrupted")
+        error: BaseException | None = SourceError(f"{self._redis.shown}: interrupted")
         try:
             # Let those who are ready join. A green thread whose server answers before it asks for the answer would
             # never let the others run, else.
@@ -325,7 +325,7 @@ class RedisSource(EventSource):
         except (RedisError, OSError) as exc:
             if "NOGROUP" in str(exc):
                 self._grouped = False  # the server lost its data, or was never asked
-            raise SourceError(f"{self.url}: {exc}") from exc
+            raise SourceError(f"{self._redis.shown}: {exc}") from exc
 
 
 def _jobs(flat: list[Any]) -> list[Job]:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from oio.event.queue import url_options
+from oio.event.queue import shown_url, url_options
 
 TUBES_KEY = "oio:tubes"
 GROUP = "agents"
@@ -186,7 +186,8 @@ class RedisTube:
         :raises ValueError: when the URL is malformed.
         """
         address, options = url_options(url, OPTIONS)
-        self.url = url
+        #: For messages.
+        self.shown = shown_url(url)
         self.tube = tube
         self.timeout_s = float(options.get("timeout_s", TIMEOUT_S))
         self.jobs_max = int(options.get("max_jobs", JOBS_MAX))
@@ -289,10 +290,10 @@ def _connect(address: str, timeout_s: float, connect_timeout_s: float) -> Any:
     }
     if parts.scheme == "redis":
         if len(hosts) != 1 or len(path) > 1:
-            raise ValueError(f"{address!r} must be redis://host:port/db")
+            raise ValueError(f"{shown_url(address)!r} must be redis://host:port/db")
         return redis.Redis(host=hosts[0][0], port=hosts[0][1], **options)
     if not 1 <= len(path) <= 2:
-        raise ValueError(f"{address!r} must be redis+sentinel://host:port,host:port/master/db")
+        raise ValueError(f"{shown_url(address)!r} must be redis+sentinel://host:port,host:port/master/db")
     sentinel = redis.Sentinel(
         hosts, sentinel_kwargs={"socket_timeout": connect_timeout_s, "socket_connect_timeout": connect_timeout_s}
     )
@@ -302,11 +303,11 @@ def _connect(address: str, timeout_s: float, connect_timeout_s: float) -> Any:
 def _host_port(url: str, text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or not host or not (port.isascii() and port.isdigit()):
-        raise ValueError(f"{url!r}: {text!r} is not host:port")
+        raise ValueError(f"{shown_url(url)!r}: {text!r} is not host:port")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _database(url: str, text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"{url!r}: {text!r} is not the number of a database")
+        raise ValueError(f"{shown_url(url)!r}: {text!r} is not the number of a database")
     return int(text)

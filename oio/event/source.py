@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from oio.event.queue import DEFAULT_TUBE, split_urls
+from oio.event.queue import DEFAULT_TUBE, shown_url, split_urls
 
 __all__ = [
     "DEFAULT_TTR_S", "EventSource", "Job", "SourceClosed", "SourceError", "TubeStats", "open_source",
@@ -160,7 +160,7 @@ def open_source(url: str, tube: str = DEFAULT_TUBE, *, ttr_s: float = DEFAULT_TT
     factory = _factories.get(scheme)
     if factory is None or not separator or ";" in url:
         known = ", ".join(sorted(_factories))
-        raise ValueError(f"{url!r} is not the URL of one source of events (known schemes: {known})")
+        raise ValueError(f"{shown_url(url)!r} is not the URL of one source of events (known schemes: {known})")
     return factory(url.strip(), tube, ttr_s)
 
 

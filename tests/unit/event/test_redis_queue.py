@@ -151,6 +151,22 @@ def test_settlements_travel_together(server, monkeypatch):
         assert source.stats() == TubeStats()
 
 
+def test_passwords_are_used_and_not_told(server, client):
+    client.config_set("requirepass", "se:cret/@")
+    url = f"redis://:se%3Acret%2F%40@{server.address}/0"
+    with open_queue(url) as queue, open_source(url) as source:
+        queue.put(b"x")
+        assert source.reserve(1).body == b"x"
+    with open_queue(url.replace("se%3A", "wrong")) as queue, open_source(url.replace("se%3A", "wrong")) as source:
+        for call in (lambda: queue.put(b"x"), queue.depth, source.stats, lambda: source.reserve(0)):
+            with pytest.raises((QueueError, SourceError), match=server.address) as caught:
+                call()
+            assert "cret" not in str(caught.value)
+    with pytest.raises(ValueError, match="h") as malformed:
+        open_queue("redis://:secret@h/0")
+    assert "secret" not in str(malformed.value)
+
+
 def test_replicas_must_have_the_events(server):
     with open_queue(server.url + "?replicas=1&timeout_s=0.5") as queue:
         with pytest.raises(QueueTimeout, match="0 of 1"):
