@@ -1,10 +1,9 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is left to do: chunks to delete, events to handle again, events nobody understands; one SQLite base.
+"""Events of spools to handle again, and events nobody understands; one SQLite base.
 
-What is added is on disk (``synchronous=FULL``) before the call returns, so that the event may be acknowledged. A
-chunk leaves the base only by :meth:`RetryStore.settle`, an event only by :meth:`RetryStore.finish`. Adding a
-chunk that is there already changes nothing: events are delivered at least once.
+What is added is on disk (``synchronous=FULL``) before the call returns, so that the event may be acknowledged. An
+event leaves the base only by :meth:`RetryStore.finish`, or by :meth:`RetryStore.kick` for another table of it.
 """
 
 from __future__ import annotations
@@ -12,37 +11,17 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import apsw
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS service (name TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS chunk (
-    service TEXT NOT NULL,
-    chunk TEXT NOT NULL,
-    due_s REAL NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    request_id TEXT NOT NULL DEFAULT '',
-    PRIMARY KEY (service, chunk)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS chunk_due ON chunk (service, due_s);
 CREATE TABLE IF NOT EXISTS postponed (
     id INTEGER PRIMARY KEY, due_s REAL NOT NULL, attempts INTEGER NOT NULL, event BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS postponed_due ON postponed (due_s);
 CREATE TABLE IF NOT EXISTS buried (
     id INTEGER PRIMARY KEY, when_s REAL NOT NULL, reason TEXT NOT NULL, event BLOB NOT NULL);
 """
-
-
-class PendingChunk(NamedTuple):
-    """A chunk to delete at ``due_s`` (seconds since the epoch)."""
-
-    service: str
-    chunk: str
-    due_s: float = 0.0
-    attempts: int = 0
-    request_id: str = ""
 
 
 class PostponedEvent(NamedTuple):
@@ -71,7 +50,6 @@ class RetryStore:
         try:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             self._base = apsw.Connection(path)
-            self._base.set_busy_timeout(1000)
             self._base.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._base.execute("PRAGMA journal_mode=WAL")
             self._base.execute("PRAGMA synchronous=FULL")
@@ -81,54 +59,6 @@ class RetryStore:
             raise StoreBusy(f"{path} belongs to another process: {exc}") from exc
         except (OSError, apsw.Error) as exc:
             raise StoreError(f"cannot open {path}: {exc}") from exc
-
-    def add(self, chunks: Iterable[PendingChunk]) -> None:
-        """Remember chunks, durably."""
-        rows = list(chunks)
-        self._change(
-            ("INSERT OR IGNORE INTO service VALUES (?)", [(row.service,) for row in rows]),
-            (
-                "INSERT OR IGNORE INTO chunk (service, chunk, due_s, attempts, request_id)"
-                " VALUES (?, ?, ?, ?, ?)",
-                [tuple(row) for row in rows],
-            ),
-        )
-
-    def settle(self, deleted: Iterable[PendingChunk], failed: Iterable[PendingChunk]) -> None:
-        """Forget chunks that are deleted; keep the others with their new ``due_s`` and ``attempts``."""
-        self._change(
-            (
-                "DELETE FROM chunk WHERE service = ? AND chunk = ?",
-                [(row.service, row.chunk) for row in deleted],
-            ),
-            (
-                "UPDATE chunk SET due_s = ?, attempts = ? WHERE service = ? AND chunk = ?",
-                [(row.due_s, row.attempts, row.service, row.chunk) for row in failed],
-            ),
-        )
-
-    def services(self) -> list[str]:
-        """Services that had chunks to delete."""
-        return [str(row[0]) for row in self._read("SELECT name FROM service")]
-
-    def due(self, service: str, now_s: float, limit: int) -> list[PendingChunk]:
-        """Some chunks of a service whose time has come, the oldest first."""
-        rows = self._read(
-            "SELECT service, chunk, due_s, attempts, request_id FROM chunk"
-            " WHERE service = ? AND due_s <= ? ORDER BY due_s LIMIT ?",
-            (service, now_s, limit),
-        )
-        return [PendingChunk(*row) for row in rows]
-
-    def forget_service(self, service: str) -> None:
-        """Stop asking about a service, when nothing is left for it."""
-        self._change(
-            (
-                "DELETE FROM service WHERE name = ?1"
-                " AND NOT EXISTS (SELECT 1 FROM chunk WHERE service = ?1)",
-                [(service,)],
-            )
-        )
 
     def postpone(self, event: bytes, due_s: float) -> None:
         """Keep an event whose pipeline failed once."""
@@ -181,6 +111,8 @@ class RetryStore:
 
     def adopt_chunks(self, now_s: float) -> int:
         """Make events of the chunks to delete that former versions kept here; returns how many there were."""
+        if not self._read("SELECT 1 FROM sqlite_master WHERE name = 'chunk'"):
+            return 0
         rows = self._read("SELECT service, chunk, due_s, request_id FROM chunk")
         events = [
             {
@@ -201,12 +133,9 @@ class RetryStore:
         return len(rows)
 
     def counts(self) -> dict[str, int]:
-        """``{"pending": chunks, "postponed": events, "buried": events}``."""
-        (row,) = self._read(
-            "SELECT (SELECT count(*) FROM chunk), (SELECT count(*) FROM postponed),"
-            " (SELECT count(*) FROM buried)"
-        )
-        return {"pending": row[0], "postponed": row[1], "buried": row[2]}
+        """``{"postponed": events, "buried": events}``."""
+        (row,) = self._read("SELECT (SELECT count(*) FROM postponed), (SELECT count(*) FROM buried)")
+        return {"postponed": row[0], "buried": row[1]}
 
     def close(self) -> None:
         """Close the base; idempotent."""

@@ -9,10 +9,10 @@ import sys
 import textwrap
 import time
 
+import apsw
 import pytest
 
 from oio.event.queue import EventsRefused, open_queue, producer_url
-from oio.event.retry_store import PendingChunk, RetryStore
 from oio.event.source import SourceError, TubeStats, open_source
 
 
@@ -95,9 +95,12 @@ def test_what_is_released_does_not_hold_its_spool(tmp_path):
 
 
 def test_chunks_of_former_versions_become_events(tmp_path):
-    store = RetryStore(str(tmp_path / ".event-agent" / "retry.db"))
-    store.add([PendingChunk("rawx-1", "A" * 64, request_id="r1"), PendingChunk("rawx-2", "B" * 64)])
-    store.close()
+    (tmp_path / ".event-agent").mkdir()
+    base = apsw.Connection(str(tmp_path / ".event-agent" / "retry.db"))
+    base.execute("CREATE TABLE chunk (service, chunk, due_s, attempts, request_id)")
+    base.execute("INSERT INTO chunk VALUES ('rawx-1', ?, 0, 3, 'r1')", ("A" * 64,))
+    base.execute("INSERT INTO chunk VALUES ('rawx-2', ?, 0, 0, '')", ("B" * 64,))
+    base.close()
     with open_source(f"spool://{tmp_path}") as source:
         events = [json.loads(body) for body in drain(source, 2)]
     assert [(event["event"], event["data"], event["request_id"]) for event in events] == [
