@@ -16,6 +16,7 @@ from oio.cli.rdir import add_aggregated, add_max_per_rdir, assign, read_assignme
 from oio.common.exceptions import OioException
 
 STATUS_TIMEOUT_S = 60.0
+CLEAR_TIMEOUT_S = 600.0
 STATUS_PAGE = 10000
 
 
@@ -137,7 +138,7 @@ class ClearVolume(ListCommand):
                     clear_all=parsed.clear_all,
                     before_incident=parsed.before_incident,
                     repair=parsed.repair,
-                    read_timeout=STATUS_TIMEOUT_S,
+                    read_timeout=CLEAR_TIMEOUT_S,
                 )
             except OioException as exc:
                 self.success = False

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clients of the reverse directory.
 
-``RdirClient`` finds the rdir in charge of a volume in the directory, and remembers it until a network error.
+``RdirClient`` finds the rdir in charge of a volume in the directory, and remembers it for a minute, or until a network
+error.
 ``BatchingRdirClient`` sends in one request what concurrent threads (or green threads) push and delete at the same
 time: a lone caller waits for nobody, and the more callers wait the larger the requests become.
 """
@@ -23,6 +24,7 @@ from oio.common.exceptions import (
     BadRequest,
     MethodNotAllowed,
     NotFound,
+    OioException,
     OioNetworkException,
     ServiceBusy,
     VolumeException,
@@ -37,6 +39,10 @@ RDIR_ACCT = "_RDIR"
 
 BATCH_RECORDS_MAX = 2000
 """Records of one request: half a megabyte, which a service handles in some tens of milliseconds."""
+
+ADDRESS_AGE_MAX_S = 60.0
+"""An address is asked again after that long: another rdir may have been assigned, while the former one still
+answers. When the directory does not tell, the known one stays."""
 
 _PATHS = {"rawx": "/v1/rdir/", "meta2": "/v1/rdir/meta2/"}
 _REQID_PREFIX = "rdir-"
@@ -94,7 +100,7 @@ class RdirClient(HttpApi):
         self._proxy_kwargs = {**kwargs, "endpoint": endpoint, "pool_manager": self.pool_manager}
         if directory_client is not None:
             self.directory = directory_client
-        self._addresses: dict[str, str] = {}
+        self._addresses: dict[str, tuple[str, float]] = {}
 
     @functools.cached_property
     def directory(self) -> DirectoryClient:
@@ -111,17 +117,29 @@ class RdirClient(HttpApi):
     def _get_rdir_addr(self, volume_id: str, reqid: str | None = None, **kwargs: Any) -> str:
         """Address of the rdir in charge of a volume. :raises VolumeException: when there is none."""
         known = self._addresses.get(volume_id)
-        if known is not None:
-            return known
+        if known is not None and time.monotonic() - known[1] < ADDRESS_AGE_MAX_S:
+            return known[0]
         try:
-            found = self.directory.list(RDIR_ACCT, volume_id, service_type="rdir", reqid=reqid, **kwargs)
+            address = self._find_rdir(volume_id, reqid=reqid, **kwargs)
+        except VolumeException:
+            raise
+        except OioException as exc:
+            if known is None:
+                raise
+            self.logger.warning("rdir of %s not asked again, still %s: %s", volume_id, known[0], exc)
+            address = known[0]
+        self._addresses[volume_id] = (address, time.monotonic())
+        return address
+
+    def _find_rdir(self, volume_id: str, **kwargs: Any) -> str:
+        try:
+            found = self.directory.list(RDIR_ACCT, volume_id, service_type="rdir", **kwargs)
         except NotFound as exc:
             raise VolumeException(f"No rdir assigned to volume {volume_id}: {exc}") from exc
         host = next((link["host"] for link in found.get("srv") or () if link.get("type") == "rdir"), None)
         if not host:
             raise VolumeException(f"No rdir assigned to volume {volume_id}")
-        address = self._addresses[volume_id] = self.cs.resolve_service_id("rdir", host, reqid=reqid, **kwargs)
-        return address
+        return self.cs.resolve_service_id("rdir", host, **kwargs)
 
     def _clear_cache(self, volume_id: str) -> None:
         """Forget the address of the rdir of a volume."""

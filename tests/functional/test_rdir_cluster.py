@@ -174,6 +174,6 @@ def test_an_unknown_database(rdir, dispatcher):
     """A link whose database does not exist: as if nothing had been pushed."""
     services, _rdirs = dispatcher.get_assignments("rawx")
     address = services[0]["rdir"]["addr"]
-    rdir._addresses["never"] = address
+    rdir._get_rdir_addr = lambda _volume, **_kwargs: address
     with pytest.raises(NotFound, match="DB not found"):
         list(rdir.chunk_fetch("never"))

@@ -178,6 +178,27 @@ def test_the_rdir_of_a_volume_is_found_and_remembered(rdir):
     assert directory.asked == 3
 
 
+def test_an_address_is_asked_again_from_time_to_time(rdir, monkeypatch):
+    directory, now = Directory(links("127.0.0.1:1")), [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    client = RdirClient({"namespace": "TEST"}, directory_client=directory, endpoint="127.0.0.1:1")
+    assert client._get_rdir_addr("v") == "127.0.0.1:1"
+    directory.answer = links(rdir.address)
+    assert client._get_rdir_addr("v") == "127.0.0.1:1"
+    now[0] += module.ADDRESS_AGE_MAX_S
+    assert client._get_rdir_addr("v") == rdir.address
+    now[0] += module.ADDRESS_AGE_MAX_S
+    directory.answer = ServiceBusy(503, 503, "down")
+    assert client._get_rdir_addr("v") == rdir.address
+    assert directory.asked == 3
+    with pytest.raises(ServiceBusy):
+        client._get_rdir_addr("other")
+    now[0] += module.ADDRESS_AGE_MAX_S
+    directory.answer = links()
+    with pytest.raises(VolumeException):
+        client._get_rdir_addr("v")
+
+
 @pytest.mark.parametrize("answer", [NotFound(404, 406, "no reference"), links(), links("h:1", kind="meta2"), {}])
 def test_a_volume_without_rdir(answer):
     client = RdirClient({"namespace": "TEST"}, directory_client=Directory(answer), endpoint="127.0.0.1:1")
