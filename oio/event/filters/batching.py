@@ -14,7 +14,6 @@ hands over to one of those who came meanwhile.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -32,7 +31,6 @@ from oio.common.utils import request_id
 
 # Enough for every green thread of an agent; keeps a request of the largest batch below 100 KiB.
 BATCH_MAX = 256
-UPDATE_MANY = "container/update-many"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -167,13 +165,8 @@ class BatchingAccountClient:
         if self._grouped and len(items) > 1:
             body = [{**metadata, "account": account, "name": name} for account, name, metadata, _ in items]
             try:
-                _resp, replies = self._client.account_request(
-                    None,
-                    "POST",
-                    UPDATE_MANY,
-                    data=json.dumps(body),
-                    reqid=request_id("account-update-"),
-                    **self._options,
+                replies = self._client.container_update_many(
+                    body, reqid=request_id("account-update-"), **self._options
                 )
                 return [_outcome(reply) for reply in replies]
             except (NotFound, MethodNotAllowed):

@@ -258,9 +258,9 @@ class Recorder:
         self._client, self._gate = client, gate
         self.batches, self.singles = [], 0
 
-    def account_request(self, account, method, action, **kwargs):
-        self.batches.append(kwargs["data"].count('"name"'))
-        return self._client.account_request(account, method, action, **kwargs)
+    def container_update_many(self, updates, **kwargs):
+        self.batches.append(len(updates))
+        return self._client.container_update_many(updates, **kwargs)
 
     def container_update(self, *args, **kwargs):
         self.singles += 1
