@@ -6,6 +6,10 @@
 For each durability a cluster of its own is started in ``build/``; for each policy and number of client
 processes the operations are timed, and each record carries the calibration of its own moment. Figures go to
 the terminal and to ``build/bench.json``. Nothing here asserts on time.
+
+What writes makes events: how many wait when the load stops, the age of the oldest, and the seconds until all
+are handled stand in the record of the test. The next test begins after that, and once the counters of the
+account are those of its containers: if they are not, the benchmark fails.
 """
 
 from __future__ import annotations
@@ -25,10 +29,11 @@ from typing import Any
 
 from oio.sandbox import Sandbox
 from tools.benchmark import calibration
+from tools.benchmark.events import EventChain, cost_of_events, wrong_counters
 from tools.benchmark.resources import Usage, usage_by_kind
 from tools.benchmark.workload import LARGE_BYTES, LISTED_OBJECTS, Outcome, Task, client_main
 
-TESTS = ("create_4k", "fetch_4k", "delete_4k", "create_100m", "fetch_100m", "list_10k")
+TESTS = ("create_4k", "fetch_4k", "delete_4k", "create_100m", "fetch_100m", "list_10k", "events_cost")
 DIRECTORIES_TIMEOUT_S = 300.0
 POLICIES = ("SINGLE", "THREECOPIES", "EC")
 CLIENTS = (1, 4)
@@ -53,6 +58,10 @@ def main(argv: list[str] | None = None) -> int:
                     records += Series(sandbox, policy, clients, durable, options).run()
                     _save(records, options.output)
             _report_memory(sandbox)
+        if "events_cost" in options.tests:
+            records.append(cost_of_events(durable, options.duration / 2))
+            _print_cost(records[-1])
+            _save(records, options.output)
     print(f"\n{len(records)} records in {options.output}")
     return 0
 
@@ -126,6 +135,7 @@ class Series:
         self, sandbox: Sandbox, policy: str, clients: int, durable: bool, options: argparse.Namespace
     ) -> None:
         self.sandbox = sandbox
+        self.events = EventChain(sandbox)
         self.policy = policy
         self.clients = clients
         self.durable = durable
@@ -138,6 +148,11 @@ class Series:
         records = []
         for test in TESTS:
             needed = _NEEDS.get(test)
+            if test == "events_cost":
+                continue
+            if test == "list_10k" and test in self.options.tests:
+                self._run_clients("fill_10k", [[] for _ in range(self.clients)])
+                self._settle_events()
             if test in self.options.tests and (needed is None or needed in self.names):
                 records.append(self._measure(test))
         return records
@@ -149,10 +164,13 @@ class Series:
         before = calibration.round_trips_s(0.5), calibration.durable_files_s(volume, 0.5)
         used_before = usage_by_kind(self.sandbox.pids())
         outcomes = self._run_clients(test, names)
+        backlog = self.events.backlog()
         used = usage_by_kind(self.sandbox.pids())
         after = calibration.round_trips_s(0.5), calibration.durable_files_s(volume, 0.5)
         self.names[f"create_{size}"] = [outcome.names for outcome in outcomes]
         record = self._record(test, outcomes)
+        record["events_pending"], record["events_oldest_s"] = backlog.events, round(backlog.oldest_s, 2)
+        record["events_settled_s"] = round(self._settle_events(), 1)
         record["round_trips_s"] = round((before[0] + after[0]) / 2)
         record["durable_files_s"] = round((before[1] + after[1]) / 2)
         record["cpu_s"] = _cpu(outcomes, used_before, used)
@@ -163,6 +181,13 @@ class Series:
             record["disk_limit_mib_s"] = round(limit, 1)
         _print(record)
         return record
+
+    def _settle_events(self) -> float:
+        """Wait until all events are handled; gives the seconds. :raises SystemExit: when counters are wrong."""
+        seconds = self.events.settle()
+        if wrong := wrong_counters():
+            raise SystemExit("counters are wrong:\n" + "\n".join(wrong))
+        return seconds
 
     def _run_clients(self, test: str, names: list[list[str]]) -> list[Outcome]:
         context = multiprocessing.get_context("spawn")
@@ -233,9 +258,24 @@ def _print(record: dict[str, Any]) -> None:
         f"R {record['round_trips_s']}  files/s {record['durable_files_s']}",
         "[" + " ".join(f"{kind} {100 * seconds / total:.0f}%" for kind, seconds in shares) + "]",
     ]
+    if record["events_pending"] or record["events_settled_s"] > 0:
+        cells.append(
+            f"events {record['events_pending']:,} pending, oldest {record['events_oldest_s']} s,"
+            f" all handled after {record['events_settled_s']} s"
+        )
     if "disk_limit_mib_s" in record:
         cells.append(f"disk limit {record['disk_limit_mib_s']} MiB/s")
     print("  ".join(cells), flush=True)
+
+
+def _print_cost(record: dict[str, Any]) -> None:
+    print(
+        f"{record['test']:12}{record['policy']:12}1 client"
+        f"  {'durable' if record['durable'] else 'relaxed'}  creates/s {record['ops_s']} with events,"
+        f" {record['ops_s_without_events']} without: ratio {record['ratio']}"
+        f" ({record['ratios'][0]} to {record['ratios'][-1]})",
+        flush=True,
+    )
 
 
 def _report_memory(sandbox: Sandbox) -> None:
