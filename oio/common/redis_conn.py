@@ -187,7 +187,7 @@ def _load_redis() -> Any:
     try:
         import redis
     except ImportError as exc:
-        raise ConfigurationException(f"The package 'redis' is needed (oio-sds[redis]): {exc}") from exc
+        raise ConfigurationException(f"The package 'redis' is needed: {exc}") from exc
     return redis
 
 

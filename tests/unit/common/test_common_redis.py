@@ -210,9 +210,9 @@ def test_an_ipv6_address_stands_in_brackets():
     assert (made["host"], made["port"]) == ("::1", 6379)
 
 
-def test_without_the_package_the_extra_is_named(monkeypatch):
+def test_without_the_package_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(ConfigurationException, match=r"oio-sds\[redis\]"):
+    with pytest.raises(ConfigurationException, match="package 'redis' is needed"):
         RedisConnection(host="a:1")
 
 
