@@ -3,8 +3,8 @@
 """Clients of the reverse directory.
 
 ``RdirClient`` finds the rdir in charge of a volume in the directory, and remembers it for a minute, or until a
-network error. ``BatchingRdirClient`` sends in one request what concurrent threads (or green threads) push and delete
-at the same time: a lone caller waits for nobody, and the more callers wait the larger the requests become.
+network error. ``BatchingRdirClient`` sends in one request what concurrent threads (or green threads) push and
+delete at the same time: a lone caller waits for nobody, and the more callers wait the larger the requests become.
 """
 
 from __future__ import annotations
