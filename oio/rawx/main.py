@@ -31,7 +31,8 @@ from oio.rawx.server import Rawx, store_options
 from oio.rawx.store import Volume
 
 STOP_GRACE_S = 10.0
-EVENTS_DRAIN_S = 5.0
+# What the queue does not take in this time stays in the journal, for the next start.
+EVENTS_DRAIN_S = 1.0
 # In the volume. No chunk is there: names of hashed directories are hexadecimal.
 JOURNAL_DIRECTORY = ".events"
 # The kernel may hand a signal to a thread other than the main one (it does when a debugger holds the

@@ -169,6 +169,18 @@ def test_a_rawx_that_stops_hands_its_events_over(queue, start_rawx):
     queue.take_until(told(range(20)), timeout_s=3.0)
 
 
+def test_a_rawx_stops_soon_though_its_queue_is_down(queue, start_rawx):
+    options = f"events on\nevent_queue {queue.url}\n"
+    service = start_rawx(options=options)
+    write_and_delete(service, range(9))
+    begin = time.monotonic()
+    assert service.terminate() == 0
+    assert time.monotonic() - begin < 8.0
+    queue.start()
+    start_rawx(volume=service.volume, options=options)
+    queue.take_until(told(range(9)))
+
+
 def test_chunks_whose_events_a_power_cut_took_are_told_again(queue, start_rawx):
     """The files of the journal were never synced."""
     options = f"events on\nevent_queue {queue.url}\n"
@@ -182,6 +194,41 @@ def test_chunks_whose_events_a_power_cut_took_are_told_again(queue, start_rawx):
     start_rawx(volume=service.volume, options=options)
     events = queue.take_until(told(range(0, 9, 2)))
     assert {event["event"] for event in events} == {"storage.chunk.new"}
+
+
+@pytest.fixture
+def two_queues(tmp_path):
+    """Two beanstalkd that share the events."""
+    if shutil.which("beanstalkd") is None:
+        pytest.skip("beanstalkd is not installed")
+    servers = [QueueServer("beanstalk", tmp_path / f"queue-{number}") for number in range(2)]
+    for server in servers:
+        server.start()
+    yield servers
+    for server in servers:
+        server.stop()
+
+
+def test_the_events_of_a_chunk_stay_together_and_one_queue_stands_in_for_the_other(two_queues, start_rawx):
+    first, second = two_queues
+    service = start_rawx(options=f"events on\nevent_queue {first.url};{second.url}\n")
+    write_and_delete(service, range(1, 30, 2))
+    taken = [[], []]
+
+    def all_seen():
+        for server, events in zip(two_queues, taken, strict=True):
+            with open_source(server.url) as source:
+                while job := source.reserve(0.2):
+                    events.append(json.loads(job.body))
+                    source.delete(job)
+        return sum(map(len, taken)) == 30
+
+    eventually(all_seen, what="all events, in either queue")
+    chunks = [{event["data"]["chunk_id"] for event in events} for events in taken]
+    assert chunks[0] and chunks[1] and not chunks[0] & chunks[1]
+    first.send(signal.SIGKILL)
+    write_and_delete(service, range(31, 60, 2))
+    second.take_until(told(range(31, 60, 2)))
 
 
 # -- container servers -------------------------------------------------------------------------
