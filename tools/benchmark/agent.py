@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from oio.common.redis_server import find_redis_server
-from oio.event.queue import open_queue
+from oio.event.queue import open_queue, producer_url
 from oio.http.client import HttpClientError, HttpPool
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--events", type=int, default=20000, help="events in the queue (%(default)s)")
     parser.add_argument("--concurrency", type=int, default=10, help="green threads (%(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
+    parser.add_argument("--queue", choices=["redis", "beanstalk", "spool"], default="redis")
     parser.add_argument("--only", choices=["state", "new", "deleted", "cleaned"], help="one kind of event")
     parser.add_argument("--stand-ins", action="store_true", help="neither real account service nor real rdir")
     parser.add_argument("--profile", metavar="FILE", help="have py-spy write a profile of the worker")
@@ -93,8 +94,12 @@ def _measure(options: argparse.Namespace, home: Path, processes: _Processes) -> 
         account = processes.account(f"{redis[0]}:{redis[1]}")
         rdir = processes.rdir()
     stand_in = processes.stand_in(account, rdir)
-    url = f"redis://{redis[0]}:{redis[1]}/0"
-    with open_queue(url) as queue:
+    url = {
+        "redis": lambda: f"redis://{redis[0]}:{redis[1]}/0",
+        "beanstalk": lambda: f"beanstalk://{processes.beanstalkd()}",
+        "spool": lambda: f"spool://{home}/spool",
+    }[options.queue]()
+    with open_queue(producer_url(url, "bench", "1")) as queue:
         events = list(_events(options.events, options.only))
         for start in range(0, len(events), 500):
             queue.put_many([json.dumps(event).encode() for event in events[start : start + 500]])
@@ -121,17 +126,14 @@ def _measure(options: argparse.Namespace, home: Path, processes: _Processes) -> 
             break
         time.sleep(POLL_S)
     seconds, used_s = max(end_s - begin_s, 1e-9), max(_cpu_s(worker) - cpu_s, 1e-9)
-    kind = options.only or "mix"
-    print(
-        f"{kind}: {options.concurrency} green threads, {options.workers} worker(s): {done} events, "
-        f"{(done - first) / seconds:.0f} events/s"
-        + (
+    run = f"{options.queue}, {options.only or 'mix'}, {options.workers} × {options.concurrency} green threads"
+    line = f"{run}: {done} events, {(done - first) / seconds:.0f} events/s"
+    if options.workers == 1:
+        line += (
             f", {(done - first) / used_s:.0f} events per second of processor time of the worker "
             f"({100 * used_s / seconds:.0f} % of a processor)"
-            if options.workers == 1
-            else ""
         )
-    )
+    print(line)
     for outcome in ("retry", "buried", "unanswered"):
         number = _sum(text, "event_agent_events_total", f'outcome="{outcome}"')
         if number:
@@ -207,6 +209,12 @@ class _Processes:
         port = _free_port()
         self.spawn([program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._home)])
         return "127.0.0.1", _answering(port)
+
+    def beanstalkd(self) -> str:
+        """A beanstalkd that keeps nothing."""
+        port = _free_port()
+        self.spawn(["beanstalkd", "-l", "127.0.0.1", "-p", str(port)])
+        return f"127.0.0.1:{_answering(port)}"
 
     def account(self, redis: str) -> str:
         """The account service."""
