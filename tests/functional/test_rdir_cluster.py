@@ -11,7 +11,8 @@ import time
 import pytest
 from support import ACCOUNT, ROOT, eventually
 
-from oio.common.exceptions import NotFound, VolumeException
+from oio.common.exceptions import ClientException, NotFound, VolumeException
+from oio.common.status import POLICY_NOT_SATISFIABLE
 from oio.directory.indexer import Meta2IndexingWorker
 from oio.rdir.client import RdirClient
 from oio.rdir.dispatcher import RdirDispatcher, volume_id_of
@@ -104,6 +105,20 @@ def test_every_volume_has_an_rdir(dispatcher):
         assert {volume_id_of(s): s["rdir"]["addr"] for s in again} == {
             volume_id_of(s): s["rdir"]["addr"] for s in services
         }
+
+
+def test_assigning_again_and_distances(dispatcher, rdir):
+    services, rdirs = dispatcher.get_assignments("rawx")
+    volume = volume_id_of(services[0])
+    (service,) = dispatcher.assign_services("rawx", service_id=volume, reassign=True, min_dist=1)
+    assert service["rdir"]["addr"] in {known["addr"] for known in rdirs}
+    assert rdir._get_rdir_addr(volume) == service["rdir"]["addr"]
+    assert rdir.admin_show(volume) == {}
+    # All the services are on one host.
+    with pytest.raises(ClientException) as raised:
+        dispatcher.assign_services("rawx", service_id=volume, reassign=True, min_dist=3, dry_run=True)
+    assert raised.value.status == POLICY_NOT_SATISFIABLE
+    dispatcher.assign_services("rawx", service_id=volume, reassign=True, dry_run=True)
 
 
 def test_a_volume_without_rdir(rdir):
