@@ -40,7 +40,8 @@ class _Direct:
 
     address = ""
 
-    def _get_rdir_addr(self, _volume: str, **_kwargs: Any) -> str:
+    def _get_rdir_addr(self, volume_id: str, reqid: str | None = None, **kwargs: Any) -> str:
+        del volume_id, reqid, kwargs
         return self.address
 
 
