@@ -157,7 +157,12 @@ class EventAgent:
     def _start_missing(self) -> None:
         for index in range(self._settings.workers):
             if index not in self._children:
-                self._children[index] = self._start(index)
+                try:
+                    self._children[index] = self._start(index)
+                except OSError as exc:
+                    # No memory or no process left: perhaps there is in a second.
+                    self._logger.error("worker %d cannot be started: %s", index, exc)
+                    return
                 if self._settings.workers > 1:
                     time.sleep(random.uniform(0, START_PAUSE_MAX_S))
 
@@ -173,7 +178,14 @@ class EventAgent:
             *(word for job_id in self._suspects.guilty() for word in ("--guilty", job_id)),
         ]  # fmt: skip
         with theirs:
-            process = subprocess.Popen(command, pass_fds=[theirs.fileno(), running_fd], env=_environment())
+            try:
+                process = subprocess.Popen(
+                    command, pass_fds=[theirs.fileno(), running_fd], env=_environment()
+                )
+            except OSError:
+                ours.close()
+                os.close(running_fd)
+                raise
         return _Child(process, ours, running_fd)
 
     def _take_reports(self) -> None:

@@ -198,7 +198,8 @@ class Pipelines:
                 step = factory(global_conf, **options)(app)
             except ConfigurationException as exc:
                 raise ConfigurationException(f"{self._where}: [filter:{name}] {exc}") from exc
-            except (ValueError, TypeError, KeyError, AttributeError) as exc:
+            except Exception as exc:
+                # Code of third parties: whatever it raises, the agent cannot begin without it.
                 logger.debug("%s: [filter:%s]", self._where, name, exc_info=True)
                 raise ConfigurationException(
                     f"{self._where}: [filter:{name}] {type(exc).__name__}: {exc}"
@@ -295,8 +296,11 @@ def load_factory(use: str, group: str, where: str) -> Callable[..., Any]:
         if egg == OWN_EGG:
             # A source tree that is not installed has no entry points.
             return _callable(_own(group, name), use, where)
-    except (ImportError, AttributeError) as exc:
-        raise ConfigurationException(f"{where}: cannot load use={use!r}: {exc}") from exc
+    except ConfigurationException:
+        raise
+    except Exception as exc:
+        # Importing a module of a third party may raise anything.
+        raise ConfigurationException(f"{where}: cannot load use={use!r}: {type(exc).__name__}: {exc}") from exc
     known = sorted(point.name for point in _points_of(egg, group))
     raise ConfigurationException(
         f"{where}: use={use!r}: "

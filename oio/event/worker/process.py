@@ -252,6 +252,11 @@ class _Process:
         except (OioException, ValueError, OSError) as exc:
             self._report(Report(error=str(exc)))
             return EXIT_CANNOT_START
+        except Exception as exc:
+            # A defect must not make the parent start workers for ever.
+            logging.getLogger("oio.event.agent").exception("the worker cannot begin")
+            self._report(Report(error=f"a worker cannot begin: {type(exc).__name__}: {exc}"))
+            return EXIT_CANNOT_START
         with contextlib.suppress(OSError):  # forbidden in some containers
             os.nice(NICENESS)
         service.install_verbosity_signals()

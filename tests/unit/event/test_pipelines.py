@@ -55,9 +55,14 @@ def points(monkeypatch):
         point("nothing", f"{__name__}:NOT_THERE"),
         point("five", f"{__name__}:FIVE"),
         point("broken", "no_such_module:x"),
+        point("raising", f"{__name__}:raising_factory"),
     ]
     real = pipelines_module.entry_points
     monkeypatch.setattr(pipelines_module, "entry_points", lambda group: [*real(group=group), *found])
+
+
+def raising_factory(global_conf, **local_conf):
+    raise RuntimeError("no shop")
 
 
 FIVE = 5
@@ -159,6 +164,7 @@ def test_options(load, caplog):
         ("[filter:x]\nuse = egg:a#b\n[filter: x]\nuse = egg:a#b\n", "several"),
         ("[handler:a]\npipeline = x\n[filter:x]\nuse = egg:oio#content_cleaner\ntimeout = soon\n", "timeout"),
         ("[handler:a]\npipeline = x\n[filter:x]\nuse = egg:oio#notify\n", "queue_url"),
+        ("[handler:a]\npipeline = x\n[filter:x]\nuse = egg:my.shop.filters#raising\n", "RuntimeError: no shop"),
     ],
 )
 def test_mistakes(load, text, reason):
