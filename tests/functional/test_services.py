@@ -171,8 +171,9 @@ def test_usage(program):
     assert done.stdout == f"{'oio-conscience' if program == 'oio-daemon' else program} {__version__}\n"
     for words in (["--no-such-option"], []):
         done = run(program, *words)
-        # contract: parse_options, which the conscience agent uses, leaves with 1 when the path is missing
-        assert done.returncode == (1 if program == "oio-conscience-agent" and not words else 2)
+        # contract: both agents leave with 1 when the path is missing
+        missing = program == "oio-event-agent" or (program == "oio-conscience-agent" and not words)
+        assert done.returncode == (1 if missing else 2)
         assert "usage: " in (done.stdout + done.stderr).lower()
         assert "Traceback" not in done.stderr
 
