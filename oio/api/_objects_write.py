@@ -158,10 +158,12 @@ class ObjectWriteMethods(ApiCore):
         hash_in_place: str | None = None,
         **kwargs: Any,
     ) -> ObjectCreated:
-        if append:
-            policy = self._policy_in_place(account, container, obj_name, kwargs) or policy
+        in_place = self._object_in_place(account, container, obj_name, kwargs) if append else None
+        if in_place:
+            # All the chunks of an object must follow one chunk method.
+            policy = in_place.get("policy") or policy
         meta, handler, preparer = self._object_prepare(
-            account, container, obj_name, source, sysmeta, policy=policy, **kwargs
+            account, container, obj_name, source, sysmeta, policy=policy, in_place=in_place, **kwargs
         )
         if properties:
             meta["properties"].update(properties)
@@ -229,10 +231,10 @@ class ObjectWriteMethods(ApiCore):
             return False
         return bool(meta.get("id", "").upper() == content_id.upper())
 
-    def _policy_in_place(
+    def _object_in_place(
         self, account: str, container: str, obj_name: str, kwargs: Mapping[str, Any]
-    ) -> str | None:
-        """Policy of the object to append to: all its chunks must follow one chunk method."""
+    ) -> dict[str, Any] | None:
+        """Metadata of the object to append to, ``None`` when there is none."""
         kwargs = {**kwargs, "cache": None}
         kwargs.pop("version", None)
         kwargs.pop("content_id", None)
@@ -240,7 +242,7 @@ class ObjectWriteMethods(ApiCore):
             meta = self.container.content_get_properties(account, container, obj_name, **kwargs)
         except NotFound:
             return None
-        return None if meta.get("deleted") == "True" else meta.get("policy")
+        return None if meta.get("deleted") == "True" else meta
 
     def _object_prepare(
         self,
@@ -250,9 +252,14 @@ class ObjectWriteMethods(ApiCore):
         source: Any,
         sysmeta: Mapping[str, Any],
         policy: str | None = None,
+        in_place: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> tuple[dict[str, Any], Any, Any]:
-        """Ask where to write. :returns: metadata of the object, its write handler, the preparer."""
+        """Ask where to write. :returns: metadata of the object, its write handler, the preparer.
+
+        With ``in_place``, the chunks are for that object: they tell its id and its version. They are prepared as
+        another version all the same: chunk ids follow from it, and those of the object are taken.
+        """
         preparer = MetachunkPreparer(self.container, account, container, obj_name, policy=policy, **kwargs)
         meta: dict[str, Any] = preparer.obj_meta
         meta.update(sysmeta)
@@ -266,6 +273,10 @@ class ObjectWriteMethods(ApiCore):
             account, container = self._names_of(cid, kwargs)
         meta["full_path"] = encode_fullpath(account, container, obj_name, meta["version"], meta["id"])
         meta["oio_version"] = meta.get("oio_version") or OIO_VERSION
+        told = meta
+        if in_place:
+            told = {**meta, "id": in_place["id"], "version": in_place["version"]}
+            told["full_path"] = encode_fullpath(account, container, obj_name, told["version"], told["id"])
         method = preparer.stg_method
         handler_class: Any
         if method.ec:
@@ -277,7 +288,7 @@ class ObjectWriteMethods(ApiCore):
         kwargs.setdefault(
             "spare_provider", self._make_spare_provider(account, container, obj_name, meta, preparer, kwargs)
         )
-        return meta, handler_class(source, meta, preparer, method, **kwargs), preparer
+        return meta, handler_class(source, told, preparer, method, **kwargs), preparer
 
     def _make_spare_provider(
         self,

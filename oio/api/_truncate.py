@@ -78,7 +78,6 @@ class TruncateMethods(ObjectWriteMethods):
         method = STORAGE_METHODS.load(meta["chunk_method"])
         reading = {**kwargs, "headers": {REQID_HEADER: kwargs["reqid"]}}
         kept = GeneratorIO(open_stream(groups, [(first, size - 1)], method, **reading))
-        # Prepared as another version: chunk ids follow from it, and those of this one are taken.
         written, handler, preparer = self._object_prepare(
             account,
             container,
@@ -86,17 +85,12 @@ class TruncateMethods(ObjectWriteMethods):
             kept,
             {"mime_type": meta.get("mime_type")},
             policy=meta["policy"],
+            in_place=meta,
             content_id=meta["id"],
             meta_pos=position,
             **kwargs,
         )
         cid = written["container_id"]
-        names = written["full_path"].split("/")
-        handler.sysmeta = {
-            **written,
-            "version": meta["version"],
-            "full_path": "/".join([*names[:3], str(meta["version"]), meta["id"]]),
-        }
         upload_kwargs = {name: value for name, value in kwargs.items() if name != "cid"}
         chunks, length, checksum = self._object_upload(handler, preparer, cid, **upload_kwargs)
         set_deadline_from_read_timeout(kwargs, force=True)

@@ -164,6 +164,19 @@ def test_appending(api, container):
     assert read(api, container, "new") == b"n"
 
 
+@pytest.mark.parametrize("policy", ["SINGLE", "THREECOPIES", "EC21"])
+def test_appended_chunks_tell_the_object_that_they_are_part_of(api, container, policy):
+    data = bytes(range(256)) * (3 * CHUNK_SIZE // 256)
+    for _ in range(3):
+        api.object_create(ACCOUNT, container, data=data, obj_name="o", append=True, policy=policy)
+    meta, chunks = api.object_locate(ACCOUNT, container, "o")
+    assert len(chunks) >= 9
+    for chunk in chunks:
+        told = api.blob_client.chunk_head(chunk["real_url"])
+        assert (told["content_id"], told["content_version"]) == (meta["id"], meta["version"])
+    assert read(api, container, "o") == data * 3
+
+
 # --- versions ---
 
 
