@@ -364,3 +364,20 @@ def test_a_queue_that_is_down_costs_no_writes(tmp_path: Path, event_queue: FakeQ
     event_queue.down = False
     wait_until(lambda: not outbox_files(bench))
     bench.repository.close()
+
+
+def test_states_wait_for_others_as_long_as_told(tmp_path: Path, event_queue: FakeQueue) -> None:
+    """All the changes of this time make one state, which tells the last counters."""
+    bench = Meta2Bench(str(tmp_path), event_queue)
+    bench.create()
+    event_queue.wait_for(lambda: "container.state" in event_queue.kinds())
+    bench.repository.outbox._delay_s = 0.3
+    wait_until(lambda: not outbox_files(bench))
+    event_queue.events.clear()
+    for number in range(10):
+        bench.put(f"o{number}", size=1)
+    event_queue.wait_for(lambda: "container.state" in event_queue.kinds())
+    wait_until(lambda: not outbox_files(bench))
+    states = [e["data"]["object-count"] for e in event_queue.events if e["event"] == "storage.container.state"]
+    assert states[-1] == 10 and len(states) < 10
+    bench.repository.close()
