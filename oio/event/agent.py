@@ -25,7 +25,6 @@ import subprocess
 import sys
 import threading
 import time
-from typing import NoReturn
 
 import msgspec
 
@@ -293,17 +292,16 @@ def _complain(message: str, code: int) -> int:
     return code
 
 
-def _fail(message: str) -> NoReturn:
-    raise SystemExit(_complain(message, EXIT_BAD_CONFIGURATION))
-
-
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``oio-event-agent CONFIG [-v]``."""
     parser = service.command_line(PROGRAM, "Consumes events")
     parser.add_argument("-v", "--verbose", action="store_true", help="debug logs")
-    parser.add_argument("config", help="INI file with a section [event-agent]")
-    parser.error = lambda message: _fail(f"{message}\n{parser.format_usage().rstrip()}")  # type: ignore[method-assign, assignment]
+    parser.add_argument("config", nargs="?", help="INI file with a section [event-agent]")
     args = parser.parse_args(argv)
+    if args.config is None:
+        # Contract: not the 2 of other mistakes of the command line.
+        parser.print_usage(sys.stderr)
+        return _complain("CONFIG is missing", EXIT_BAD_CONFIGURATION)
     try:
         settings = load_agent_settings(args.config)
         logger = setup_logs(settings, args.verbose)

@@ -172,7 +172,7 @@ def test_usage(program):
     for words in (["--no-such-option"], []):
         done = run(program, *words)
         # contract: both agents leave with 1 when the path is missing
-        missing = program == "oio-event-agent" or (program == "oio-conscience-agent" and not words)
+        missing = program in ("oio-conscience-agent", "oio-event-agent") and not words
         assert done.returncode == (1 if missing else 2)
         assert "usage: " in (done.stdout + done.stderr).lower()
         assert "Traceback" not in done.stderr

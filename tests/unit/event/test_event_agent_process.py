@@ -218,9 +218,12 @@ def test_an_event_that_kills_its_workers_is_buried_at_last(make, server):
 @one
 def test_exit_codes(make, server, tmp_path):
     agent = make(start=False)
-    for arguments in ([], [str(tmp_path / "missing")], ["--unknown", "x"], ["a", "b"]):
-        done = agent.run(*arguments) if arguments else agent.run("")
-        assert done.returncode == 1 and "oio-event-agent" in done.stderr
+    done = agent.run("-v")
+    assert done.returncode == 1 and "usage: oio-event-agent" in done.stderr
+    for arguments in (["--unknown", "x"], ["a", "b"]):
+        assert agent.run(*arguments).returncode == 2
+    done = agent.run(str(tmp_path / "missing"))
+    assert done.returncode == 1 and "oio-event-agent" in done.stderr
     other = tmp_path / "other.conf"
     other.write_text("[other]\n")
     done = agent.run(str(other))
