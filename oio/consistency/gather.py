@@ -37,6 +37,9 @@ _CHUNK_NAME = re.compile(r"[0-9A-F]{24,64}\Z")
 # Counters that a container keeps, in the order of the facts.
 _COUNTERS = ("sys.m2.objects", "sys.m2.usage", "sys.m2.objects.damaged", "sys.m2.chunks.missing")
 
+# Chunk method of objects whose data is gone.
+DRAINED = "drained"
+
 Progress = Callable[[str, int], None]
 
 
@@ -179,6 +182,8 @@ class Gatherer:
 
     def _chunks(self, located: tuple[str, dict[str, Any]]) -> list[tuple[Any, ...]]:
         cid, item = located
+        if item["chunk_method"] == DRAINED:
+            return []
         name, version = item["name"], item["version"]
         try:
             _meta, chunks = self._api.container.content_locate(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from oio import __version__
 from oio.common.configuration import load_namespace_conf
 from oio.common.exceptions import OioException
 from oio.consistency.facts import Facts
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit code: 0 all agree, 1 contradictions, 2 something could not be read.",
     )
     add = parser.add_argument
+    add("--version", action="version", version=f"%(prog)s {__version__}")
     add("namespace", help="name of the namespace")
     add("--proxy", metavar="HOST:PORT", help="address of a proxy (that of the namespace configuration)")
     add("--passes", type=_at_least(int, 1), default=PASSES_DEFAULT, metavar="N",

@@ -75,6 +75,7 @@ def test_a_cluster_at_work_comes_to_agree(api, check):
     for number in range(0, 60, 3):
         api.object_delete(ACCOUNT, f"work-{number % 4}", f"o{number}")
     api.object_create(ACCOUNT, "work-1", obj_name="o1", data=b"again", policy="THREECOPIES")
+    api.object_drain(ACCOUNT, "work-2", "o2")
     api.container_flush(ACCOUNT, "work-3")
     api.container_delete(ACCOUNT, "work-3")
     eventually(lambda: check() == set(), what="agreement")
