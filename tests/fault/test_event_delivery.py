@@ -3,11 +3,13 @@
 
 """Events of single services and a real queue, which is frozen, killed, and comes back; the services too."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 
 import pytest
@@ -137,6 +139,31 @@ def test_a_rawx_killed_after_its_answer_tells_all_later(queue, start_rawx):
     queue.start()
     start_rawx(volume=service.volume, options=options)
     queue.take_until(told(range(done)))
+
+
+def test_a_rawx_killed_under_load_tells_all_that_it_acknowledged(queue, start_rawx):
+    """Several clients, a queue that works: events are anywhere on their way when the process dies."""
+    queue.start()
+    options = f"events on\nevent_queue {queue.url}\n"
+    service = start_rawx(options=options)
+    acknowledged = []
+
+    def work(worker):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            for number in range(worker, 2000, 4):
+                write_and_delete(service, [number])
+                acknowledged.append(number)
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(acknowledged) >= 120, what="some answers")
+    os.kill(service.pid, signal.SIGKILL)
+    service.popen.wait()
+    for thread in threads:
+        thread.join()
+    start_rawx(volume=service.volume, options=options)
+    queue.take_until(told(acknowledged))
 
 
 def test_a_rawx_does_not_wait_for_a_frozen_queue(queue, start_rawx):
