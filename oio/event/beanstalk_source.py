@@ -80,6 +80,7 @@ class BeanstalkSource(EventSource):
         deadline = time.monotonic() + timeout_s
         with self._errors(), connection.using():
             while True:
+                fresh = connection.idle
                 reply = connection.next_job(deadline)
                 if reply is None:
                     return None
@@ -88,6 +89,8 @@ class BeanstalkSource(EventSource):
                     return Job(reply.args[0], reply.body, connection)
                 if reply.word not in ("TIMED_OUT", "DEADLINE_SOON"):
                     raise ResponseError("reserve", reply.word, reply.args)
+                if not fresh:
+                    continue  # what was true when the former job was deleted
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     return None
@@ -223,6 +226,11 @@ class _Connection:
         # Its answer, read by a command that came after it.
         self._ahead: Reply | None = None
 
+    @property
+    def idle(self) -> bool:
+        """No reservation is under way, or answered and not looked at."""
+        return not self._reserving and self._ahead is None
+
     @contextlib.contextmanager
     def using(self) -> Any:
         """Exclusive use. A failure in an exchange, also the death of a green thread, ends the connection."""
@@ -244,7 +252,7 @@ class _Connection:
 
     def ask(self, command: str, ahead: bool = False) -> Reply:
         """Send a command and return its reply; with ``ahead``, begin to reserve a job behind it."""
-        ahead = ahead and not self._reserving and self._ahead is None
+        ahead = ahead and self.idle
         behind = "reserve-with-timeout 0\r\n" if ahead else ""
         self._wire.send(f"{command}\r\n{behind}".encode())
         if self._reserving:

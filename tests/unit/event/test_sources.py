@@ -43,7 +43,7 @@ def source(url, tube):
         yield source
 
 
-def eventually(source, timeout_s=4.0):
+def eventually(source, timeout_s=10.0):
     job = source.reserve(timeout_s)
     assert job is not None
     return job
@@ -51,7 +51,8 @@ def eventually(source, timeout_s=4.0):
 
 def drain(source):
     bodies = []
-    while job := source.reserve(0.3):
+    # A server is asked at once; spools are looked at from time to time.
+    while job := source.reserve(1.0 if source.url.startswith("spool") else 0):
         bodies.append(job.body)
         assert source.delete(job)
     return bodies
@@ -116,7 +117,7 @@ def test_a_delayed_job_waits(queue, source):
     assert source.stats() == TubeStats(delayed=1)
     assert eventually(source).body == b"later"
     # beanstalkd counts from the last whole second.
-    assert 0.9 <= time.monotonic() - began < 3.5
+    assert 0.9 <= time.monotonic() - began < 10
 
 
 def test_delayed_jobs_can_be_kicked(queue, source):
@@ -128,6 +129,14 @@ def test_delayed_jobs_can_be_kicked(queue, source):
     assert len(drain(source)) == 1
     assert source.kick(100) == 1
     assert len(drain(source)) == 1
+
+
+def test_what_is_put_later_is_seen_at_once(queue, source):
+    for n in range(20):
+        queue.put(b"%d" % n)
+        assert source.delete(eventually(source))
+        queue.put(b"more")
+        assert source.delete(eventually(source))
 
 
 def test_tubes_are_apart(url, queue, source, tube):
@@ -179,7 +188,7 @@ def test_closing_wakes_those_who_wait(source):
     for thread in threads:
         thread.join()
     assert ended == [True] * 3
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
 
 
 def test_many_threads_share_a_source(queue, source):
