@@ -48,6 +48,8 @@ _PROBE_PATHS = {
 }
 #: What an event agent tells while none of its workers consumes.
 _IDLE_AGENT = re.compile(rb"^event_agent_workers 0", re.MULTILINE)
+#: Types that nobody finds while their score is 0.
+_SCORED_TYPES = frozenset({"meta0", "meta1", "meta2", "rawx", "account", "rdir"})
 #: Types that ask others, and are asked nothing.
 _AGENT_TYPES = frozenset({"conscience-agent", "event-agent"})
 #: Name of a reference that is only asked for: "not found" is the answer that shows a meta1 serves.
@@ -165,7 +167,7 @@ class Readiness:
             elif one.tags.get("tag.lock") and one.score <= 0:
                 locked.append(ServiceDef(type=one.type, addr=one.addr))
                 missing[service.name] = "locked"
-            elif one.score <= 0 and one.type in ("meta0", "meta1", "meta2", "rawx"):
+            elif one.score <= 0 and one.type in _SCORED_TYPES:
                 up = one.tags.get("tag.up")
                 missing[service.name] = f"score {one.score}, up: {up}"
         if locked:
