@@ -64,24 +64,46 @@ class RedisProcess:
 
 
 class ReplicatedRedis:
-    """A master, a replica that follows it, and a Sentinel that watches them."""
+    """A master, a replica that follows it, and Sentinels that watch them.
 
-    def __init__(self, home):
-        self.servers = [RedisProcess(home / "one")]
-        self.servers.append(RedisProcess(home / "two", f"replicaof 127.0.0.1 {self.servers[0].port}"))
-        self.sentinel = RedisProcess(
-            home / "sentinel",
-            f"sentinel monitor {SET} 127.0.0.1 {self.servers[0].port} 1",
-            f"sentinel down-after-milliseconds {SET} 500",
-            f"sentinel failover-timeout {SET} 2000",
-            sentinel=True,
+    :param config: lines of the configuration of the two servers.
+    """
+
+    def __init__(self, home, *config, sentinels=1):
+        self.servers = [RedisProcess(home / "one", *config)]
+        self.servers.append(
+            RedisProcess(home / "two", f"replicaof 127.0.0.1 {self.servers[0].port}", *config)
         )
+        self.sentinels = [
+            RedisProcess(
+                home / f"sentinel-{number}",
+                f"sentinel monitor {SET} 127.0.0.1 {self.servers[0].port} {sentinels // 2 + 1}",
+                f"sentinel down-after-milliseconds {SET} 500",
+                f"sentinel failover-timeout {SET} 2000",
+                sentinel=True,
+            )
+            for number in range(sentinels)
+        ]
+        self.sentinel = self.sentinels[0]
         eventually(self.synchronous, what="replica in step")
+        eventually(self._acquainted, what="Sentinels that know each other")
 
     def synchronous(self):
         """Whether Sentinel sees a replica that follows the master."""
         seen = self.sentinel.client.sentinel_slaves(SET)
         return any(one["flags"] == "slave" and one["master-link-status"] == "ok" for one in seen)
+
+    def _acquainted(self):
+        others = len(self.sentinels) - 1
+        return all(len(one.client.sentinel_sentinels(SET)) == others for one in self.sentinels)
+
+    def in_step(self):
+        """Whether the Sentinels agree on a master, and the other server follows it."""
+        ports = {one.client.sentinel_get_master_addr_by_name(SET)[1] for one in self.sentinels}
+        if len(ports) > 1:
+            return False
+        state = self.master.client.info("replication")
+        return state["role"] == "master" and state.get("slave0", {}).get("state") == "online"
 
     @property
     def master(self):
@@ -94,5 +116,5 @@ class ReplicatedRedis:
         return next(server for server in self.servers if server is not master)
 
     def stop(self):
-        for server in (self.sentinel, *self.servers):
+        for server in (*self.sentinels, *self.servers):
             server.stop()

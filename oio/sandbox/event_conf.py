@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 
 from oio.sandbox.layout import Layout, Service
-from oio.sandbox.queues import redis_address
+from oio.sandbox.queues import redis_url
 
 #: Data base of Redis that holds the events; accounts are in the first one.
 _REDIS_BASE = 1
@@ -51,7 +51,7 @@ def queue_urls(layout: Layout) -> list[str]:
     beanstalkds = layout.of_type("beanstalkd")
     if beanstalkds:
         return [f"beanstalk://{service.addr}" for service in beanstalkds]
-    return [f"redis://{redis_address(layout)}/{_REDIS_BASE}"]
+    return [redis_url(layout, _REDIS_BASE)]
 
 
 def agent(layout: Layout, service: Service) -> str:

@@ -222,13 +222,8 @@ def watch_conf(service: Service) -> str:
 
 def account_conf(layout: Layout, service: Service) -> str:
     """Configuration of an account service."""
-    return (
-        "[account-server]\n"
-        f"bind_addr={service.host}\n"
-        f"bind_port={service.port}\n"
-        "workers=1\n"
-        f"redis_host={queues.redis_address(layout)}\n"
-    )
+    keys = {"bind_addr": service.host, "bind_port": service.port, "workers": 1, **queues.redis_keys(layout)}
+    return "[account-server]\n" + "".join(f"{key}={value}\n" for key, value in keys.items())
 
 
 def rdir_conf(layout: Layout, service: Service) -> str:

@@ -32,6 +32,7 @@ WEBHOOK_ENDPOINT = "http://127.0.0.1:9081"
 #: Services of which there may be none.
 _OPTIONAL = frozenset({"ecd", "beanstalkd", "redis", "rawx", "rdir"})
 _ADDRESS = re.compile(r"^[^\s:/]+:[0-9]{1,5}\Z")
+_SENTINELS = re.compile(r"^[^\s:/,]+:[0-9]{1,5}(,[^\s:/,]+:[0-9]{1,5})*/[^\s/,?]+\Z")
 _ENDPOINT = re.compile(r"^https?://[^\s]+\Z")
 _NAMESPACE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _POLICIES = ("SINGLE", "TWOCOPIES", "THREECOPIES", "17COPIES", "EC", "EC21", "ECX21")
@@ -62,7 +63,8 @@ class Options(msgspec.Struct, kw_only=True):
     account: int = 1
     #: Indexes of what the volumes hold.
     rdir: int = 1
-    #: ``host:port`` of a Redis that somebody else runs (used when ``redis`` is 0).
+    #: ``host:port`` of a Redis that somebody else runs (used when ``redis`` is 0); or
+    #: ``host:port,host:port/name``: Sentinels, and their name for it.
     redis_host: str = ""
     #: Processes of the proxy.
     proxy_workers: int = 2
@@ -110,8 +112,11 @@ class Options(msgspec.Struct, kw_only=True):
             low, high = 0 if type_ in _OPTIONAL else 1, 1 if type_ == "redis" else 200
             if not low <= count <= high:
                 raise SandboxError(f"Number of {type_} out of bounds ({low}..{high}): {count}")
-        if not self.redis and not _ADDRESS.match(self.redis_host):
-            raise SandboxError(f"Without redis, redis_host is its host:port, not {self.redis_host!r}")
+        if not self.redis and not (_ADDRESS.match(self.redis_host) or _SENTINELS.match(self.redis_host)):
+            raise SandboxError(
+                "Without redis, redis_host is its host:port, or host:port,host:port/name of Sentinels,"
+                f" not {self.redis_host!r}"
+            )
         if self.webhook_enabled and not _ENDPOINT.match(self.webhook_endpoint):
             raise SandboxError(f"Not the URL of a webhook: {self.webhook_endpoint!r}")
         if not 1 <= self.base_port <= 65000:

@@ -88,6 +88,24 @@ def probe(service: Service) -> str:
 
 
 def redis_address(layout: Layout) -> str:
-    """``host:port`` of the Redis that the cluster uses, its own or not."""
+    """``host:port`` of the Redis that the cluster uses, its own or not; or Sentinels and the name of their set."""
     own = layout.of_type("redis")
     return own[0].addr if own else layout.options.redis_host
+
+
+def redis_url(layout: Layout, base: int) -> str:
+    """URL of the events in a data base of this Redis."""
+    address = redis_address(layout)
+    if "/" not in address:
+        return f"redis://{address}/{base}"
+    # What only the master has dies with it.
+    durable = layout.options.durability == "durable"
+    return f"redis+sentinel://{address}/{base}" + ("?replicas=1" if durable else "")
+
+
+def redis_keys(layout: Layout) -> dict[str, str]:
+    """The same for the configuration of an account service."""
+    address, _, name = redis_address(layout).partition("/")
+    if not name:
+        return {"redis_host": address}
+    return {"redis_sentinel_hosts": address, "redis_sentinel_name": name}

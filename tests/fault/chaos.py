@@ -12,6 +12,7 @@ import contextlib
 import random
 import threading
 import time
+from functools import partial
 from typing import NamedTuple
 
 from support import ACCOUNT, eventually
@@ -189,14 +190,20 @@ class Actor:
 
 
 class Chaos:
-    """Actors at work while services die."""
+    """Actors at work while services die.
 
-    def __init__(self, broken, container, seed, actors=3):
+    :param victims: types of services of the cluster that die.
+    :param strikes: other misfortunes: each is given a source of randomness, does its damage, waits until what it
+        hit is back, and returns a word about it.
+    """
+
+    def __init__(self, broken, container, seed, actors=3, victims=VICTIMS, strikes=()):
         self._broken = broken
         self._container = container
         self._rng = random.Random(f"{seed}/kills")
         self._actors = [Actor(broken, container, seed, number) for number in range(actors)]
-        self._victims = [type_ for type_ in VICTIMS if broken.services(type_)]
+        self._strikes = [partial(self._kill, type_) for type_ in victims if broken.services(type_)]
+        self._strikes += strikes
         self.kills = []
 
     def run(self, kills):
@@ -206,16 +213,19 @@ class Chaos:
         try:
             for _ in range(kills):
                 self._progress(self._rng.randrange(1, 15))
-                victim = self._rng.choice(self._broken.services(self._rng.choice(self._victims)))
-                pid = self._broken.pids()[victim.name]
-                self._broken.kill(victim.name)
-                self.kills.append(victim.name)
-                self._broken.wait_restarted(victim.name, pid)
+                self.kills.append(self._rng.choice(self._strikes)(self._rng))
             self._broken.wait_ready()
             self._progress(5)
         finally:
             for actor in self._actors:
                 actor.end()
+
+    def _kill(self, type_, rng):
+        victim = rng.choice(self._broken.services(type_))
+        pid = self._broken.pids()[victim.name]
+        self._broken.kill(victim.name)
+        self._broken.wait_restarted(victim.name, pid)
+        return victim.name
 
     def _progress(self, more):
         target = self._done() + more

@@ -3,7 +3,7 @@
 
 """Random kills during a mixed workload: what was acknowledged is there, what was refused is not.
 
-Afterwards containers, accounts, reverse directory and chunk files agree: no event was lost, whichever queue it took.
+Afterwards containers, accounts, reverse directory and chunk files agree: no event was lost, in either queue.
 
 ``OIO_CHAOS_SEED`` and ``OIO_CHAOS_KILLS`` choose another run (``make chaos``).
 """

@@ -13,7 +13,7 @@ import yaml
 from support import eventually
 
 from oio.common.redis_server import find_redis_server
-from oio.sandbox import Options, Sandbox, SandboxError, layout, queues
+from oio.sandbox import Options, Sandbox, SandboxError, generate, layout, queues
 from oio.sandbox.options import from_map, merge
 from oio.sandbox.supervision import Supervision
 
@@ -74,11 +74,21 @@ def test_a_redis_of_somebody_else(home):
     assert merge(from_map({"redis": True}, "file")).redis == 1
 
 
+@pytest.mark.parametrize(("durability", "options"), [("durable", "?replicas=1"), ("relaxed", "")])
+def test_a_redis_behind_sentinels(home, durability, options):
+    found = compute(home, redis=0, redis_host="h:1,h:2/name", durability=durability)
+    assert queues.redis_url(found, 1) == f"redis+sentinel://h:1,h:2/name/1{options}"
+    conf = generate.account_conf(found, found.of_type("account")[0])
+    assert "redis_sentinel_hosts=h:1,h:2\nredis_sentinel_name=name\n" in conf and "redis_host" not in conf
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"redis": 0}, "redis_host"),
         ({"redis": 0, "redis_host": "there"}, "redis_host"),
+        ({"redis": 0, "redis_host": "h:1,h:2"}, "redis_host"),
+        ({"redis": 0, "redis_host": "h:1/"}, "redis_host"),
         ({"redis": 2}, "redis"),
         ({"beanstalkd": -1}, "beanstalkd"),
         ({"webhook_enabled": True, "webhook_endpoint": "there"}, "webhook"),
