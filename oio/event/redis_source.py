@@ -9,6 +9,11 @@ meanwhile: the number of round trips falls when the load grows, and no thread wa
 The read-ahead grows while it is emptied fast and shrinks, down to nothing, while consumers are slow: jobs are
 not kept from other processes by one that is busy. A job that nobody took for half of its time to run is checked
 before it is given out.
+
+Jobs come back before their time to run is over when it is known that nobody handles them: those of consumers whose
+process is dead, as the processes of the same host see it; and those that Redis counts as this consumer's, but that
+it does not have, because an answer was lost with the connection or with the server. Both are looked for at the
+first fetch, after each failure, and every few seconds.
 """
 
 from __future__ import annotations
@@ -19,9 +24,10 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+from oio.common import processes
 from oio.event.queue import DEFAULT_TUBE
 from oio.event.redis_tube import FETCH, GROUP, KICK, LEAVE, RECLAIM, SETTLE, RedisTube
 from oio.event.source import DEFAULT_TTR_S, EventSource, Job, SourceClosed, SourceError, TubeStats
@@ -36,7 +42,7 @@ READ_AHEAD_SHORT_S = 0.1
 READ_AHEAD_LONG_S = 1.0
 # Longest wait in one command; a job that was put with a delay meanwhile is late by that much at most.
 BLOCK_MAX_S = 1.0
-# Jobs of dead consumers are looked for at this fraction of the time to run, and at least once in so many seconds.
+# Jobs that nobody handles are looked for at this fraction of the time to run, at least once in so many seconds.
 RECLAIM_FRACTION = 8
 RECLAIM_PERIOD_MAX_S = 5.0
 RECLAIM_JOBS = 32
@@ -74,11 +80,14 @@ class RedisSource(EventSource):
         self._redis = RedisTube(url, tube)
         self._block_max_s = min(BLOCK_MAX_S, self._redis.timeout_s / 2)
         self._ttr_s = ttr_s
-        self._consumer = uuid.uuid4().hex
+        # Names its process, so that others see when it is dead.
+        self._consumer = "/".join(filter(None, (processes.mark(), uuid.uuid4().hex)))
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
         self._buffer: deque[Job] = deque()
         self._reserved: dict[str, Job] = {}
+        # Places of reserved jobs whose settlement failed: nobody handles them, unless it is tried again.
+        self._unsettled: set[str] = set()
         self._fetching = False
         self._closed = False
         self._read_ahead = READ_AHEAD_FIRST
@@ -174,6 +183,7 @@ class RedisSource(EventSource):
                     if self._buffer:
                         job = self._buffer.popleft()
                         self._reserved[job.token.place] = job
+                        self._unsettled.discard(job.token.place)
                         return job
                     if not self._fetching:
                         self._fetching = True
@@ -210,12 +220,8 @@ class RedisSource(EventSource):
                 self._grouped = True
             if time.monotonic() >= self._reclaim_s:
                 self._reclaim_s = time.monotonic() + min(RECLAIM_PERIOD_MAX_S, self._ttr_s / RECLAIM_FRACTION)
-                late = self._call(
-                    lambda: redis.run(
-                        RECLAIM, (redis.stream,), GROUP, self._consumer, int(self._ttr_s * 1000), RECLAIM_JOBS
-                    )
-                )
-                if jobs := _jobs(late):
+                if jobs := self._reclaim():
+                    self._reclaim_s = 0.0  # perhaps there are more
                     return jobs
             found = self._call(
                 lambda: redis.run(FETCH, (redis.stream, redis.delayed), GROUP, self._consumer, wanted)
@@ -230,6 +236,27 @@ class RedisSource(EventSource):
             if jobs := self._block(wait_s):
                 return jobs
         return []
+
+    def _reclaim(self) -> list[Job]:
+        """Take over jobs that nobody handles. Only the thread that fetches may: no other adds to what is held."""
+        redis = self._redis
+        dead = [name for name in self._call(redis.consumers) if processes.is_dead(name)]
+        with self._lock:
+            unsettled = set(self._unsettled)
+            held = self._reserved.keys() - unsettled | {job.token.place for job in self._buffer}
+        # What is settled meanwhile is not pending any more: the script passes over it.
+        found, gone = self._call(
+            lambda: redis.run(
+                RECLAIM, (redis.stream,), GROUP, self._consumer, int(self._ttr_s * 1000), RECLAIM_JOBS,
+                len(dead), *dead, *held,
+            )
+        )  # fmt: skip
+        with self._lock:
+            for place in {*unsettled & self._unsettled, *(place.decode() for place in gone)}:
+                # Others have it, or it was deleted: whoever settles it now is told that it is not his.
+                self._reserved.pop(place, None)
+                self._unsettled.discard(place)
+        return _jobs(found)
 
     def _block(self, wait_s: float) -> list[Job]:
         """Wait for a new entry in the stream. One only: the rest is fetched by script, which costs less."""
@@ -259,7 +286,8 @@ class RedisSource(EventSource):
         token: _Token = job.token
         with self._lock:
             if self._reserved.get(token.place) is not job:
-                return False  # settled before, or given back by close
+                return False  # settled before, given back by close, or somebody else's
+            self._unsettled.discard(token.place)
             batch = self._batch
             rank = len(batch.args) // 4
             batch.args += (operation, token.place, token.deliveries, delay_ms)
@@ -277,7 +305,8 @@ class RedisSource(EventSource):
             raise batch.error
         if operation != "touch" or not batch.results[rank]:
             with self._lock:
-                self._reserved.pop(token.place, None)
+                if self._reserved.get(token.place) is job:
+                    del self._reserved[token.place]
         return bool(batch.results[rank])
 
     def _send(self, batch: _Settlements) -> None:
@@ -297,6 +326,8 @@ class RedisSource(EventSource):
         finally:
             with self._lock:
                 batch.error = error if isinstance(error, Exception) else None
+                if error is not None:
+                    self._unsettled.update(self._failed(batch.args))
                 batch.done = True
                 self._settling = False
                 if self._batch is batch:  # interrupted before it left
@@ -306,6 +337,13 @@ class RedisSource(EventSource):
                 self._batch.settled.notify()
                 if self._closed:
                     self._arrived.notify_all()
+
+    def _failed(self, args: list[Any]) -> Iterator[str]:
+        """Places of the jobs that are not settled as they should be; with the lock."""
+        for operation, place, deliveries in zip(args[::4], args[1::4], args[2::4], strict=True):
+            job = self._reserved.get(place)
+            if operation != "touch" and job is not None and job.token.deliveries == deliveries:
+                yield place
 
     def _give_back(self, jobs: list[Job]) -> None:
         redis = self._redis
@@ -325,11 +363,13 @@ class RedisSource(EventSource):
         except (RedisError, OSError) as exc:
             if "NOGROUP" in str(exc):
                 self._grouped = False  # the server lost its data, or was never asked
+            # Perhaps the server did what was asked, and only the answer is lost.
+            self._reclaim_s = 0.0
             raise SourceError(f"{self._redis.shown}: {exc}") from exc
 
 
 def _jobs(flat: list[Any]) -> list[Job]:
-    """Decode the reply of FETCH and RECLAIM."""
+    """Decode what FETCH and RECLAIM give."""
     now_s = time.monotonic()
     return [
         Job(

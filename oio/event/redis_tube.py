@@ -86,23 +86,44 @@ end
 return out
 """
 
-# KEYS: stream. ARGV: group, consumer, ms without news, jobs at most. Same reply as FETCH.
+# KEYS: stream. ARGV: group, consumer, ms without news, jobs at most, number of dead consumers, their names, places
+# of the jobs that the consumer holds. Takes over what is pending for the consumer itself and not held, for the
+# dead, and for anybody without news. Gives jobs as FETCH does, and the places held that are not the consumer's.
 RECLAIM = _MOVE + """
-local out = {-1}
-for _, late in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[3], '-', '+', ARGV[4])) do
-  local claimed = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], late[1])
+local stream, group, own, most = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[4])
+local out, jobs = {-1}, 0
+local function take(pending, idle)
+  if jobs >= most then return end
+  local claimed = redis.call('XCLAIM', stream, group, own, idle, pending[1])
   if claimed[1] then
     local f = read(claimed[1][1], claimed[1][2])
     local o = #out
-    out[o + 1] = late[1]; out[o + 2] = f.i; out[o + 3] = f.n; out[o + 4] = late[4] + 1; out[o + 5] = f.b
+    out[o + 1] = pending[1]; out[o + 2] = f.i; out[o + 3] = f.n; out[o + 4] = pending[4] + 1; out[o + 5] = f.b
+    jobs = jobs + 1
   end
 end
-for _, other in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
-  if other[2] ~= ARGV[2] and other[4] == 0 and other[6] > 3600000 then
-    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], other[2])
+local dead, held, gone = {}, {}, {}
+for a = 6 + ARGV[5], #ARGV do held[ARGV[a]] = true end
+local mine = redis.call('XPENDING', stream, group, '-', '+', 10000, own)
+local rest = {}
+for _, pending in ipairs(mine) do
+  if held[pending[1]] then held[pending[1]] = nil else rest[#rest + 1] = pending end
+end
+if #mine < 10000 then for place in pairs(held) do gone[#gone + 1] = place end end
+for _, pending in ipairs(rest) do take(pending, 0) end
+for a = 6, 5 + ARGV[5] do
+  dead[ARGV[a]] = true
+  for _, pending in ipairs(redis.call('XPENDING', stream, group, '-', '+', most, ARGV[a])) do take(pending, 0) end
+end
+for _, pending in ipairs(redis.call('XPENDING', stream, group, 'IDLE', ARGV[3], '-', '+', most)) do
+  take(pending, ARGV[3])
+end
+for _, other in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+  if other[2] ~= own and other[4] == 0 and (dead[other[2]] or other[6] > 3600000) then
+    redis.call('XGROUP', 'DELCONSUMER', stream, group, other[2])
   end
 end
-return out
+return {out, gone}
 """
 
 # KEYS: stream, delayed, buried. ARGV: group, consumer, then for each job: operation, place, deliveries, delay ms
@@ -247,6 +268,10 @@ class RedisTube:
         except ResponseError as exc:
             if not str(exc).startswith("BUSYGROUP"):
                 raise
+
+    def consumers(self) -> list[str]:
+        """Names of the consumers of the group."""
+        return [one["name"].decode() for one in self.client.xinfo_consumers(self.stream, GROUP)]
 
     def counts(self) -> tuple[int, int, int, int]:
         """Jobs that are ready, reserved, delayed, buried."""

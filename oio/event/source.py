@@ -19,7 +19,7 @@ What a job goes through::
 Guarantees: an event that was put is delivered until it is deleted, at least once. A job is reserved by one
 consumer at a time until it is settled (deleted, released or buried) or its time to run (TTR) is over; then it is
 not its consumer's any more, and settling it changes nothing and returns False. A consumer that dies gives its jobs
-back, at once (beanstalk, spool) or when the TTR is over (redis).
+back: at once (beanstalk), when another one begins on this host (spool, redis), when the TTR is over at the latest.
 
 No order is promised: jobs are delivered about in the order in which they became ready.
 

@@ -110,7 +110,8 @@ def test_buried_events_are_exhumed(make, server, tmp_path):
 
 @every
 def test_a_killed_worker_loses_nothing(make, server):
-    agent = make(ttr_s=1)
+    """And what it had comes back at once: its time to run is two minutes."""
+    agent = make()
     agent.put({"n": 1, "do": "wait", "go": str(agent.go)}, *({"n": number} for number in range(2, 20)))
     eventually(lambda: len(agent.seen()) == 19)
     (worker,) = agent.children()
@@ -120,6 +121,24 @@ def test_a_killed_worker_loses_nothing(make, server):
     eventually(lambda: agent.metric("event_agent_restarts_total") == 1)
     (other,) = agent.children()
     assert other != worker
+    assert agent.stop() == 0
+    assert set(agent.seen()) == set(range(1, 20))
+
+
+@every
+def test_what_a_killed_agent_had_comes_back_to_the_next(make, server):
+    agent = make()
+    agent.put({"n": 1, "do": "wait", "go": str(agent.go)}, *({"n": number} for number in range(2, 20)))
+    eventually(lambda: len(agent.seen()) == 19)
+    # The parent cannot start workers any more, and the worker cannot give anything back.
+    (worker,) = agent.children()
+    agent.process.send_signal(signal.SIGSTOP)
+    os.kill(worker, signal.SIGKILL)
+    agent.process.kill()
+    agent.process.wait()
+    agent.go.touch()
+    agent.start()
+    eventually(lambda: Counter(agent.seen())[1] == 2, what="the event of the dead comes again")
     assert agent.stop() == 0
     assert set(agent.seen()) == set(range(1, 20))
 

@@ -11,9 +11,11 @@ import time
 
 import pytest
 from servers import BeanstalkdServer, RedisServer
+from support import eventually
 
+from oio.event import redis_source
 from oio.event.queue import EventsRefused, QueueError, QueueTimeout, open_queue
-from oio.event.source import SourceError, open_source
+from oio.event.source import SourceError, TubeStats, open_source
 
 SERVERS = {"redis": RedisServer, "beanstalk": BeanstalkdServer}
 
@@ -199,19 +201,94 @@ def test_touching_keeps_a_job(server):
             assert source.delete(job)
 
 
-def test_the_jobs_of_a_killed_consumer_come_back(server):
+def test_the_jobs_of_a_killed_consumer_come_back_at_once(server):
+    """Long before their time to run, two minutes, is over."""
     code = f"""
         import os, signal, sys
         from oio.event.source import open_source
-        source = open_source({server.url!r}, ttr_s=1.0)
+        source = open_source({server.url!r})
         jobs = [source.reserve(2) for _ in range(3)]
         os.kill(os.getpid(), signal.SIGKILL)
     """
     with open_queue(server.url) as queue:
-        queue.put_many([b"%d" % n for n in range(30)])
+        queue.put_many([b"%d" % n for n in range(300)])
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False, timeout=20)
-    with open_source(server.url, ttr_s=1.0) as source:
-        assert sorted(drain(source, 2.0)) == sorted(b"%d" % n for n in range(30))
+    with open_source(server.url) as source:
+        assert sorted(drain(source)) == sorted(b"%d" % n for n in range(300))
+        assert source.stats() == TubeStats()
+
+
+def test_those_who_consume_notice_the_death_of_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(redis_source, "RECLAIM_PERIOD_MAX_S", 0.3)
+    code = """
+        import sys
+        from oio.event.source import open_source
+        source = open_source(sys.argv[1])
+        print(source.reserve(20).body.decode(), flush=True)
+        sys.stdin.read()
+    """
+    with make("redis", tmp_path) as server, open_queue(server.url) as queue, open_source(server.url) as source:
+        assert source.reserve(0) is None
+        with subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code), server.url],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        ) as other:  # fmt: skip
+            queue.put(b"precious")
+            assert other.stdout.readline() == "precious\n"
+            # A process that lives is left alone.
+            assert source.reserve(1) is None
+            other.kill()
+        assert source.reserve(20).body == b"precious"
+
+
+def test_jobs_whose_delivery_was_lost_come_back_at_once(tmp_path):
+    """The server does what it was asked when the consumer has given up waiting for the answer."""
+    with make("redis", tmp_path) as server, open_queue(server.url) as queue:
+        with open_source(server.url + "?timeout_s=0.5") as source:
+            assert source.reserve(0) is None
+            queue.put_many([b"%d" % n for n in range(5)])
+            server.freeze()
+            with pytest.raises(SourceError):
+                source.reserve(0)
+            server.thaw()
+            with open_source(server.url) as observer:
+                assert observer.stats().reserved > 0
+            assert drain(source) == [b"%d" % n for n in range(5)]
+            assert source.stats() == TubeStats()
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_job_whose_deletion_was_lost_comes_back_at_once(tmp_path, again):
+    """Unless it is deleted again before anything else is asked for."""
+    with make("redis", tmp_path) as server, open_queue(server.url) as queue, open_source(server.url) as source:
+        queue.put_many([b"first", b"second", b"third"])
+        job, kept, _ = [source.reserve(1) for _ in range(3)]
+        server.kill()
+        with pytest.raises(SourceError):
+            source.delete(job)
+        with pytest.raises(SourceError):
+            source.touch(kept)
+        server.start()
+        if again:
+            assert source.delete(job)
+        else:
+            late = source.reserve(0)
+            assert (late.body, source.attempts(late)) == (b"first", 2)
+            assert not source.delete(job)
+            assert source.delete(late)
+        assert source.reserve(0) is None
+        assert source.delete(kept)
+        assert source.stats() == TubeStats(reserved=1)
+
+
+def test_jobs_that_others_took_are_forgotten(tmp_path):
+    with make("redis", tmp_path) as server, open_queue(server.url) as queue:
+        with open_source(server.url, ttr_s=0.5) as source, open_source(server.url, ttr_s=0.5) as other:
+            queue.put(b"unanswered")
+            job = source.reserve(1)
+            assert other.reserve(5).body == job.body
+            eventually(lambda: source.reserve(0) is None and not source._reserved)
+            assert not source.delete(job)
 
 
 GREEN = """
