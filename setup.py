@@ -17,7 +17,6 @@ INSTALL_REQUIRES = [
     "cliff>=4.7,<5",
     "eventlet>=0.36,<1",
     "greenlet>=3.0,<4",
-    "greenstalk>=2.0,<3",
     "lmdb>=1.4,<4",
     "msgspec>=0.19,<1",
     "prometheus_client>=0.20,<1",
@@ -34,6 +33,7 @@ EXTRAS_REQUIRE = {
     "urllib3": ["urllib3>=2.0,<3"],
     "wsgi": ["gunicorn>=23,<28", "werkzeug>=3.0,<4"],
     "test": [
+        "greenstalk>=2.0,<3",
         "gunicorn>=23,<28",
         "httptools>=0.7,<1",
         "hypothesis>=6.100,<7",

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client of beanstalkd, its listener and its sender, and the client of queues, on real servers."""
 
+import contextlib
 import json
 import logging
 import threading
@@ -9,6 +10,7 @@ import time
 
 import pytest
 from servers import BeanstalkdServer, RedisServer
+from support import eventually
 
 from oio.common.exceptions import (
     ConfigurationException,
@@ -18,7 +20,14 @@ from oio.common.exceptions import (
     OioTimeout,
 )
 from oio.event import beanstalk as module
-from oio.event.beanstalk import Beanstalk, BeanstalkdListener, BeanstalkdSender, BeanstalkError, ResponseError
+from oio.event.beanstalk import (
+    Beanstalk,
+    BeanstalkdListener,
+    BeanstalkdSender,
+    BeanstalkError,
+    InvalidResponse,
+    ResponseError,
+)
 from oio.event.client import EventClient
 from oio.event.evob import Event, EventTypes
 from oio.event.queue import open_queue
@@ -53,6 +62,33 @@ def client(shared, tube):
     client.watch(tube)
     yield client
     client.close()
+
+
+@needs_beanstalkd
+def test_another_client_and_ours_understand_each_other(shared, tube):
+    import greenstalk
+
+    host, port = shared.address.split(":")
+    with (
+        greenstalk.Client((host, int(port)), encoding=None, use=tube, watch=tube) as other,
+        open_queue(shared.url, tube) as queue,
+        open_source(shared.url, tube) as source,
+    ):
+        queue.put_many([b"ours\r\n\0", b"second"])
+        jobs = [other.reserve(timeout=5) for _ in range(2)]
+        assert [job.body for job in jobs] == [b"ours\r\n\0", b"second"]
+        other.delete(jobs[0])
+        other.bury(jobs[1])
+        assert source.kick(10) == 1
+        job = source.reserve(5)
+        assert (job.body, source.attempts(job)) == (b"second", 2)
+        assert source.delete(job)
+        other.put(b"theirs\r\n")
+        job = source.reserve(5)
+        assert (job.body, source.attempts(job)) == (b"theirs\r\n", 1)
+        assert source.bury(job)
+        assert other.kick(10) == 1
+        other.delete(other.reserve(timeout=5))
 
 
 # --- client ---------------------------------------------------------------------------------------
@@ -99,6 +135,56 @@ def test_refusals_are_told(client):
         client.put(b"bytes")
     client.put("still fine")
     client.delete(client.reserve(timeout=1)[0])
+
+
+@needs_beanstalkd
+def test_what_the_server_would_misunderstand_is_never_sent(client, tube):
+    """The body of a refused ``put`` would be taken for commands, and all later replies be those of others."""
+    kept = client.put("kept")
+    client.reserve(timeout=1)
+    for numbers in ({"priority": -1}, {"priority": 2**32}, {"delay": -1}, {"ttr": 2**32}):
+        with pytest.raises(InvalidResponse):
+            client.put(f"delete {kept}\r\nx", **numbers)
+    for bad in ("a b", "", "-a", "x" * 201, "é", None, f"{tube}\r\ndelete {kept}"):
+        for call in (client.use, client.watch, client.stats_tube):
+            with pytest.raises(InvalidResponse):
+                call(bad)
+    with pytest.raises(InvalidResponse):
+        client.delete(f"999999\r\ndelete {kept}")
+    # The connection, its tubes and what it reserved are as before.
+    assert client.stats_tube(tube)["current-jobs-reserved"] == 1
+    job_id = client.put("later")
+    assert client.peek_ready() == (job_id, "later")
+    client.delete(kept)
+
+
+@needs_beanstalkd
+def test_an_unknown_reply_is_invalid_and_ends_the_connection(client, tube):
+    with pytest.raises(InvalidResponse):
+        client.delete("no number")
+    assert client.put("x") == client.peek_ready()[0]
+
+
+@needs_beanstalkd
+def test_closing_wakes_the_thread_that_waits(shared, tube):
+    client = Beanstalk.from_url(shared.url)
+    client.watch(tube)
+    failures = []
+
+    def wait():
+        try:
+            client.reserve()
+        except BeanstalkError as exc:
+            failures.append(exc)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    with contextlib.closing(Beanstalk.from_url(shared.url)) as other:
+        eventually(lambda: tube in other.tubes() and other.stats_tube(tube)["current-waiting"] == 1)
+    client.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert isinstance(failures[0], module.ConnectionError)
 
 
 @needs_beanstalkd
