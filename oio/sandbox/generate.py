@@ -9,6 +9,7 @@ files are derived from the layout alone: writing them again changes nothing.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,8 @@ def test_conf(layout: Layout) -> str:
 def supervisor_conf(layout: Layout) -> str:
     """Configuration of the supervisor: one program per service, one group per type."""
     environment = service_environment(layout)
+    # The supervisor has it from the launch; a value of this line cannot hold every path.
+    environment.pop("PYTHONPATH", None)
     joined = ",".join(f'{name}="{_escape(value)}"' for name, value in environment.items())
     run = layout.run_dir
     lines = [
@@ -302,7 +305,7 @@ def supervisor_conf(layout: Layout) -> str:
     for priority, service in enumerate(layout.services, start=100):
         lines += [
             f"[program:{service.name}]",
-            "command=" + " ".join(_quote(_escape(word)) for word in command(layout, service)),
+            "command=" + " ".join(_quote(word) for word in command(layout, service)),
             f"environment={joined}",
             f"priority={priority}",
             "autostart=false",
@@ -411,7 +414,8 @@ def _escape(text: str) -> str:
 
 
 def _quote(word: str) -> str:
-    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"' if " " in word else word
+    """A word of a command in a supervisor configuration: no quote opens, no comment begins."""
+    return re.sub(r"([^\w%/.,:=@+-])", r"\\\1", _escape(word))
 
 
 def _yaml(content: Any) -> str:

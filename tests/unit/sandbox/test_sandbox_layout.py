@@ -5,6 +5,7 @@
 import configparser
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -250,8 +251,27 @@ def test_supervisor_conf_is_accepted_by_the_supervisor(home):
     }
     assert names == {service.name for service in found.services}
     rawx = next(g for g in options.process_group_configs if g.name == "rawx").process_configs[0]
-    assert os.path.join(found.conf_dir, "DEMO-rawx-1.conf") in rawx.command
+    assert os.path.join(found.conf_dir, "DEMO-rawx-1.conf") in shlex.split(rawx.command)
     assert rawx.environment["OIO_SDS_CONF"] == found.sds_conf
+
+
+@pytest.mark.parametrize(
+    "name", ["with spaces", "it's", 'a"b', "100%s %(here)s", "a ;b", "a #b", "a\\b", "$HOME {x} [y]", "ünï"]
+)
+def test_the_program_may_be_anywhere(home, tmp_path, monkeypatch, name):
+    from supervisor.options import ServerOptions
+
+    root = str(tmp_path / name)
+    monkeypatch.setattr(generate, "source_root", lambda: root)
+    monkeypatch.setattr(generate.sys, "executable", os.path.join(root, "python"))
+    found = Sandbox(home, Options(namespace="DEMO", rawx=1)).init()
+    options = ServerOptions()
+    options.realize(["-c", os.path.join(found.conf_dir, "supervisord.conf")])
+    rawx = next(g for g in options.process_group_configs if g.name == "rawx").process_configs[0]
+    conf = os.path.join(found.conf_dir, "DEMO-rawx-1.conf")
+    program = os.path.join(root, "bin", "oio-rawx")
+    assert shlex.split(rawx.command) == [os.path.join(root, "python"), program, "-f", conf]
+    assert generate.service_environment(found)["PYTHONPATH"] == root
 
 
 @pytest.mark.parametrize("name", ["100%", "a*", "a[b]", 'a"b', "a;b", "a\nb"])
