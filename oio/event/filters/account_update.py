@@ -41,7 +41,7 @@ from oio.event.filters.batching import BatchingAccountClient
 from oio.event.filters.clients import (
     TimedCache,
     account_of,
-    check_pause,
+    asking,
     container_of,
     pauses_of,
     retry_after,
@@ -86,8 +86,8 @@ class AccountUpdateFilter(Filter):
             self.bury(f"url of {env.get('event')} is not an object")
         if env.get("event") in _ACTIONS and url.get("account") not in HIDDEN_ACCOUNTS:
             try:
-                check_pause(self, ACCOUNT)
-                self._tell(env, url)
+                with asking(self, ACCOUNT):
+                    self._tell(env, url)
             except ExplicitBury:
                 raise
             except BadRequest as exc:

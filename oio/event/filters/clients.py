@@ -9,12 +9,13 @@ the agent gives (``account_client``, ``rdir_client``, ``pool``) or, when it did 
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from oio.common.exceptions import OioException
@@ -85,8 +86,26 @@ def pauses_of(step: Filter) -> ServicePauses:
     return pauses
 
 
+@contextlib.contextmanager
+def asking(step: Filter, service: str) -> Iterator[None]:
+    """While a service is asked; inside, ``pauses_of(step)`` is told whether it answered.
+
+    Who leaves without having told, because something else failed, does not keep the others from trying.
+
+    :raises LeftAlone: when it must not be asked.
+    """
+    check_pause(step, service)
+    try:
+        yield
+    finally:
+        pauses_of(step).unsure(service)
+
+
 def check_pause(step: Filter, service: str) -> None:
-    """Called before a service is asked. :raises LeftAlone: when it must not be."""
+    """Called before a service is asked; ``pauses_of(step)`` must be told the outcome, see :func:`asking`.
+
+    :raises LeftAlone: when it must not be asked.
+    """
     wait_s = pauses_of(step).wait_s(service)
     if wait_s:
         step.count("paused")
@@ -199,6 +218,14 @@ class ServicePauses:
             pause_s = min(PAUSE_MAX_S, PAUSE_MIN_S * 2.0 ** min(failures, 30)) * random.uniform(0.5, 1.0)
             self._failures[service] = (failures + 1, now + pause_s, False)
             return pause_s
+
+    def unsure(self, service: str) -> None:
+        """Whoever tried the service cannot tell whether it answers: the next one tries. Else nothing happens."""
+        if service in self._failures:
+            with self._lock:
+                failures, _end_s, trying = self._failures.get(service, (0, 0.0, False))
+                if trying:
+                    self._failures[service] = (failures, time.monotonic(), False)
 
     def answered(self, service: str) -> None:
         """The service answered, whatever it said."""

@@ -20,7 +20,7 @@ from oio.common.exceptions import BadRequest, NotFound, OioException, OioNetwork
 from oio.common.utils import request_id
 from oio.event.filters.account_update import ACCOUNT
 from oio.event.filters.base import Callback, Env, make_filter_factory
-from oio.event.filters.clients import TimedCache, account_of, check_pause, pauses_of, retry_after, shared
+from oio.event.filters.clients import TimedCache, account_of, asking, pauses_of, retry_after, shared
 from oio.event.filters.notify import NotifyFilter
 
 KINDS = frozenset(
@@ -89,8 +89,8 @@ class ReplicateFilter(NotifyFilter):
         reqid = str(env.get("request_id") or "") or request_id("replicate-")
         pauses = pauses_of(self)
         try:
-            check_pause(self, ACCOUNT)
-            seen = self._show(account, container, reqid)
+            with asking(self, ACCOUNT):
+                seen = self._show(account, container, reqid)
             known = true_value(seen.get("replication_enabled", False))
         except (NotFound, BadRequest) as exc:
             self.logger.info("%s/%s is not known to the account service: %s", account, container, exc)

@@ -35,7 +35,7 @@ from oio.common.status import CONTAINER_NOT_FOUND, REFERENCE_NOT_FOUND
 from oio.common.utils import request_id
 from oio.event.filters.base import Callback, Env, Filter, make_filter_factory
 from oio.event.filters.clients import (
-    check_pause,
+    asking,
     directory_of,
     forget_rawx,
     pauses_of,
@@ -118,8 +118,11 @@ class VolumeIndexFilter(Filter):
         """:raises OioException, HttpClientError: when the rawx does not tell."""
         data = env["data"]
         service = data.get("volume_service_id") or data["volume_id"]
+        with asking(self, service):
+            return self._head(service, chunk_id, options)
+
+    def _head(self, service: str, chunk_id: str, options: dict[str, Any]) -> bool:
         pauses = pauses_of(self)
-        check_pause(self, service)
         address = rawx_address(self, service)
         try:
             response = pool_of(self).request(
@@ -233,16 +236,16 @@ def rdir_for(step: Filter, volume: str) -> Iterator[Any]:
     :raises LeftAlone: when the one in charge of the volume did not answer a moment ago.
     """
     pauses, name = pauses_of(step), f"rdir of {volume}"
-    check_pause(step, name)
-    try:
-        yield rdir_of(step)
-    except (OioNetworkException, ServiceBusy):
-        pauses.failed(name)
-        raise
-    except StatusMessageException:
+    with asking(step, name):
+        try:
+            yield rdir_of(step)
+        except (OioNetworkException, ServiceBusy):
+            pauses.failed(name)
+            raise
+        except StatusMessageException:
+            pauses.answered(name)
+            raise
         pauses.answered(name)
-        raise
-    pauses.answered(name)
 
 
 def forget_chunk(step: Filter, volume: str, ids: tuple[str, str, str], when: int, options: dict[str, Any]) -> None:

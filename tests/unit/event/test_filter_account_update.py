@@ -13,7 +13,7 @@ from support import eventually, held_port
 
 from oio.account.client import AccountClient
 from oio.common.exceptions import ExplicitBury
-from oio.event.filters import account_update
+from oio.event.filters import account_update, clients
 from oio.event.filters.batching import BatchingAccountClient
 
 NEW, STATE, DELETED = "storage.container.new", "storage.container.state", "storage.container.deleted"
@@ -154,6 +154,18 @@ def test_an_error_of_the_service_brings_the_event_back(status):
         chain = Chain("account_update", {"account_client": client})
         assert chain.run(state(NOW_S, 1, 1)) == 503
         assert server.requests[0].headers["x-oio-req-id"] == "REQ-1"
+
+
+def test_a_service_that_cannot_be_found_for_a_moment_is_not_left_alone_for_long(monkeypatch):
+    """After its restart, when the proxy does not know it yet."""
+    monkeypatch.setattr(clients, "PAUSE_MIN_S", 0.0)
+    with WebServer(lambda request, _body: (500, {"status": 481, "message": "none"})) as proxy:
+        client = AccountClient({"namespace": "NS"}, proxy_endpoint=proxy.address)
+        chain = Chain("account_update", {"account_client": client})
+        clients.pauses_of(chain.filter).failed(account_update.ACCOUNT)
+        assert [chain.run(state(NOW_S, 1, 1)) for _ in range(4)] == [503] * 4
+    assert len(proxy.requests) == 4
+    assert "paused" not in chain.counts
 
 
 def test_a_request_without_id_gets_one():

@@ -232,6 +232,20 @@ def test_a_service_that_does_not_answer_is_tried_by_one_at_a_time(monkeypatch):
     assert longest_s == clients.PAUSE_MAX_S + clients.SPREAD_MAX_S
 
 
+def test_a_try_that_says_nothing_about_the_service_lets_the_next_one_try(monkeypatch):
+    monkeypatch.setattr(clients, "PAUSE_MIN_S", 0.0)
+    chain = Chain("noop")
+    pauses = clients.pauses_of(chain.filter)
+    pauses.failed("a")
+    for _ in range(3):
+        with pytest.raises(KeyError), clients.asking(chain.filter, "a"):
+            assert pauses.wait_s("a") > 0  # one at a time
+            raise KeyError
+    with clients.asking(chain.filter, "a"):
+        pauses.answered("a")
+    assert [pauses.wait_s("a") for _ in range(2)] == [0, 0]
+
+
 def test_events_that_need_a_service_left_alone_say_when_to_come_again():
     chain = Chain("noop")
     clients.check_pause(chain.filter, "a")
