@@ -8,7 +8,8 @@ thread that stops consuming without ending must hence close the source, or the j
 it waits for its time to run.
 
 The time to run is what the producer has chosen. Delays and timeouts are whole seconds for beanstalkd; they are
-rounded up. Attempts are counted from the first put, also across burials.
+rounded up. beanstalkd counts deliveries from the first put and for ever. A job is hence buried with a priority
+that tells how many it had: after a kick, which leaves the priority alone, they do not count any more.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ CONNECT_TIMEOUT_S = 2.0
 # When the time of another job of the connection is nearly over, beanstalkd refuses to wait for a new one.
 DEADLINE_PAUSE_S = 0.1
 KICK_MAX = 1_000_000
+# Deliveries before a burial that its priority, DEFAULT_PRIORITY and so many, can tell.
+FORMER_MAX = 1_000_000
 # Options of producers are accepted too: one URL configures both.
 OPTIONS: dict[str, Callable[[str], Any]] = {
     "timeout_s": float,
@@ -109,14 +112,17 @@ class BeanstalkSource(EventSource):
         """Release on the connection that reserved the job."""
         connection: _Connection = job.token
         with self._errors(), connection.using():
-            command = f"release {job.id} {DEFAULT_PRIORITY} {max(0, math.ceil(delay_s))}"
+            former, _ = connection.deliveries(job.id)
+            command = f"release {job.id} {DEFAULT_PRIORITY + former} {max(0, math.ceil(delay_s))}"
             return self._settled(connection, command, "RELEASED")
 
     def bury(self, job: Job) -> bool:
         """Bury on the connection that reserved the job."""
         connection: _Connection = job.token
         with self._errors(), connection.using():
-            return self._settled(connection, f"bury {job.id} {DEFAULT_PRIORITY}", "BURIED")
+            _, so_far = connection.deliveries(job.id)
+            priority = DEFAULT_PRIORITY + min(so_far, FORMER_MAX)
+            return self._settled(connection, f"bury {job.id} {priority}", "BURIED")
 
     def touch(self, job: Job) -> bool:
         """Start the time to run anew."""
@@ -125,13 +131,11 @@ class BeanstalkSource(EventSource):
             return not connection.lost and connection.ask(f"touch {job.id}").word == "TOUCHED"
 
     def attempts(self, job: Job) -> int:
-        """What beanstalkd counts as ``reserves``; 1 when it does not know the job any more."""
+        """Deliveries since the last burial; 1 when beanstalkd does not know the job any more."""
         connection: _Connection = job.token
-        if connection.lost:
-            return 1
         with self._errors(), connection.using():
-            reply = connection.ask(f"stats-job {job.id}")
-            return max(1, int(parse_stats(reply.body).get("reserves", 1)))
+            former, so_far = connection.deliveries(job.id, ask=True)
+            return max(1, so_far - former)
 
     def stats(self) -> TubeStats:
         """Counts of the tube; a tube that does not exist is empty."""
@@ -225,6 +229,8 @@ class _Connection:
         self._ends_s = 0.0
         # Its answer, read by a command that came after it.
         self._ahead: Reply | None = None
+        # The job that was asked about last, and what :meth:`deliveries` gives.
+        self._known: tuple[str, tuple[int, int]] = ("", (0, 0))
 
     @property
     def idle(self) -> bool:
@@ -263,8 +269,22 @@ class _Connection:
             self._reserving, self._ends_s = True, time.monotonic()
         return reply
 
+    def deliveries(self, job_id: str, ask: bool = False) -> tuple[int, int]:
+        """Deliveries of a reserved job before its last burial, and up to now; zeros when nothing is known.
+
+        :param ask: also when it was just asked.
+        """
+        if self.lost:
+            return 0, 0
+        if ask or self._known[0] != job_id:
+            stats = parse_stats(self.ask(f"stats-job {job_id}").body)
+            former = int(stats.get("pri", 0)) - DEFAULT_PRIORITY
+            self._known = job_id, (former if 0 < former <= FORMER_MAX else 0, int(stats.get("reserves", 0)))
+        return self._known[1]
+
     def next_job(self, deadline: float) -> Reply | None:
         """Answer of the reservation under way, or of a new one; None when it is not there in time."""
+        self._known = "", (0, 0)
         if self._ahead is not None:
             reply, self._ahead = self._ahead, None
             return reply

@@ -99,6 +99,25 @@ def test_deliveries_are_counted(queue, source):
     assert drain(source) == [b"again"]
 
 
+def test_deliveries_are_counted_anew_after_a_burial(queue, source):
+    queue.put_many([b"again", b"other"])
+    for burial in range(3):
+        for attempt in range(1, 4 - burial):
+            job, other = eventually(source), eventually(source)
+            if job.body == b"other":
+                job, other = other, job
+            assert source.attempts(job) == attempt
+            # Whatever else is asked meanwhile, and with or without having asked.
+            assert source.attempts(other) >= attempt
+            assert source.release(other)
+            if attempt < 3 - burial:
+                assert source.release(job)
+        assert source.bury(job)
+        assert source.kick(10) == 1
+    bodies = {job.body: source.attempts(job) for job in (eventually(source), eventually(source))}
+    assert bodies == {b"again": 1, b"other": 7}
+
+
 def test_the_id_stays_and_grows(url, queue, source):
     if url.startswith("spool:"):
         pytest.skip("ids of spools change when an event is released")
