@@ -12,6 +12,7 @@ import sys
 from oio.account.backend import AccountBackend
 from oio.account.server import AccountService
 from oio.account.settings import Settings, load_settings
+from oio.common.configuration import one_line
 from oio.common.logger import syslog_handler
 from oio.common.service import SYSLOG_FORMAT, command_line, run_until_stopped, setup_logging
 from oio.http.server import Request, RequestIdFilter, Response, Server, ServerConfig
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = load_settings(options.config)
         _setup_logs(settings)
     except (ValueError, OSError, configparser.Error) as exc:
-        print(f"oio-account-server: {options.config}: {exc}", file=sys.stderr)
+        print(f"oio-account-server: {options.config}: {one_line(exc)}", file=sys.stderr)
         return 1
     if settings.workers == 1:
         return run_until_stopped([make_server(settings)], name="account")

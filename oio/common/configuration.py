@@ -63,7 +63,7 @@ def _read_files() -> tuple[configparser.ConfigParser, list[str]]:
             try:
                 files.extend(parser.read(path, encoding="utf-8"))
             except (configparser.Error, UnicodeDecodeError) as exc:
-                raise ConfigurationException(f"Cannot parse {path}: {exc}") from exc
+                raise ConfigurationException(f"Cannot parse {path}: {one_line(exc)}") from exc
     return parser, files
 
 
@@ -146,8 +146,8 @@ def read_conf(
     parser = configparser.ConfigParser(defaults=dict(defaults or {}), interpolation=None)
     try:
         readable = parser.read(conf_path, encoding="utf-8")
-    except configparser.Error as exc:
-        print(f"Unable to parse config from {conf_path}: {exc}")
+    except (configparser.Error, UnicodeDecodeError) as exc:
+        print(f"Unable to parse config from {conf_path}: {one_line(exc)}")
         sys.exit(1)
     if not readable:
         print(f"Unable to read config from {conf_path}")
@@ -166,8 +166,13 @@ def _read_yaml(conf_path: str) -> Any:
     try:
         return parse_config(conf_path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        print(f"Unable to read config from {conf_path}: {exc}")
+        print(f"Unable to read config from {conf_path}: {one_line(exc)}")
         sys.exit(1)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line: the parsers of configuration files use several."""
+    return " ".join(str(error).split())
 
 
 def parse_config(conf_path: str) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from oio.common.configuration import one_line
 from oio.common.easy_value import boolean_value
 from oio.common.exceptions import ConfigurationException
 
@@ -103,7 +104,7 @@ def _load_yaml(path: str) -> Any:
         with open(path, encoding="utf-8") as stream:
             return yaml.load(stream, _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise ConfigurationException(f"Cannot read {path}: {exc}") from exc
+        raise ConfigurationException(f"Cannot read {path}: {one_line(exc)}") from exc
 
 
 def _included(directories: Any, logger: logging.Logger) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from oio.common.configuration import one_line
 from oio.common.easy_value import boolean_value
 from oio.common.exceptions import ConfigurationException
 from oio.common.service import parse_address
@@ -203,7 +204,7 @@ def _read_ini(paths: list[str]) -> configparser.ConfigParser:
             with open(path, encoding="utf-8") as stream:
                 parser.read_file(stream, path)
         except (OSError, UnicodeDecodeError, configparser.Error) as exc:
-            raise ConfigurationException(f"Cannot read {path}: {exc}") from exc
+            raise ConfigurationException(f"Cannot read {path}: {one_line(exc)}") from exc
     return parser
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from oio.common import service
+from oio.common.configuration import one_line
 from oio.common.metrics import CONTENT_TYPE
 from oio.ecd.gateway import REQID_PREFIX, Gateway
 from oio.http.server import Request, Response, Server, ServerConfig
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = read_settings(options.config)
         service.setup_logging(settings.syslog_id, settings.log_level)
     except (ValueError, OSError, configparser.Error) as err:
-        print(f"oio-ecd: {options.config}: {err}", file=sys.stderr)
+        print(f"oio-ecd: {options.config}: {one_line(err)}", file=sys.stderr)
         return 1
     if not settings.access_log:
         logging.getLogger("oio.access").setLevel(logging.WARNING)

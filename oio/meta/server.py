@@ -30,7 +30,7 @@ import msgspec
 
 from oio import __version__
 from oio.common import status
-from oio.common.configuration import load_namespace_conf
+from oio.common.configuration import load_namespace_conf, one_line
 from oio.common.metrics import CONTENT_TYPE, Metric, render
 from oio.common.service import command_line, parse_address, parse_dash_o, run_until_stopped, setup_logging
 from oio.common.status import StatusError, http_status
@@ -382,7 +382,7 @@ def open_process(service_type: str, argv: Sequence[str] | None = None) -> MetaPr
         os.makedirs(words.volume, exist_ok=True)
         lock = lock_volume(words.volume, words.namespace, service_type, service_id)
     except (ValueError, OSError, configparser.Error) as exc:
-        print(f"{parser.prog}: {exc}", file=sys.stderr)
+        print(f"{parser.prog}: {one_line(exc)}", file=sys.stderr)
         sys.exit(1)
     return MetaProcess(
         service_type, words.namespace, words.volume, host, port, service_id, conf, variables, [lock]

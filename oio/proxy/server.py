@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from oio.common import service
-from oio.common.configuration import CONF_FILE_VARIABLE, load_namespace_conf
+from oio.common.configuration import CONF_FILE_VARIABLE, load_namespace_conf, one_line
 from oio.common.exceptions import ConfigurationException
 from oio.common.variables import Variables, parse_boolean
 from oio.conscience.messages import valid_address
@@ -63,7 +63,7 @@ def read_configuration(options: Options) -> dict[str, str]:
             with open(path, encoding="utf-8") as stream:
                 parser.read_file(stream)
         except (OSError, configparser.Error, UnicodeDecodeError) as exc:
-            raise ConfigurationException(f"Cannot read {path}: {exc}") from exc
+            raise ConfigurationException(f"Cannot read {path}: {one_line(exc)}") from exc
         if parser.has_section(options.namespace):
             conf.update(parser.items(options.namespace))
             known = True

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from oio.common.configuration import load_namespace_conf
+from oio.common.configuration import load_namespace_conf, one_line
 from oio.common.exceptions import ConfigurationException
 from oio.common.service import (
     command_line,
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.db_path, config.namespace, "rdir", config.lock_id, create=variables["volume.lazy_lock"]
         )
     except (ValueError, OSError, configparser.Error, ConfigurationException) as exc:
-        print(f"oio-rdir-server: {words.config}: {exc}", file=sys.stderr)
+        print(f"oio-rdir-server: {words.config}: {one_line(exc)}", file=sys.stderr)
         return 1
     store = Store(config.db_path, sync=config.sync, map_bytes_max=config.volume_bytes_max)
     store.open_all()
