@@ -40,6 +40,7 @@ from oio.event.beanstalk_wire import (
     TimeoutError,
     Wire,
     check,
+    check_tube,
     parse_list,
     parse_stats,
 )
@@ -53,6 +54,8 @@ CONNECT_TIMEOUT_S = 4.0
 # A listener that lost its server waits before the next try.
 RECONNECT_PAUSE_S = 1.0
 SCHEME = "beanstalk"
+# Priorities, delays and times to run have 32 bits.
+NUMBER_MAX = 2**32 - 1
 
 
 class Beanstalk:
@@ -93,11 +96,19 @@ class Beanstalk:
         """Put a job into the used tube; returns its id."""
         assert isinstance(body, str), "body must be a str"
         data = body.encode()
-        head = f"put {priority} {int(delay)} {int(ttr)} {len(data)}"
+        numbers = (int(priority), int(delay), int(ttr), len(data))
+        if not all(0 <= number <= NUMBER_MAX for number in numbers):
+            # The server would take the body for commands.
+            raise InvalidResponse(f"put {numbers}: a number is out of range")
+        head = "put {} {} {} {}".format(*numbers)
         return self._call(head, "INSERTED", data=data).args[0]
 
     def use(self, tube: str) -> None:
-        """Choose the tube of ``put``, ``kick`` and ``peek...``."""
+        """Choose the tube of ``put``, ``kick`` and ``peek...``.
+
+        :raises InvalidResponse: when no tube can have this name.
+        """
+        _check_tube("use", tube)
         with self._lock:
             self._used = tube
             if self._wire is not None:
@@ -106,7 +117,11 @@ class Beanstalk:
     # --- consuming ----------------------------------------------------------------------------------
 
     def watch(self, tube: str) -> None:
-        """Add a tube to those of ``reserve``; the tube ``default`` is always one of them."""
+        """Add a tube to those of ``reserve``; the tube ``default`` is always one of them.
+
+        :raises InvalidResponse: when no tube can have this name.
+        """
+        _check_tube("watch", tube)
         with self._lock:
             if tube not in self._watched:
                 self._watched.append(tube)
@@ -158,6 +173,7 @@ class Beanstalk:
 
     def stats_tube(self, tube: str) -> dict[str, Any]:
         """Statistics of a tube. :raises ResponseError: NOT_FOUND."""
+        _check_tube("stats-tube", tube)
         return _typed(parse_stats(self._call(f"stats-tube {tube}", "OK").body))
 
     def tubes(self) -> list[str]:
@@ -210,7 +226,13 @@ class Beanstalk:
             time.sleep(poll_interval)
 
     def close(self) -> None:
-        """End the connection; reserved jobs become ready. The client may be used again."""
+        """End the connection; reserved jobs become ready. The client may be used again.
+
+        A thread that waits for an answer gets a ConnectionError.
+        """
+        wire = self._wire
+        if wire is not None:
+            wire.shutdown()
         with self._lock:
             if self._wire is not None:
                 self._wire.close()
@@ -229,6 +251,8 @@ class Beanstalk:
 
     def _call(self, command: str, expected: str, data: bytes | None = None, wait_s: float = 0.0) -> Reply:
         """Send a command and check its reply. Any failure but a refusal ends the connection."""
+        if "\r" in command or "\n" in command:
+            raise InvalidResponse(f"{command[:100]!r} is more than one command")
         timeout_s = None if self.socket_timeout is None else self.socket_timeout + wait_s
         with self._lock:
             try:
@@ -256,6 +280,14 @@ class Beanstalk:
             raise
         self._wire = wire
         return wire
+
+
+def _check_tube(command: str, tube: str) -> None:
+    """Refuse what the server would: it would refuse it again at each connection."""
+    try:
+        check_tube(tube)
+    except (TypeError, AttributeError, ValueError) as exc:
+        raise InvalidResponse(f"{command}: {exc}") from exc
 
 
 class _TubeUser:

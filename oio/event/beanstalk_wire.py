@@ -153,10 +153,11 @@ class Wire:
         self._buffer += data
 
 
-# Replies that say no; any other unexpected one means that the two sides do not understand each other.
+# Replies that say no; any other unexpected one (BAD_FORMAT...) means that the two sides do not understand each
+# other: the server may take the body of the command for further commands, and answer those too.
 REFUSALS = {
     "NOT_FOUND", "TIMED_OUT", "DEADLINE_SOON", "BURIED", "DRAINING", "JOB_TOO_BIG", "OUT_OF_MEMORY",
-    "EXPECTED_CRLF", "BAD_FORMAT", "UNKNOWN_COMMAND", "INTERNAL_ERROR", "NOT_IGNORED",
+    "NOT_IGNORED",
 }  # fmt: skip
 
 
