@@ -91,10 +91,11 @@ class Answer:
 class MeasuredFilter:
     """A filter and what it costs; ``seconds`` include the filters that follow in its pipeline."""
 
-    def __init__(self, name: str, inner: Any) -> None:
+    def __init__(self, name: str, inner: Any, app_env: dict[str, Any] | None = None) -> None:
         self.name = name
         self.inner = inner
-        self.app_env = getattr(inner, "app_env", None)
+        #: For the filter before it: a filter that is a function keeps nothing.
+        self.app_env = getattr(inner, "app_env", None) or app_env
         self.calls = 0
         self.errors = 0
         self.seconds = 0.0
@@ -204,7 +205,7 @@ class Pipelines:
                 raise ConfigurationException(
                     f"{self._where}: [filter:{name}] {type(exc).__name__}: {exc}"
                 ) from exc
-            app = MeasuredFilter(name, step)
+            app = MeasuredFilter(name, step, self._app.app_env)
             steps.insert(0, app)
         return Pipeline(event_type, steps, app)
 
@@ -227,7 +228,7 @@ class _HandlersFile:
         try:
             with open(path, encoding="utf-8") as stream:
                 parser.read_file(stream, path)
-            self.defaults = dict(parser.defaults())
+            self.defaults = {name: _default(parser, name) for name in parser.defaults()}
             for name in parser.sections():
                 self._section(parser, name)
         except (OSError, UnicodeDecodeError, configparser.Error) as exc:
@@ -249,7 +250,7 @@ class _HandlersFile:
         for option in parser.options(section):
             if option not in self.defaults:
                 own[option] = parser.get(section, option)
-            elif parser.get(section, option) != parser.defaults()[option]:
+            elif parser.get(section, option, raw=True) != parser.defaults()[option]:
                 logger.warning("%s: [%s] %s has no effect: [DEFAULT] has it too", self._path, section, option)
         self._filters[name] = own
 
@@ -280,6 +281,15 @@ class _HandlersFile:
                 return use, options
             options.pop("use", None)
             name = use
+
+
+def _default(parser: configparser.ConfigParser, name: str) -> str:
+    """Value of a variable of all sections."""
+    try:
+        return parser.get(parser.default_section, name)
+    except configparser.InterpolationMissingOptionError:
+        # Made for sections that have the missing part.
+        return parser.get(parser.default_section, name, raw=True)
 
 
 def load_factory(use: str, group: str, where: str) -> Callable[..., Any]:

@@ -52,6 +52,7 @@ def points(monkeypatch):
     found = [
         point("spy", f"{__name__}:filter_factory"),
         point("main", f"{__name__}:filter_factory"),
+        point("function", f"{__name__}:function_factory"),
         point("nothing", f"{__name__}:NOT_THERE"),
         point("five", f"{__name__}:FIVE"),
         point("broken", "no_such_module:x"),
@@ -59,6 +60,10 @@ def points(monkeypatch):
     ]
     real = pipelines_module.entry_points
     monkeypatch.setattr(pipelines_module, "entry_points", lambda group: [*real(group=group), *found])
+
+
+def function_factory(global_conf, **local_conf):
+    return lambda app: lambda env, beanstalkd, cb: app(env, beanstalkd, cb)
 
 
 def raising_factory(global_conf, **local_conf):
@@ -250,3 +255,24 @@ def test_the_handler_answers():
     assert answer.status == 500
     Handler(App(), {})({"event": "x"}, None, answer)
     assert answer.status == 200 and answer.is_done
+
+
+def test_the_variables_of_all_sections_are_replaced_as_their_options(load, caplog):
+    load(
+        "[DEFAULT]\nroom = 100%%\nroot = /srv\npath = %(root)s/x\nmine = %(name)s\n"
+        "[handler:a]\npipeline = one\n[filter:one]\nuse = egg:my-shop-filters#spy\nname = 1\nlocal = %(path)s\n"
+    )
+    (spy,) = Spy.made
+    assert (spy.conf["room"], spy.conf["path"], spy.conf["local"]) == ("100%", "/srv/x", "/srv/x")
+    assert spy.conf["__file__"].endswith("/100% handlers.conf")
+    assert "has no effect" not in caplog.text
+
+
+def test_a_filter_before_a_function_has_what_all_share(load):
+    """A function keeps nothing, and must not hide it."""
+    env = {"account_client": object()}
+    load(
+        "[handler:a]\npipeline = one two three\n[filter:one]\nuse = egg:my-shop-filters#spy\n"
+        "[filter:two]\nuse = egg:my-shop-filters#function\n[filter:three]\nuse = one\n", env=env,
+    )  # fmt: skip
+    assert [spy.app_env for spy in Spy.made] == [env, env]
