@@ -35,7 +35,6 @@ from oio.common.status import (
     CONTAINER_NOT_FOUND,
     REFERENCE_NOT_FOUND,
 )
-from oio.common.utils import request_id
 from oio.event.filters.base import Callback, Env, Filter, make_filter_factory
 from oio.event.filters.batching import BatchingAccountClient
 from oio.event.filters.clients import (
@@ -91,7 +90,7 @@ class AccountUpdateFilter(Filter):
             except ExplicitBury:
                 raise
             except BadRequest as exc:
-                self.bury(f"refused by the account service: {exc}")
+                self.bury(f"refused: {exc}")
             except (OioNetworkException, ServiceBusy) as exc:
                 pauses_of(self).failed(ACCOUNT)
                 return self.retry(cb, f"account service: {exc}")
@@ -105,7 +104,7 @@ class AccountUpdateFilter(Filter):
         if not _is_name(account) or not _is_name(container):
             self.bury(f"{kind} without account or container: {url}")
         when_s = self.when_of(env) / 1e6
-        reqid = str(env.get("request_id") or "") or request_id(_REQID_PREFIX)
+        reqid = self.reqid_of(env, _REQID_PREFIX)
         metadata = _ACTIONS[kind](self, env, when_s)
         late = time.time() - when_s > LATE_S
         if metadata is None:
@@ -168,6 +167,8 @@ class AccountUpdateFilter(Filter):
             container_of(self).container_get_properties(
                 account, container, force_master=True, reqid=reqid, **self._timeouts
             )
+        except BadRequest:
+            raise  # no container can have this name
         except ClientException as exc:
             if isinstance(exc, NotFound) and exc.status in (REFERENCE_NOT_FOUND, CONTAINER_NOT_FOUND):
                 return False

@@ -33,13 +33,16 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from logging import Logger
 from typing import Any, NoReturn
 
+from oio.common.constants import STRLEN_REQID
 from oio.common.exceptions import ConfigurationException, ExplicitBury
+from oio.common.utils import request_id
 
 # An event: the decoded JSON object, and the ``job_id`` that the agent added.
 Env = dict[str, Any]
@@ -51,6 +54,10 @@ Application = Callable[[Env, Any, Callback], Any]
 STATUS_RETRY = 503
 # No date in microseconds is as large: it fits in 64 bits.
 _WHEN_END = 2.0**63
+# What a header can hold, and no service cuts in two.
+_REQUEST_ID = re.compile(r"[\x21-\x7e]+")
+# What a rawx writes for a request without id.
+_NO_REQUEST_ID = "-"
 
 
 class Filter:
@@ -118,6 +125,17 @@ class Filter:
         if not isinstance(when, (int, float)) or isinstance(when, bool) or not 0 <= when < _WHEN_END:
             self.bury(f"{env.get('event')} without date: {when!r}")
         return int(when)
+
+    @staticmethod
+    def reqid_of(env: Env, prefix: str) -> str:
+        """Request id for what an event makes its filter ask: that of the event, else a fresh one.
+
+        The one of an event that no header can hold says nothing against the event, nor against who is asked.
+        """
+        given = env.get("request_id")
+        if isinstance(given, str) and given != _NO_REQUEST_ID and _REQUEST_ID.fullmatch(given):
+            return given[:STRLEN_REQID]
+        return request_id(prefix)
 
     def float_option(self, name: str, default: float, minimum: float = 0.0) -> float:
         """Value of an option that is a number. :raises ConfigurationException: when it is not."""

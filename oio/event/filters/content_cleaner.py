@@ -51,6 +51,8 @@ METHODS = ("plain", "ec", "drained")
 
 # What the answer of a rawx means, and under which name it is counted; all the others are failures.
 _DONE = {200: "deleted", 204: "deleted", 404: "missing", 412: "newer"}
+_ID = re.compile(r"[0-9A-Fa-f]{1,64}")
+_REQID_PREFIX = "content-cleaner-"
 _CHUNK_URL = re.compile(r"(https?)://([^/\s?#@]+)/([0-9A-Fa-f]{1,64})\Z")
 
 
@@ -97,12 +99,11 @@ class ContentCleanerFilter(Filter):
 
     def _unindex(self, env: Env, when: int, missing: list[Chunk]) -> None:
         """Remove chunks from the reverse directory. :raises OioException: when it does not answer."""
-        url = env.get("url") or {}
-        container_id, content_id = url.get("id"), url.get("content")
+        container_id, content_id = self._ids(env)
         if not container_id or not content_id:
             return
         options = {
-            "reqid": env.get("request_id") or None,
+            "reqid": self.reqid_of(env, _REQID_PREFIX),
             "connection_timeout": self._timeout[0],
             "read_timeout": self._timeout[1],
         }
@@ -115,13 +116,18 @@ class ContentCleanerFilter(Filter):
                 self.logger.debug("chunk %s of %s not removed from an index: %s", chunk.id, chunk.service, exc)
 
     def _headers(self, env: Env, when: int) -> list[tuple[str, str]]:
-        headers = [(CREATED_BEFORE_HEADER, str(when))]
-        if env.get("request_id"):
-            headers.append((REQID_HEADER, str(env["request_id"])[:63]))
-        container_id = (env.get("url") or {}).get("id")
+        headers = [(CREATED_BEFORE_HEADER, str(when)), (REQID_HEADER, self.reqid_of(env, _REQID_PREFIX))]
+        container_id, _ = self._ids(env)
         if container_id:
-            headers.append((CONTAINER_ID_HEADER, str(container_id)))
+            headers.append((CONTAINER_ID_HEADER, container_id))
         return headers
+
+    def _ids(self, env: Env) -> tuple[str, str]:
+        """Ids of the container and of the content, empty when they are not told."""
+        url = env.get("url") or {}
+        if not isinstance(url, dict):
+            self.bury(f"url of {env['event']} is not an object")
+        return _id(url.get("id")), _id(url.get("content"))
 
     def _chunks(self, env: Env) -> list[Chunk]:
         """Chunks that an event names, each once. :raises ExplicitBury: when it cannot be understood."""
@@ -277,3 +283,8 @@ class _Deletion:
 
 
 filter_factory = make_filter_factory(ContentCleanerFilter)
+
+
+def _id(text: Any) -> str:
+    """What is an id, else nothing."""
+    return text if isinstance(text, str) and _ID.fullmatch(text) else ""

@@ -65,7 +65,8 @@ class NotifyFilter(Filter):
         url = env.get("url")
         if not isinstance(url, dict):
             return True
-        return self._should_notify(url.get("account"), url.get("user"))
+        account, container = url.get("account"), url.get("user")
+        return not isinstance(account, str) or self._should_notify(account, container)
 
     def _should_notify(self, account: Any, container: Any) -> bool:
         excluded = self.exclude.get(account)

@@ -17,7 +17,6 @@ from typing import Any
 
 from oio.common.easy_value import boolean_value, true_value
 from oio.common.exceptions import BadRequest, NotFound, OioException, OioNetworkException, ServiceBusy
-from oio.common.utils import request_id
 from oio.event.filters.account_update import ACCOUNT
 from oio.event.filters.base import Callback, Env, make_filter_factory
 from oio.event.filters.clients import TimedCache, account_of, asking, pauses_of, retry_after, shared
@@ -81,12 +80,12 @@ class ReplicateFilter(NotifyFilter):
         url = env.get("url")
         account = url.get("account") if isinstance(url, dict) else None
         container = url.get("user") if isinstance(url, dict) else None
-        if not account or not container:
+        if not account or not container or not isinstance(account, str) or not isinstance(container, str):
             return False
         known, fresh = self._cache.get((account, container))
         if known is not None and fresh:
             return known
-        reqid = str(env.get("request_id") or "") or request_id("replicate-")
+        reqid = self.reqid_of(env, "replicate-")
         pauses = pauses_of(self)
         try:
             with asking(self, ACCOUNT):

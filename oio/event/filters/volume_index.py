@@ -32,7 +32,6 @@ from oio.common.exceptions import (
     VolumeException,
 )
 from oio.common.status import CONTAINER_NOT_FOUND, REFERENCE_NOT_FOUND
-from oio.common.utils import request_id
 from oio.event.filters.base import Callback, Env, Filter, make_filter_factory
 from oio.event.filters.clients import (
     asking,
@@ -75,9 +74,7 @@ class VolumeIndexFilter(Filter):
         action = self.actions.get(env.get("event", ""))
         if action is not None:
             when = self.when_of(env)
-            reqid = str(env.get("request_id") or "")
-            if reqid in ("", "-"):  # what a rawx writes for a request without id
-                reqid = request_id(_REQID_PREFIX)
+            reqid = self.reqid_of(env, _REQID_PREFIX)
             try:
                 action(self, env, when, {"reqid": reqid, **self._timeouts})
             except ExplicitBury:
@@ -169,7 +166,10 @@ class VolumeIndexFilter(Filter):
         self._forget_base(env, self._object(env).get("peer"), when, options)
 
     def _container_deleted(self, env: Env, when: int, options: dict[str, Any]) -> None:
-        for peer in self._object(env).get("peers") or ():
+        peers = self._object(env).get("peers") or []
+        if not isinstance(peers, list):
+            self.bury(f"peers of {env['event']} is not a list")
+        for peer in peers:
             self._forget_base(env, peer, when, options)
 
     def _forget_base(self, env: Env, peer: Any, when: int, options: dict[str, Any]) -> None:

@@ -19,13 +19,21 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from oio.common.constants import REQID_HEADER
-from oio.common.exceptions import ConfigurationException, ExplicitBury, NotFound, OioException
+from oio.common.exceptions import (
+    ClientException,
+    ConfigurationException,
+    ExplicitBury,
+    NotFound,
+    OioException,
+)
 from oio.event.filters.base import Callback, Env, Filter, make_filter_factory
 from oio.event.filters.clients import LeftAlone, check_pause, container_of, pauses_of, pool_of
 from oio.http.client import HttpClientError
 
 CONNECTION_TIMEOUT_S = 2.0
 READ_TIMEOUT_S = 30.0
+_REQID_PREFIX = "webhook-"
+_GONE = 410
 CONTENT_PREFIX = "storage.content."
 CONTENT_NEW = "storage.content.new"
 # Events that only tell which object they are about.
@@ -58,6 +66,8 @@ class WebhookFilter(Filter):
         except LeftAlone as exc:
             return self.retry(cb, f"webhook: {exc}", exc.wait_s)
         except OioException as exc:
+            if isinstance(exc, ClientException) and int(exc.http_status or 0) < 500:
+                raise  # the agent decides: what is asked about can be no object
             return self.retry(cb, f"properties of the object: {exc}")
         body = json.dumps(
             {
@@ -67,9 +77,7 @@ class WebhookFilter(Filter):
                 "data": data,
             }
         )
-        headers = {"Content-Type": "application/json"}
-        if env.get("request_id"):
-            headers[REQID_HEADER] = str(env["request_id"])
+        headers = {"Content-Type": "application/json", REQID_HEADER: self.reqid_of(env, _REQID_PREFIX)}
         pauses = pauses_of(self)
         timeout = (self._timeouts["connection_timeout"], self._timeouts["read_timeout"])
         try:
@@ -105,11 +113,13 @@ class WebhookFilter(Filter):
                 url.get("account"),
                 url.get("user"),
                 content=url.get("content"),
-                reqid=env.get("request_id"),
+                reqid=self.reqid_of(env, _REQID_PREFIX),
                 **self._timeouts,
             )
-        except NotFound:
-            # Deleted since: there is nothing more to tell, and its deletion will be told too.
+        except ClientException as exc:
+            if not isinstance(exc, NotFound) and exc.http_status != _GONE:
+                raise
+            # Deleted since: there is nothing more to tell, and its deletion will be told too. Or drained.
             return named
         return {**named, **_described_by_proxy(meta)}
 
@@ -127,7 +137,9 @@ class WebhookFilter(Filter):
             elif kind == "contents_headers":
                 header = bean
             elif kind == "properties" and bean.get("value") is not None:
-                metadata[bean.get("key")] = bean["value"]
+                if not isinstance(bean.get("key"), str):
+                    self.bury(f"a property of {env['event']} has no name: {bean}")
+                metadata[bean["key"]] = bean["value"]
         return {
             "md5Hash": header.get("hash"),
             "contentType": header.get("mime-type"),
