@@ -61,6 +61,9 @@ DEFAULT_PIPELINES = {
     "storage.meta2.deleted": "volume_index",
 }
 
+# Longest delay that a filter may ask for: what all queues can hold.
+DELAY_MAX_S = 2.0**32 - 1
+
 logger = logging.getLogger("oio.event.agent")
 
 
@@ -78,9 +81,11 @@ class Answer:
 
     def __call__(self, status: int, message: Any = "", delay_s: float | None = None, **_more: Any) -> None:
         """Answer: 2xx the event is done, 5xx it is to be delivered again (after ``delay_s``)."""
+        if delay_s is not None and not 0 <= float(delay_s) <= DELAY_MAX_S:
+            raise ValueError(f"delay_s={delay_s!r} is no delay")
         self.status = int(status)
         self.message = str(message or "")
-        self.delay_s = delay_s
+        self.delay_s = None if delay_s is None else float(delay_s)
 
     @property
     def is_done(self) -> bool:

@@ -108,11 +108,13 @@ def judge_answer(answer: Answer) -> Verdict:
 
 def judge_failure(exc: BaseException) -> Verdict:
     """Verdict on a pipeline that raised."""
-    reason = f"{type(exc).__name__}: {exc}"
+    text = _text(exc)
+    reason = f"{type(exc).__name__}: {text}"
     if isinstance(exc, ExplicitBury):
-        return Verdict(Outcome.BURIED, str(exc) or "as a filter asked", logging.INFO)
+        return Verdict(Outcome.BURIED, text or "as a filter asked", logging.INFO)
     if isinstance(exc, StatusMessageException):
-        status = int(exc.http_status or 0)
+        # Filters of third parties raise NotFound("that") too, and that is no number.
+        status = exc.http_status if isinstance(exc.http_status, int) else 0
         if status < 500 and status not in _HEALING_STATUSES:
             return Verdict(Outcome.BURIED, reason)
         return Verdict(Outcome.RETRY, reason)
@@ -122,6 +124,14 @@ def judge_failure(exc: BaseException) -> Verdict:
         # The timeouts of green programs are no Exception.
         return Verdict(Outcome.RETRY, reason)
     return Verdict(Outcome.BURIED, reason, logging.ERROR, exc)
+
+
+def _text(exc: BaseException) -> str:
+    """What an exception says, if it can."""
+    try:
+        return str(exc)
+    except Exception:
+        return "(it cannot be written)"
 
 
 def retry_delay_s(attempts: int, first_s: float, longest_s: float) -> float:

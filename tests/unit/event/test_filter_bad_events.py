@@ -13,7 +13,8 @@ import time
 import pytest
 from filter_kit import CID, Chain, WebServer, event
 
-from oio.common.exceptions import ExplicitBury
+from oio.common.exceptions import ClientException, ExplicitBury, NotFound
+from oio.event.pipelines import Answer
 from oio.event.worker.outcomes import Outcome, judge_failure
 from oio.http.client import HttpPool
 
@@ -135,3 +136,22 @@ def test_a_request_id_that_no_header_can_hold_is_replaced(services, reqid):
     ) == 200
     ids = {request.headers["x-oio-req-id"] for request in services.server.requests[before:]}
     assert len(ids) == 1 and ids.pop().startswith("account-update-")
+
+
+@pytest.mark.parametrize("delay_s", [-1, float("nan"), float("inf"), 2**33, "soon", []])
+def test_what_is_no_delay_is_a_defect_of_the_filter(delay_s):
+    answer = Answer()
+    with pytest.raises((TypeError, ValueError)) as caught:
+        answer(503, "later", delay_s=delay_s)
+    assert answer.status == 0
+    assert judge_failure(caught.value).outcome is Outcome.BURIED
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError("no word")
+
+
+@pytest.mark.parametrize("exc", [NotFound("no such shop"), ClientException(None), Mute(), ExplicitBury(b"\xff")])
+def test_whatever_filters_of_third_parties_raise_has_an_outcome(exc):
+    assert judge_failure(exc).outcome is Outcome.BURIED
