@@ -39,6 +39,8 @@ from oio.http.server import BodyError, HttpError, Request, Response
 BODY_MAX_BYTES = 64 * 2**20
 # Updates of a batch that Redis is given at once: it serves nobody else meanwhile (about 5 ms).
 UPDATES_AT_ONCE = 250
+# A listing goes on after a name, which must fit in a request line. The names of the proxy have 1023 bytes at most.
+NAME_BYTES_MAX = 4096
 # Programs look for "No update needed" in it.
 STALE_MESSAGE = "No update needed, event older than last container update"
 JSON_TYPE = [("Content-Type", "text/json")]
@@ -87,6 +89,8 @@ _KINDS: tuple[Any, ...] = (
 _BODIES: dict[Any, msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(kind, strict=False) for kind in _KINDS
 }
+# What decoders raise; the last one of bodies that are nested too deep.
+_BAD_BODY = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class _Outcome(msgspec.Struct):
@@ -276,9 +280,7 @@ class AccountService:
             try:
                 if isinstance(item, msgspec.Raw):
                     item = _decoded(item, _BatchItem)
-                if not item.account:
-                    raise HttpError(400, "Missing account ID")
-                updates.append((item.account, _update_of(item)))
+                updates.append((_name(item.account, "account"), _update_of(item)))
             except HttpError as exc:
                 outcomes.append(_Outcome(exc.status, exc.message))
             else:
@@ -306,12 +308,11 @@ class AccountService:
         """Set the counters of a container to 0; 404 when it is not known, 409 when it is not news."""
         account = _needed(request, "id", "account")
         body = _body(request, _ResetBody)
-        if not body.name:
-            raise HttpError(400, "Missing container ID")
+        name = _name(body.name, "container")
         mtime = _time("mtime", body.mtime)
         if mtime == UNKNOWN_TIME:
             raise HttpError(400, "Missing mtime")
-        self.backend.reset_container(account, body.name, mtime)
+        self.backend.reset_container(account, name, mtime)
         return Response(204)
 
     def container_show(self, request: Request) -> Response:
@@ -340,9 +341,15 @@ class AccountService:
 
 
 def _needed(request: Request, key: str, what: str) -> str:
-    value = request.query.get(key)
+    return _name(request.query.get(key), what)
+
+
+def _name(value: str | None, what: str) -> str:
     if not value:
         raise HttpError(400, f"Missing {what} ID")
+    # In UTF-8, a character has 4 bytes at most.
+    if len(value) > NAME_BYTES_MAX // 4 and len(value.encode()) > NAME_BYTES_MAX:
+        raise HttpError(400, f"{what} ID: longer than {NAME_BYTES_MAX} bytes")
     return value
 
 
@@ -367,7 +374,7 @@ def _body(request: Request, kind: Any) -> Any:
 def _decoded(data: bytes | msgspec.Raw, kind: Any) -> Any:
     try:
         return _BODIES[kind].decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except _BAD_BODY as exc:
         raise HttpError(400, f"Bad body: {exc}") from None
 
 
@@ -376,7 +383,7 @@ def _items(request: Request) -> list[Any]:
     data = request.read_all(BODY_MAX_BYTES) or b"[]"
     try:
         return list(_BODIES[list[_BatchItem]].decode(data))
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except _BAD_BODY:
         return list(_decoded(data, list[msgspec.Raw]))
 
 
@@ -392,14 +399,14 @@ def _as_text(value: Scalar) -> str:
 
 def _update_of(body: _ContainerBody) -> ContainerUpdate:
     """:raises HttpError: when something in it is missing or bad."""
-    if not body.name:
-        raise HttpError(400, "Missing container ID")
+    name = _name(body.name, "container")
+    bucket = _name(body.bucket, "bucket") if body.bucket else ""
     counters = [getattr(body, counter) or 0 for counter in COUNTERS]
     for counter, value in zip(COUNTERS, counters, strict=True):
         if not -COUNTER_MAX <= value <= COUNTER_MAX:
             raise HttpError(400, f"{counter}: out of range: {value}")
     mtime, dtime = _time("mtime", body.mtime), _time("dtime", body.dtime)
-    return ContainerUpdate(body.name, mtime, dtime, body.bucket or "", *counters)
+    return ContainerUpdate(name, mtime, dtime, bucket, *counters)
 
 
 def _time(name: str, value: float | str | None) -> str:

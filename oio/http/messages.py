@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from urllib.parse import unquote_plus
+from urllib.parse import unquote_to_bytes
 
 from oio.http.body import BodyReader
 from oio.http.errors import BodyTooLarge, HeaderItems, HttpError
@@ -68,6 +68,8 @@ class Request:
     def query(self) -> dict[str, str]:
         """Decoded parameters of the query string; the first value of a name wins, a bare name has the value
         ''.
+
+        :raises HttpError: 400 when one of them is not UTF-8.
         """
         query = self._query
         if query is None:
@@ -214,6 +216,9 @@ def response_of_error(error: HttpError) -> Response:
 def parse_query(text: str) -> dict[str, str]:
     """Decode a query string; '+' is a blank, the first value of a name wins, a name without '=' has the
     value ''.
+
+    :raises HttpError: 400 when a name or a value is not UTF-8: replaced by something, different names would
+        become the same.
     """
     query: dict[str, str] = {}
     if not text:
@@ -223,7 +228,14 @@ def parse_query(text: str) -> dict[str, str]:
             continue
         name, _, value = item.partition("=")
         if "%" in name or "+" in name:
-            name = unquote_plus(name)
+            name = _unquote(name, "name")
         if name not in query:
-            query[name] = unquote_plus(value) if "%" in value or "+" in value else value
+            query[name] = _unquote(value, f"parameter {name}") if "%" in value or "+" in value else value
     return query
+
+
+def _unquote(text: str, what: str) -> str:
+    try:
+        return unquote_to_bytes(text.replace("+", " ")).decode()
+    except UnicodeDecodeError:
+        raise HttpError(400, f"{what}: not UTF-8") from None

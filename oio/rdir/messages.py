@@ -19,6 +19,13 @@ BATCH_RECORDS_MAX = 10000
 """Records of one push-many or delete-many: bounds how long the others wait for their turn."""
 
 
+URL_CHARS_MAX = 4096
+ID_CHARS_MAX = 1023
+EXTRA_CHARS_MAX = 65536
+OWNER_CHARS_MAX = 1024
+"""What is longer is refused; real values are far shorter."""
+
+
 class ChunkRecord(msgspec.Struct):
     """Body of push and delete. ``rtime`` is an older name: the larger of both is kept."""
 
@@ -48,7 +55,7 @@ class FetchOptions(msgspec.Struct):
 class LockOwner(msgspec.Struct):
     """Body of admin/lock."""
 
-    who: str
+    who: Annotated[str, msgspec.Meta(max_length=OWNER_CHARS_MAX)]
 
 
 class IncidentDate(msgspec.Struct):
@@ -60,10 +67,10 @@ class IncidentDate(msgspec.Struct):
 class ContainerRecord(msgspec.Struct):
     """Body of meta2/push and meta2/delete."""
 
-    container_id: str
-    container_url: str
+    container_id: Annotated[str, msgspec.Meta(max_length=ID_CHARS_MAX)]
+    container_url: Annotated[str, msgspec.Meta(min_length=1, max_length=URL_CHARS_MAX)]
     mtime: Mtime | None = None
-    extra_data: str | None = None
+    extra_data: Annotated[str, msgspec.Meta(max_length=EXTRA_CHARS_MAX)] | None = None
     when: When | None = None
 
 

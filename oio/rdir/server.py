@@ -21,7 +21,7 @@ from oio.common import status
 from oio.common.metrics import CONTENT_TYPE, Metric, render
 from oio.common.status import StatusError
 from oio.common.variables import FALSE_WORDS, TRUE_WORDS, Variables
-from oio.http.server import Request, Response
+from oio.http.server import BodyError, HttpError, Request, Response
 from oio.rdir import messages
 from oio.rdir.store import LIMIT_DEFAULT, LIMIT_MAX, Change, ChunkVolume, Store, change
 
@@ -52,6 +52,8 @@ _HTTP_STATUS = {
     status.EXCESSIVE_LOAD: 503,
 }
 _RETRY_AFTER_S = "1"
+# What decoders raise; the last one of bodies that are nested too deep.
+_BAD_BODY = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]").search
 
 Handler = Callable[[Request, bytes], Response]
@@ -137,8 +139,12 @@ class RdirService:
                     _anything(body)
                 return failure(405, status.BAD_REQUEST, "Bad method")
             return handler(request, body)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        except _BAD_BODY as exc:
             return failure(400, status.BAD_REQUEST, _what_is_wrong(body, exc))
+        except BodyError:
+            raise
+        except HttpError as exc:
+            return failure(exc.status, status.BAD_REQUEST, exc.message)
         except BadParameter as exc:
             return failure(400, status.BAD_REQUEST, str(exc))
         except StatusError as exc:
@@ -205,16 +211,17 @@ class RdirService:
 
     def push(self, request: Request, body: bytes) -> Response:
         """Add a record."""
-        record = _chunk_record(_needed(body))
-        self._chunks(request, create=_flag(request, "create")).push((_change(record),))
+        # Before the database is created: a request that is refused changes nothing.
+        pushed = _change(_chunk_record(_needed(body)))
+        self._chunks(request, create=_flag(request, "create")).push((pushed,))
         self.records["push"] += 1
         return Response(204)
 
     def push_many(self, request: Request, body: bytes) -> Response:
         """Add records, all of them or none."""
-        found = _chunk_records(_needed(body)).records
-        self._chunks(request, create=_flag(request, "create")).push(map(_change, found))
-        self.records["push"] += len(found)
+        changes = [_change(record) for record in _chunk_records(_needed(body)).records]
+        self._chunks(request, create=_flag(request, "create")).push(changes)
+        self.records["push"] += len(changes)
         return Response(204)
 
     def delete(self, request: Request, body: bytes) -> Response:
@@ -404,7 +411,7 @@ def _what_is_wrong(body: bytes, exc: Exception) -> str:
     """Fields are looked at while the body is read: its end may be wrong as well, which matters more."""
     try:
         _anything(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as worse:
+    except _BAD_BODY as worse:
         return f"Invalid JSON: {worse}"
     return f"Invalid field: {exc}"
 

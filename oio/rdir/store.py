@@ -13,6 +13,7 @@ import heapq
 import itertools
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -38,6 +39,7 @@ CLEAR_OWNER = "admin_clear"
 VOLUME_BYTES_MAX = 200
 """Longest name of a directory of ours; file systems take 255."""
 
+_DATA_FILE = "data.mdb"
 _META2 = "meta2-"
 _LOCK, _INCIDENT = b"lock", b"incident_date"
 
@@ -398,11 +400,13 @@ class Store:
     >>> store = Store("/srv/rdir-1")  # doctest: +SKIP
     >>> store.chunks("OPENIO-rawx-1", create=True).push([change(cid, content, chunk, 17)])  # doctest: +SKIP
 
+    :param databases_max: how many may be open, 0 for no limit.
     :param options: those of :class:`~oio.rdir.engine.Engine`.
     """
 
-    def __init__(self, path: str, **options: Any) -> None:
+    def __init__(self, path: str, *, databases_max: int = 0, **options: Any) -> None:
         self.path = path
+        self.databases_max = databases_max
         self._options = options
         self._mutex = threading.Lock()
         self._chunks: dict[str, ChunkVolume] = {}
@@ -462,23 +466,36 @@ class Store:
         with self._mutex:
             base = bases.get(volume)
             if base is None:
-                if not create and not os.path.exists(os.path.join(path, "data.mdb")):
+                if not create and not os.path.exists(os.path.join(path, _DATA_FILE)):
                     raise StatusError(status.NO_HANDLER, "DB not found")
+                self._check_room()
                 base = bases[volume] = self._open(kind, path)
             return base
 
     def _open(self, kind: type, path: str) -> Any:
+        is_new = not os.path.exists(os.path.join(path, _DATA_FILE))
+        base = None
         try:
-            is_new = not os.path.isdir(path)
             if is_new:
-                os.mkdir(path)
+                os.makedirs(path, exist_ok=True)
             base = kind(path, **self._options)
             if is_new:
                 _sync_directory(path)
                 _sync_directory(self.path)
             return base
         except (OSError, lmdb.Error) as exc:
+            if base is not None:
+                base.engine.close()
+            if is_new:
+                shutil.rmtree(path, ignore_errors=True)
             raise StatusError(status.UNAVAILABLE, f"cannot open {path}: {exc}") from exc
+
+    def _check_room(self) -> None:
+        """:raises StatusError: when there are files for no more databases."""
+        if 0 < self.databases_max <= len(self._chunks) + len(self._containers):
+            raise StatusError(
+                status.EXCESSIVE_LOAD, f"{self.databases_max} databases are open, there are files for no more"
+            )
 
 
 def directory_name(prefix: str, volume: str) -> str:
