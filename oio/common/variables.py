@@ -188,7 +188,7 @@ DECLARED: dict[str, Variable] = _declare(
     # Volumes.
     Variable("volume.lazy_lock", "bool", True, "Mark a volume without marks as ours"),
     Variable("rdir.fd_per_base", "int", 0, "Files per database of an rdir", 0, 2**31),
-    Variable("rdir.fd_reserve", "int", 0, "Files kept for other uses by an rdir", 0, 2**31),
+    Variable("rdir.fd_reserve", "int", 0, "Files that an rdir keeps for connections; 0: a quarter", 0, 2**31),
     # Bases.
     Variable("sqliterepo.repo.hard_max", "int", 1024, "Open bases at most", 1, 2**20),
     Variable("sqliterepo.cache.timeout.open", "duration", 20.0, "Wait for a base", 0.01, 3600),
@@ -211,7 +211,6 @@ DECLARED: dict[str, Variable] = _declare(
 #: Variables that files of older versions set, and why they change nothing here.
 WITHOUT_EFFECT = {
     "rdir.fd_per_base": "a database has a fixed number of files",
-    "rdir.fd_reserve": "a database has a fixed number of files",
     "core.sds.strict_utf8": "names are always UTF-8",
     "meta1.tube.references": "no event tells of references without services",
     "proxy.period.refresh.srvtypes": "types come with the services, see proxy.period.cs.downstream",

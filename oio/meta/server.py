@@ -13,11 +13,9 @@ function returns the reply or raises ``StatusError``; everything else about HTTP
 from __future__ import annotations
 
 import configparser
-import contextlib
 import ctypes
 import logging
 import os
-import resource
 import signal
 import sys
 import time
@@ -32,6 +30,7 @@ from oio import __version__
 from oio.common import status
 from oio.common.configuration import load_namespace_conf, one_line
 from oio.common.metrics import CONTENT_TYPE, Metric, render
+from oio.common.open_files import raise_files_limit
 from oio.common.service import command_line, parse_address, parse_dash_o, run_until_stopped, setup_logging
 from oio.common.status import StatusError, http_status
 from oio.common.variables import Variables, parse_boolean
@@ -414,7 +413,7 @@ def open_repository(process: MetaProcess, base_type: BaseType) -> Repository:
         queue = RoutedQueue(target, variables)
     else:
         logger.warning("no event-agent in the configuration: events are not emitted")
-    open_max = min(variables["sqliterepo.repo.hard_max"], _raise_files_limit() // FILES_PER_BASE)
+    open_max = min(variables["sqliterepo.repo.hard_max"], raise_files_limit(FILES_WANTED) // FILES_PER_BASE)
     return Repository(
         process.volume,
         base_type,
@@ -462,12 +461,3 @@ def _share_heap() -> None:
         mallopt(_M_ARENA_MAX, 1)
 
 
-def _raise_files_limit() -> int:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, FILES_WANTED)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return FILES_WANTED if soft == resource.RLIM_INFINITY else soft
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        return wanted
-    return soft

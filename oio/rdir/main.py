@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from oio.common.configuration import load_namespace_conf, one_line
 from oio.common.exceptions import ConfigurationException
+from oio.common.open_files import raise_files_limit
 from oio.common.service import (
     command_line,
     parse_address,
@@ -32,6 +33,13 @@ SECTION = "rdir-server"
 SYSLOG_CHARS_MAX = 63
 SWEEP_PERIOD_S = 3600.0
 """Tombstones are looked at that often: they live between one period less and one more than their life."""
+
+FILES_WANTED = 65536
+FILES_PER_DATABASE = 3
+FILES_OF_ITS_OWN = 64
+"""Logs, listeners, libraries."""
+RESERVE_MAX = 4096
+"""Connections that the automatic reserve allows for."""
 
 MIB = 2**20
 
@@ -106,10 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         lock = lock_volume(
             config.db_path, config.namespace, "rdir", config.lock_id, create=variables["volume.lazy_lock"]
         )
+        databases_max, connections_max = share_files(raise_files_limit(FILES_WANTED), variables["rdir.fd_reserve"])
     except (ValueError, OSError, configparser.Error, ConfigurationException) as exc:
         print(f"oio-rdir-server: {words.config}: {one_line(exc)}", file=sys.stderr)
         return 1
-    store = Store(config.db_path, sync=config.sync, map_bytes_max=config.volume_bytes_max)
+    store = Store(
+        config.db_path, databases_max=databases_max, sync=config.sync, map_bytes_max=config.volume_bytes_max
+    )
     store.open_all()
     service = RdirService(store, variables, config.service_id)
     server = Server(
@@ -119,12 +130,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             generate_reqid_prefix="rdir-",
             echo_reqid=False,
             max_body_bytes=BODY_BYTES_MAX,
+            max_connections=connections_max,
             max_threads=variables["server.pool.max_threads"],
             timeout_idle_s=variables["server.cnx.timeout.idle"],
             access_log=log_access,
         ),
     )
     return run_until_stopped([server, Sweeper(store)], [store.close, lock.release], name="rdir")
+
+
+def share_files(limit: int, reserve: int = 0) -> tuple[int, int]:
+    """Give how many databases and how many connections may be open, so that neither starves the other.
+
+    :param reserve: files that are not for databases; 0: a quarter of the limit.
+    :raises ValueError: when the reserve leaves nothing for databases, or for connections.
+
+    >>> share_files(20000), share_files(1024)
+    ((5301, 4032), (256, 192))
+    """
+    reserve = reserve or min(RESERVE_MAX, limit // 4)
+    databases, connections = (limit - reserve) // FILES_PER_DATABASE, reserve - FILES_OF_ITS_OWN
+    if databases < 1 or connections < 1:
+        raise ValueError(f"rdir.fd_reserve = {reserve} does not fit in the {limit} files that may be open")
+    return databases, connections
 
 
 def load(path: str, more_addresses: Sequence[str] = ()) -> RdirConfig:

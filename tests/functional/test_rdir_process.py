@@ -4,6 +4,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -53,9 +54,9 @@ class Home:
         assert "Traceback" not in error
         return error
 
-    def start(self, port, *words):
+    def start(self, port, *words, **kwargs):
         """Start, and wait until it answers."""
-        process = self.run(*words)
+        process = self.run(*words, **kwargs)
         self.started.append(process)
         pool = HttpPool()
 
@@ -198,3 +199,33 @@ def test_more_addresses_and_what_is_kept_over_a_restart(home, port):
     pool.close()
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 0
+
+
+def test_volumes_never_use_up_the_files_that_connections_need(home, port):
+    (home.path / "sds.conf").write_text("[TEST]\nproxy = 127.0.0.1:6000\nrdir.fd_reserve = 190\n")
+
+    def few_files():
+        # The lower limit is the one of the shell, the service may raise it.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 250))
+
+    process, _ = home.start(port, home.configure(port), preexec_fn=few_files)
+    for round_ in range(2):
+        statuses = []
+        for number in range(25):
+            # A new connection each time.
+            pool = HttpPool()
+            answer = pool.request("POST", f"http://127.0.0.1:{port}/v1/rdir/create?vol=v{number}")
+            pool.close()
+            statuses.append(answer.status)
+        assert statuses == [201] * 20 + [503] * 5, round_
+        assert len(os.listdir(home.db)) == 20
+        assert b"20 databases" in answer.data
+        process.terminate()
+        assert process.wait(20) == 0
+        process, status = home.start(port, home.configure(port), preexec_fn=few_files)
+        assert status["opened_db_count"] == 20
+
+
+def test_a_reserve_of_files_that_leaves_none_for_a_database(home, port):
+    (home.path / "sds.conf").write_text("[TEST]\nproxy = 127.0.0.1:6000\nrdir.fd_reserve = 2000000000\n")
+    assert "rdir.fd_reserve" in home.refused(home.configure(port))
