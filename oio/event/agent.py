@@ -175,6 +175,7 @@ class EventAgent:
             "--index", str(index), "--parent", str(os.getpid()), "--report-fd", str(theirs.fileno()),
             "--running-fd", str(running_fd), *(["--verbose"] if self._verbose else []),
             *(word for job_id in self._suspects.guilty() for word in ("--guilty", job_id)),
+            *(word for job_id in self._suspects.suspects() for word in ("--suspect", job_id)),
         ]  # fmt: skip
         with theirs:
             try:

@@ -62,7 +62,7 @@ def agent(layout: Layout, service: Service) -> str:
         f"namespace={layout.options.namespace}\n"
         f"listen={service.addr}\n"
         f"queue_url={queue_urls(layout)[service.num - 1]}\n"
-        "tube=oio\nworkers=1\nconcurrency=5\n"
+        "tube=oio\nworkers=1\n"
         f"handlers_conf={handlers_conf}\n"
     )
 
@@ -98,7 +98,7 @@ def handlers(layout: Layout, service: Service) -> str:
         "content_improve": _notify("content_improve", own),
     }  # fmt: skip
     if options.webhook_enabled:
-        filters["webhook"] = {"endpoint": options.webhook_endpoint}
+        filters["webhook"] = {"endpoint": layout.webhook}
     if options.replication_events:
         filters["replication"] = {
             **_notify("replication", own, "replicate"),

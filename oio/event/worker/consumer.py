@@ -76,6 +76,7 @@ class Shared:
     :ivar pipelines: replaced as a whole when the handlers file is read again.
     :ivar idle: tells the consumers to take nothing any more.
     :ivar guilty: ids of events of which workers died.
+    :ivar suspects: ids of events that were handled when a worker died; who handles one holds ``alone``.
     :ivar excused: by event, deliveries in this process that ended with a delay that a filter chose.
     """
 
@@ -85,6 +86,7 @@ class Shared:
         pipelines: Pipelines,
         logger: logging.Logger,
         guilty: Iterable[str] = (),
+        suspects: Iterable[str] = (),
         running: RunningEvents | None = None,
     ) -> None:
         self.settings = settings
@@ -92,6 +94,8 @@ class Shared:
         self.logger = logger
         self.complaints = Complaints(logger)
         self.guilty = frozenset(guilty)
+        self.suspects = frozenset(suspects)
+        self.alone = threading.Lock()
         self.running = running
         self.excused: OrderedDict[str, int] = OrderedDict()
         self.idle = threading.Event()
@@ -172,6 +176,14 @@ class Consumer:
     def _consume(self, job: Job) -> None:
         self.since_s = self.touched_s = time.monotonic()
         self.job = job
+        if job.id in self._shared.suspects:
+            with self._shared.alone:
+                self._consume_noted(job)
+        else:
+            self._consume_noted(job)
+
+    def _consume_noted(self, job: Job) -> None:
+        """Consume an event, which the parent is told if the worker dies."""
         running = self._shared.running
         if running is not None:
             running.begin(self.place, job.id)

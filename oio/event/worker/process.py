@@ -64,6 +64,7 @@ class Worker:
         app_env: dict[str, Any] | None = None,
         open_: Callable[..., EventSource] = open_source,
         guilty: Iterable[str] = (),
+        suspects: Iterable[str] = (),
         running: RunningEvents | None = None,
     ) -> None:
         self._settings = settings
@@ -76,7 +77,7 @@ class Worker:
             for url in settings.queue_urls:
                 self.sources.append(open_(url, settings.tube, ttr_s=settings.ttr_s))
             self.app_env.setdefault("source", self.sources[0])
-            self._shared = Shared(settings, self._load(), logger, guilty, running)
+            self._shared = Shared(settings, self._load(), logger, guilty, suspects, running)
         except BaseException:
             self._close()
             raise
@@ -248,7 +249,9 @@ class _Process:
             settings = load_agent_settings(self._args.config)
             logger = setup_logs(settings, self._args.verbose)
             running = RunningEvents(self._args.running_fd, settings.consumers)
-            worker = Worker(settings, logger, guilty=self._args.guilty, running=running)
+            worker = Worker(
+                settings, logger, guilty=self._args.guilty, suspects=self._args.suspect, running=running
+            )
         except (OioException, ValueError, OSError) as exc:
             self._report(Report(error=str(exc)))
             return EXIT_CANNOT_START
@@ -321,6 +324,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--report-fd", type=int, required=True)
     parser.add_argument("--running-fd", type=int, required=True)
     parser.add_argument("--guilty", action="append", default=[], help="id of an event to bury")
+    parser.add_argument("--suspect", action="append", default=[], help="id of an event to handle beside no other")
     parser.add_argument("--verbose", action="store_true")
     code = _Process(parser.parse_args(argv)).run()
     # Consumers that are stuck in a filter must not hold the end of the process.

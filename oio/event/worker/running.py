@@ -3,7 +3,8 @@
 """Which events a worker was handling when it died: memory that its parent can still read.
 
 Each consumer writes the id of its event to a place of its own before it handles it, and clears it afterwards; that
-costs no system call. An event that was there at several deaths is taken for their cause.
+costs no system call. An event that was there at several deaths is taken for their cause. So that those beside it
+are not, events that were there at one death are handled one at a time from then on.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import mmap
 import os
 
 PLACE_BYTES = 64
-# Workers that an event may kill before it is buried; innocent ones that run beside it are handled meanwhile.
+# Workers that an event may kill before it is buried.
 DEATHS_MAX = 4
 # Events that are remembered as having been there.
 SUSPECTS_MAX = 1000
@@ -61,6 +62,10 @@ class Suspects:
             self._deaths[job_id] = self._deaths.pop(job_id, 0) + 1
         for job_id in list(self._deaths)[: max(0, len(self._deaths) - SUSPECTS_MAX)]:
             del self._deaths[job_id]
+
+    def suspects(self) -> list[str]:
+        """Events of which a worker died, perhaps."""
+        return list(self._deaths)
 
     def guilty(self) -> list[str]:
         """Events that no worker shall handle any more."""

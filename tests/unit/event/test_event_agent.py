@@ -128,10 +128,10 @@ def make(monkeypatch):
     monkeypatch.setattr(consumer_module, "RECONNECT_PERIOD_S", 0.02)
     workers = []
 
-    def make(pipelines, **more):
+    def make(pipelines, suspects=(), **more):
         source = MemorySource()
         settings = AgentSettings("NS", queue_urls=("memory://",), proxy="127.0.0.1:1", **more)
-        worker = Worker(settings, LOGGER, open_=lambda url, tube, ttr_s: source)
+        worker = Worker(settings, LOGGER, open_=lambda url, tube, ttr_s: source, suspects=suspects)
         set_pipelines(worker, pipelines)
         workers.append(worker)
         worker.start()
@@ -263,8 +263,29 @@ def test_suspects(tmp_path):
         assert suspects.guilty() == []
         suspects.died(["12", str(number)])
     assert suspects.guilty() == ["12"]
+    assert set(suspects.suspects()) == {"12", *map(str, range(running.DEATHS_MAX))}
     suspects.died([f"other {number}" for number in range(running.SUSPECTS_MAX)])
     assert suspects.guilty() == []
+
+
+def test_events_of_which_a_worker_died_are_handled_one_at_a_time(make):
+    running_now, together, others = set(), [], threading.Semaphore(0)
+
+    def handle(env, source, cb):
+        running_now.add(env["job_id"])
+        together.append(sorted(running_now & {"1", "2", "3"}))
+        if env["job_id"] in ("1", "2", "3"):
+            assert others.acquire(timeout=60)  # those that nobody suspects do not wait
+        else:
+            others.release()
+        running_now.discard(env["job_id"])
+        cb(200)
+
+    _worker, source = make({"x": handle}, suspects=["1", "2", "3"], concurrency=6)
+    for _ in range(6):
+        source.put(event())
+    eventually(lambda: len(source.deleted) == 6)
+    assert max(map(len, together)) == 1
 
 
 @pytest.mark.parametrize("answer", [None, 100, 302, 404])
@@ -518,7 +539,7 @@ def test_rate():
 
 def test_samples():
     settings = load_agent_settings(str(ETC / "event-agent.conf-sample"))
-    assert (settings.namespace, settings.tube, settings.concurrency) == ("OPENIO", "oio", 10)
+    assert (settings.namespace, settings.tube, settings.concurrency) == ("OPENIO", "oio", 64)
     # The commented keys show the defaults, and are understood.
     settings = AgentSettings("NS", handlers_conf=str(ETC / "event-handlers.conf-sample"), proxy="127.0.0.1:1")
     Worker(settings, LOGGER, open_=lambda url, tube, ttr_s: MemorySource()).stop(0)
