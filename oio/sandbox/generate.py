@@ -274,7 +274,7 @@ def test_conf(layout: Layout) -> str:
             "with_service_id": options.service_ids,
             "random_service_id": False,
             "use_tls": False,
-            "webhook": options.webhook_endpoint if options.webhook_enabled else "",
+            "webhook": layout.webhook,
             "services": services,
         }
     )
@@ -379,6 +379,8 @@ def command(layout: Layout, service: Service) -> list[str]:
         return [*program("oio-conscience-agent"), os.path.join(conf, "conscience-agent.yml")]
     if service.type == "event-agent":
         return [*program("oio-event-agent"), os.path.join(conf, f"{service.name}.conf")]
+    if service.type == "webhook":
+        return [sys.executable, "-m", "oio.sandbox.webhook", service.addr]
     raise AssertionError(f"no program for {service.type}")
 
 

@@ -40,7 +40,7 @@ VOLUME_TYPES = frozenset(
 #: Types that hold events on their way: started first, stopped last.
 QUEUE_TYPES = frozenset({"beanstalkd", "redis"})
 #: Types that the conscience does not know: nobody draws one by its score.
-UNSCORED_TYPES = frozenset({"conscience", "ecd", "event-agent"})
+UNSCORED_TYPES = frozenset({"conscience", "ecd", "event-agent", "webhook"})
 
 
 class Service(msgspec.Struct, kw_only=True):
@@ -114,6 +114,14 @@ class Layout(msgspec.Struct, kw_only=True):
         if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
             return path
         return os.path.join(tempfile.gettempdir(), f"oio-{os.getuid()}-{_digest(self.home)}.sock")
+
+    @property
+    def webhook(self) -> str:
+        """URL that changes of objects are told to, empty when they are told to nobody."""
+        if not self.options.webhook_enabled:
+            return ""
+        own = self.of_type("webhook")
+        return f"http://{own[0].addr}" if own else self.options.webhook_endpoint
 
     def of_type(self, *types: str) -> list[Service]:
         """Services of these types."""
@@ -228,6 +236,8 @@ def compute(home: str, options: Options) -> Layout:
     for type_ in TYPES:
         for num in range(1, getattr(options, type_) + 1):
             add(_service(layout, type_, num))
+    if options.webhook_enabled and not options.webhook_endpoint:
+        add(_service(layout, "webhook", 1))
     for num in range(1, max(1, options.beanstalkd) + 1):
         add(_service(layout, "event-agent", num))
     count = len(layout.services)

@@ -25,9 +25,8 @@ IGNORED_KEYS = frozenset(
     }
 )
 
-#: Where the contract expects a Redis that the tool does not run, and what receives webhooks in tests.
+#: Where the contract expects a Redis that the tool does not run.
 REDIS_ELSEWHERE = "127.0.0.1:6379"
-WEBHOOK_ENDPOINT = "http://127.0.0.1:9081"
 
 #: Services of which there may be none.
 _OPTIONAL = frozenset({"ecd", "beanstalkd", "redis", "rawx", "rdir"})
@@ -91,9 +90,9 @@ class Options(msgspec.Struct, kw_only=True):
     preserve_events: bool = False
     #: Are the events of containers that are replicated elsewhere copied to the tube ``oio-repli``?
     replication_events: bool = False
-    #: Are changes of objects told to ``webhook_endpoint``?
+    #: Are changes of objects told to ``webhook_endpoint``? Empty: to a service of the cluster, for tests.
     webhook_enabled: bool = False
-    webhook_endpoint: str = WEBHOOK_ENDPOINT
+    webhook_endpoint: str = ""
     #: Do rawx create all their directories, in the background, during their first minute?
     prepare_directories: bool = True
     #: Seconds between two checks of a service by the conscience agent.
@@ -117,7 +116,7 @@ class Options(msgspec.Struct, kw_only=True):
                 "Without redis, redis_host is its host:port, or host:port,host:port/name of Sentinels,"
                 f" not {self.redis_host!r}"
             )
-        if self.webhook_enabled and not _ENDPOINT.match(self.webhook_endpoint):
+        if self.webhook_endpoint and not _ENDPOINT.match(self.webhook_endpoint):
             raise SandboxError(f"Not the URL of a webhook: {self.webhook_endpoint!r}")
         if not 1 <= self.base_port <= 65000:
             raise SandboxError(f"First port out of bounds (1..65000): {self.base_port}")
@@ -185,7 +184,7 @@ def from_map(raw: Mapping[str, Any], origin: str) -> dict[str, Any]:
             if not value:
                 fields.setdefault("redis_host", REDIS_ELSEWHERE)
         elif key == "webhook_endpoint":
-            fields[key] = value or WEBHOOK_ENDPOINT
+            fields[key] = value or ""
         elif key == "monitor_period":
             fields["check_interval_s"] = value
         elif key == "config":

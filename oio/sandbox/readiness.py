@@ -44,6 +44,7 @@ _PROBE_PATHS = {
     "account": "/status",
     "rdir": "/status",
     "ecd": "/status",
+    "webhook": "/",
     "event-agent": "/metrics",
 }
 #: What an event agent tells while none of its workers consumes.

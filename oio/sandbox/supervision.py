@@ -32,7 +32,7 @@ _POLL_S = 0.05
 #: What handles events gives back to the queue what it was working on; what holds them, and what they are
 #: about, stops last.
 _CONSUMERS = frozenset({"event-agent"})
-_HOLDERS = frozenset({"account", "rdir", *QUEUE_TYPES})
+_HOLDERS = frozenset({"account", "rdir", "webhook", *QUEUE_TYPES})
 
 _RPC_ERRORS = (OSError, http.client.HTTPException, xmlrpc.client.Error)
 #: Faults that mean that there is nothing to do (supervisor.xmlrpc.Faults).

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from oio.event.agent_settings import load_agent_settings
-from oio.sandbox import Options, Sandbox, SandboxError, event_conf, layout, queues
+from oio.sandbox import Options, Sandbox, SandboxError, event_conf, generate, layout, queues
 
 ALWAYS = {
     "storage.content.new": [],
@@ -128,12 +128,27 @@ def test_a_webhook_is_told_of_objects(init):
     assert filters["webhook"] == {"use": "egg:oio#webhook", "endpoint": "http://127.0.0.1:9/a%20b"}
 
 
+    assert not found.of_type("webhook"), "it is elsewhere"
+
+
+def test_a_webhook_without_endpoint_gets_a_service_that_remembers(init):
+    found = init(webhook_enabled=True)
+    (service,) = found.of_type("webhook")
+    _, filters = read_handlers(found)
+    assert filters["webhook"]["endpoint"] == f"http://{service.addr}" == found.webhook
+    assert generate.command(found, service)[-1] == service.addr
+    assert not os.path.exists(os.path.join(found.conf_dir, "watch", f"{service.name}.yml"))
+    assert layout.compute(found.home, found.options).of_type("webhook"), "laid out again, with other ports"
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_test_configuration_tells_the_webhook_when_there_is_one(init, enabled):
     found = init(webhook_enabled=enabled)
     with open(os.path.join(found.conf_dir, "test.yml"), encoding="utf-8") as stream:
         conf = yaml.safe_load(stream)
-    assert conf["webhook"] == ("http://127.0.0.1:9081" if enabled else "")
+    addresses = [service.addr for service in found.of_type("webhook")]
+    assert conf["webhook"] == (f"http://{addresses[0]}" if enabled else "")
+    assert [entry["addr"] for entry in conf["services"].get("webhook", [])] == addresses
     assert conf["services"]["event-agent"] == [{"num": "1"}]
     (redis,) = found.of_type("redis")
     assert conf["services"]["redis"] == [{"num": "1", "addr": redis.addr, "path": redis.volume}]
