@@ -41,6 +41,9 @@ EXCUSED_MAX = 10000
 # The same complaint is made again after this long.
 COMPLAINT_PERIOD_S = 30.0
 _BODY_LOGGED_BYTES = 2000
+_TEXT_LOGGED_CHARS = 200
+# An event at which the agent itself failed is put aside after so many deliveries.
+DEFECTS_MAX = 4
 # Dates below are seconds, those above microseconds (some tools write seconds).
 _MICROSECONDS_MIN = 1e12
 
@@ -205,9 +208,9 @@ class Consumer:
                 verdict = Verdict(Outcome.BURIED, str(exc))
             outcome = self._apply(verdict, kind, event, job)
         except Exception:
-            # A defect of the agent itself: the event is left to the queue, which gives it again.
-            outcome = Outcome.UNANSWERED
+            # A defect of the agent itself: the event is left to the queue, which gives it again; not for ever.
             self._shared.complaints.say("defect", logging.ERROR, "consuming the event %s", job.id, exc_info=True)
+            outcome = self._after_defect(job)
         finally:
             self.job = None
             if running is not None:
@@ -282,28 +285,40 @@ class Consumer:
         except SourceError:
             return 1
 
-    def _settle(self, job: Job, action: Callable[[Job], bool]) -> None:
+    def _after_defect(self, job: Job) -> Outcome:
+        """Put an event aside at which the agent failed several times."""
+        try:
+            if self._attempts(job) >= DEFECTS_MAX and self._settle(job, self.source.bury):
+                return Outcome.BURIED
+        except Exception:
+            self._shared.complaints.say("defect", logging.ERROR, "consuming the event %s", job.id, exc_info=True)
+        return Outcome.UNANSWERED
+
+    def _settle(self, job: Job, action: Callable[[Job], bool]) -> bool:
         """Tell the queue; when that fails, the event comes again, which filters must stand."""
         try:
-            if not action(job):
-                self._shared.complaints.say(
-                    "not ours", logging.WARNING, "event %s took too long, it comes again", job.id
-                )
+            if action(job):
+                return True
+            self._shared.complaints.say(
+                "not ours", logging.WARNING, "event %s took too long, it comes again", job.id
+            )
         except SourceClosed:
-            return
+            return False
         except SourceError as exc:
             self.counts.source_errors += 1
             self._shared.complaints.say(
                 "settle", logging.WARNING, "event %s is not settled, it comes again: %s", job.id, exc
             )
+        return False
 
     def _log(
         self, verdict: Verdict, outcome: Outcome, kind: str, event: dict[str, Any], job: Job, delay_s: float
     ) -> None:
-        request_id = event.get("request_id") or "-"
+        request_id = _one_line(event.get("request_id") or "-")
+        kind = _one_line(kind)
         if outcome is Outcome.BURIED:
             # What was asked for is no news; everything else is, with the event itself.
-            body = job.body[:_BODY_LOGGED_BYTES].decode("utf-8", "replace")
+            body = _one_line(job.body[:_BODY_LOGGED_BYTES].decode("utf-8", "replace"), _BODY_LOGGED_BYTES)
             self._shared.logger.log(
                 verdict.level, "event %s %s buried: %s [%s] %s", job.id, kind, verdict.reason, request_id,
                 body if verdict.level > logging.INFO else "", exc_info=verdict.trace,
@@ -318,6 +333,12 @@ class Consumer:
         self._shared.complaints.say(
             key, verdict.level, "event %s %s %s: %s [%s]", job.id, kind, fate, verdict.reason, request_id
         )
+
+
+def _one_line(text: Any, chars_max: int = _TEXT_LOGGED_CHARS) -> str:
+    """What an event says, so that it cannot pass for other lines of the log."""
+    shown = str(text)[:chars_max]
+    return shown if shown.isprintable() else ascii(shown)
 
 
 def _lag(outcome: Outcome, when: Any) -> tuple[float | None, float]:

@@ -219,6 +219,32 @@ def test_a_hopeless_event_is_buried_at_last(make):
     eventually(lambda: outcomes(worker) == {("x", "retry"): 2, ("x", "buried"): 1})
 
 
+def test_an_event_at_which_the_agent_itself_fails_is_put_aside(make, monkeypatch):
+    def fail(answer):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(consumer_module, "judge_answer", fail)
+    worker, source = make({"x": lambda env, source, cb: cb(200, "")})
+    job = source.put(event())
+    for number in range(1, consumer_module.DEFECTS_MAX + 1):
+        eventually(lambda: sum(outcomes(worker).values()) == number)  # noqa: B023
+        # What the queue does when the time to run is over.
+        with source.changed:
+            if job in source.reserved:
+                source.ready.append(source.reserved.pop(job))
+                source.changed.notify()
+    assert source.buried == [job]
+    assert outcomes(worker) == {("x", "unanswered"): consumer_module.DEFECTS_MAX - 1, ("x", "buried"): 1}
+
+
+def test_an_event_cannot_write_lines_of_the_log(make, caplog):
+    _worker, source = make({})
+    jobs = [source.put(b"{\n2026 all is lost\n"), source.put(event("a\nb", request_id="c\nd"))]
+    eventually(lambda: source.buried == jobs[:1] and source.deleted == jobs[1:])
+    told = [one.getMessage() for one in caplog.records if "event" in one.getMessage()]
+    assert len(told) >= 2 and not any("\n" in text for text in told)
+
+
 def test_no_limit(make):
     worker, source = make(
         {"x": lambda env, source, cb: cb(500, "no")}, retry_delay_s=0.0, max_attempts=0, concurrency=1
