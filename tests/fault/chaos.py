@@ -60,8 +60,8 @@ class Actor:
         #: For each name the states in which it may be; None is "absent".
         self.possible = {name: {None} for name in self._names}
         self.acknowledged = 0
-        #: Chunks of acknowledged writes, as ``service id/chunk id``.
-        self.written = set()
+        #: Chunks that objects had, as ``service id/chunk id``.
+        self.owned = set()
         self.violations = []
         self._ended = threading.Event()
 
@@ -96,10 +96,11 @@ class Actor:
 
     def _attempt(self, name, change, call, *args, **kwargs):
         """Do it, and follow the states: ``change`` tells what becomes of each of them."""
+        self._note_chunks(name)
         before = self.possible[name]
         after = {change(state) for state in before}
         try:
-            done = call(ACCOUNT, self._container, *args, **kwargs)
+            call(ACCOUNT, self._container, *args, **kwargs)
         except NoSuchObject as exc:
             self._claim(name, None in before, f"{call.__name__}: {exc}")
             self.possible[name] = before & {None} or before
@@ -112,8 +113,11 @@ class Actor:
         else:
             self.possible[name] = after
             self.acknowledged += 1
-            if call == self._api.object_create:
-                self.written.update(chunk["url"].partition("://")[2] for chunk in done[0])
+
+    def _note_chunks(self, name):
+        with contextlib.suppress(OioException):
+            _meta, chunks = self._api.object_locate(ACCOUNT, self._container, name)
+            self.owned.update(chunk["url"].partition("://")[2] for chunk in chunks)
 
     def _claim(self, name, holds, what):
         if not holds:
@@ -257,16 +261,19 @@ class Chaos:
 
     def verify_agreement(self):
         """Containers, accounts, reverse directory and chunk files agree, but for chunks of writes that failed."""
-        written = {chunk for actor in self._actors for chunk in actor.written}
+        owned = {chunk for actor in self._actors for chunk in actor.owned}
+        killed = {service.service_id for service in self._broken.services("rawx") if service.name in self.kills}
 
         def contradictions():
             report = check_namespace(self._broken.namespace, self._broken.proxy, passes=1)
             if report.unchecked:
                 return report.unchecked  # what was killed last may be told to be away for a moment
             found = {kind: {f.subject for f in report.findings if f.kind == kind} for kind in KINDS}
-            # A rawx that dies during an upload keeps the chunk of an object that never was: a file that its
-            # index knows too.
-            abandoned = (found["chunk-orphan"] & found["index-unknown"]) - written
+            # Nobody cleans after a client whose upload, or whose removal of what it had uploaded, was interrupted:
+            # there is a file that the index knows too, or the file is gone and its rawx died before it told.
+            unknown = found["index-unknown"] - owned
+            abandoned = unknown & found["chunk-orphan"]
+            abandoned |= {chunk for chunk in unknown if chunk.partition("/")[0] in killed}
             return [f for f in report.findings if f.subject not in abandoned]
 
         left = []
@@ -300,7 +307,7 @@ class Chaos:
                 listing = api.container_list(ACCOUNT)
                 return [entry[1:3] for entry in listing if entry[0] == self._container] == [expected]
 
-        eventually(counted, 30, f"the account says {counters}")
+        eventually(counted, 60, f"the account says {counters}")
 
     def _counters(self, api):
         system = api.container_get_properties(ACCOUNT, self._container)["system"]

@@ -68,7 +68,7 @@ def test_counters_agree_after_changes_of_the_master(servers, cluster):
     print(f"OIO_CHAOS_SEED={seed} OIO_SENTINEL_KILLS={KILLS}")
     api = ObjectStorageApi(cluster.namespace, endpoint=cluster.proxy)
     strikes = [lambda rng: failover(servers, rng), lambda rng: restart(servers, rng)]
-    chaos = Chaos(cluster, "sentinels", seed, victims=(), strikes=strikes)
+    chaos = Chaos(cluster, "sentinels", seed, actors=1, victims=(), strikes=strikes)
     chaos.run(KILLS)
     print(f"killed: {' '.join(chaos.kills)}")
     chaos.verify(api)
