@@ -27,7 +27,7 @@ from oio.common.exceptions import (
     OioException,
 )
 from oio.event.filters.base import Callback, Env, Filter, make_filter_factory
-from oio.event.filters.clients import LeftAlone, check_pause, container_of, pauses_of, pool_of
+from oio.event.filters.clients import LeftAlone, asking, container_of, pauses_of, pool_of
 from oio.http.client import HttpClientError
 
 CONNECTION_TIMEOUT_S = 2.0
@@ -59,8 +59,8 @@ class WebhookFilter(Filter):
         if not str(env.get("event")).startswith(CONTENT_PREFIX):
             return self.app(env, beanstalkd, cb)
         try:
-            check_pause(self, self.endpoint)
-            data = self._data(env)
+            with asking(self, self.endpoint):
+                problem = self._tell(env)
         except ExplicitBury:
             raise
         except LeftAlone as exc:
@@ -69,12 +69,19 @@ class WebhookFilter(Filter):
             if isinstance(exc, ClientException) and int(exc.http_status or 0) < 500:
                 raise  # the agent decides: what is asked about can be no object
             return self.retry(cb, f"properties of the object: {exc}")
+        if problem:
+            return self.retry(cb, f"webhook {self.endpoint} {problem}")
+        self.count("told")
+        return self.app(env, beanstalkd, cb)
+
+    def _tell(self, env: Env) -> str:
+        """:returns: what went wrong at the endpoint. :raises OioException: from the proxy."""
         body = json.dumps(
             {
                 "eventId": str(env.get("job_id")),
                 "eventType": env["event"],
                 "timestamp": env.get("when"),
-                "data": data,
+                "data": self._data(env),
             }
         )
         headers = {"Content-Type": "application/json", REQID_HEADER: self.reqid_of(env, _REQID_PREFIX)}
@@ -84,14 +91,11 @@ class WebhookFilter(Filter):
             response = pool_of(self).request("POST", self.endpoint, headers, body, timeout=timeout)
         except HttpClientError as exc:
             pauses.failed(self.endpoint)
-            return self.retry(cb, f"webhook {self.endpoint}: {exc}")
+            return f"failed: {exc}"
         pauses.answered(self.endpoint)
         if response.status >= 400:
-            return self.retry(
-                cb, f"webhook {self.endpoint} answered {response.status} {bytes(response.data[:200])!r}"
-            )
-        self.count("told")
-        return self.app(env, beanstalkd, cb)
+            return f"answered {response.status} {bytes(response.data[:200])!r}"
+        return ""
 
     def _data(self, env: Env) -> dict[str, Any]:
         """:raises OioException: when the proxy does not tell the properties of the object."""

@@ -7,6 +7,7 @@ from filter_kit import Chain, WebServer, event
 from support import held_port
 
 from oio.common.exceptions import ConfigurationException, ExplicitBury
+from oio.event.filters import clients
 from oio.http.server import Response
 
 URL = {
@@ -129,6 +130,22 @@ def test_an_endpoint_that_is_down_brings_the_event_back():
     with sock:
         chain = Chain("webhook", endpoint=f"http://127.0.0.1:{port}/hook")
         assert chain.run(one("storage.content.deleted")) == 503
+
+
+def test_an_endpoint_is_not_left_alone_for_what_others_fail_to_do(endpoint, monkeypatch):
+    """It did not answer; whoever tries it next asks a proxy that is down before, or has an event without sense."""
+    monkeypatch.setattr(clients, "PAUSE_MIN_S", 0.0)
+    sock, port = held_port()
+    with sock:
+        conf = {"proxyd_url": f"http://127.0.0.1:{port}"}
+        chain = Chain("webhook", global_conf=conf, endpoint=endpoint.url)
+        clients.pauses_of(chain.filter).failed(endpoint.url)
+        assert chain.run(one("storage.content.update", [])) == 503
+    with pytest.raises(ExplicitBury):
+        chain.run(one("storage.content.new", "no list"))
+    assert endpoint.requests == []
+    assert chain.run(one("storage.content.new", BEANS)) == 200
+    assert "paused" not in chain.counts
 
 
 def test_what_makes_no_sense_is_buried(endpoint):
