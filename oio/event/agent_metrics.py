@@ -19,8 +19,10 @@ import msgspec
 
 from oio.common.metrics import Metric
 
-# Types are names that producers choose: beyond this many, and this length, they are told as one.
+# Types are names that producers choose: beyond this many in a process, and this length, those that nothing handles
+# are told as one. Those that handlers are made for are few, but for a mistake.
 TYPES_MAX = 100
+HANDLED_TYPES_MAX = 1000
 TYPE_CHARS_MAX = 100
 OTHER_TYPES = "other"
 # The rate is told over this long.
@@ -81,12 +83,30 @@ def shown_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
+class TypeNames:
+    """Which types of events the consumers of a process tell by name: a report must fit in one message."""
+
+    def __init__(self) -> None:
+        self._names: dict[bool, set[str]] = {True: set(), False: set()}
+
+    def shown(self, kind: str, is_handled: bool) -> str:
+        """Name under which a type is counted."""
+        names = self._names[is_handled]
+        if kind not in names:
+            if len(names) >= (HANDLED_TYPES_MAX if is_handled else TYPES_MAX) or len(kind) > TYPE_CHARS_MAX:
+                return OTHER_TYPES
+            names.add(kind)
+        return kind
+
+
 class ConsumerCounts:
     """What one consumer counted; written by its thread only."""
 
-    __slots__ = ("lag_seconds", "lags", "outcomes", "source_errors", "total")
+    __slots__ = ("_names", "lag_seconds", "lags", "outcomes", "source_errors", "total")
 
-    def __init__(self) -> None:
+    def __init__(self, names: TypeNames | None = None) -> None:
+        """:param names: shared by the consumers of a process."""
+        self._names = names or TypeNames()
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.total = 0
         self.lag_seconds = 0.0
@@ -97,8 +117,8 @@ class ConsumerCounts:
     def count(self, kind: str, outcome: str, lag_s: float | None, now_s: float) -> None:
         """A delivery is over; ``lag_s`` is told when the event is done."""
         key = (kind, outcome)
-        if key not in self.outcomes and (len(self.outcomes) >= TYPES_MAX or len(kind) > TYPE_CHARS_MAX):
-            key = (OTHER_TYPES, outcome)
+        if key not in self.outcomes:
+            key = (self._names.shown(kind, outcome != "ignored"), outcome)
         self.outcomes[key] += 1
         self.total += 1
         if lag_s is None:

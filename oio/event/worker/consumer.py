@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from oio.event.agent_metrics import ConsumerCounts, shown_url
+from oio.event.agent_metrics import ConsumerCounts, TypeNames, shown_url
 from oio.event.agent_settings import AgentSettings
 from oio.event.pipelines import Answer, Pipelines
 from oio.event.source import EventSource, Job, SourceClosed, SourceError
@@ -100,6 +100,7 @@ class Shared:
         self.suspects = frozenset(suspects)
         self.alone = threading.Lock()
         self.running = running
+        self.type_names = TypeNames()
         self.excused: OrderedDict[str, int] = OrderedDict()
         self.idle = threading.Event()
         self._down: dict[str, float] = {}
@@ -131,7 +132,7 @@ class Consumer:
     def __init__(self, place: int, source: EventSource, shared: Shared) -> None:
         self.place = place
         self.source = source
-        self.counts = ConsumerCounts()
+        self.counts = ConsumerCounts(shared.type_names)
         self.job: Job | None = None
         self.since_s = self.touched_s = 0.0
         #: The pipelines in use; those that were replaced are closed when nobody uses them.

@@ -17,7 +17,15 @@ from support import eventually
 from oio.common import exceptions
 from oio.common.exceptions import ConfigurationException
 from oio.event import agent_settings
-from oio.event.agent_metrics import TYPES_MAX, ConsumerCounts, RateMeter, Sample, Totals
+from oio.event.agent_metrics import (
+    TYPES_MAX,
+    ConsumerCounts,
+    RateMeter,
+    Report,
+    Sample,
+    Totals,
+    encode_report,
+)
 from oio.event.agent_settings import AgentSettings, load_agent_settings
 from oio.event.pipelines import Answer, MeasuredFilter, Pipeline
 from oio.event.source import EventSource, Job, SourceClosed, SourceError, TubeStats
@@ -243,6 +251,20 @@ def test_an_event_cannot_write_lines_of_the_log(make, caplog):
     eventually(lambda: source.buried == jobs[:1] and source.deleted == jobs[1:])
     told = [one.getMessage() for one in caplog.records if "event" in one.getMessage()]
     assert len(told) >= 2 and not any("\n" in text for text in told)
+
+
+def test_types_that_producers_invent_do_not_fill_the_metrics(make):
+    worker, source = make({"x": lambda env, source, cb: cb(200, "")}, concurrency=20)
+    for number in range(500):
+        source.put(event(f"type-{number}"))
+    source.put(event("x"))
+    eventually(lambda: len(source.deleted) == 501)
+    eventually(lambda: sum(outcomes(worker).values()) == 501)
+    found = outcomes(worker)
+    assert len(found) == TYPES_MAX + 2 and found["other", "ignored"] == 500 - TYPES_MAX
+    assert found["x", "handled"] == 1
+    # What a message between the worker and its parent can hold, at least.
+    assert len(encode_report(Report(samples=worker.samples()))) < 200_000
 
 
 def test_no_limit(make):
