@@ -74,7 +74,9 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if settings.workers == 1:
         return run_until_stopped([make_server(settings)], name="account")
-    return run_workers(lambda group: make_server(settings, group), settings.workers)
+    return run_workers(
+        lambda group: make_server(settings, group), settings.workers, addresses=[(settings.host, settings.port)]
+    )
 
 
 def _setup_logs(settings: Settings) -> None:

@@ -17,6 +17,7 @@ from oio.common.redis_conn import RedisConnection
 
 SECTION = "account-server"
 REDIS_PORT = 6379
+PORT_MAX = 65535
 # Requests that a worker runs at once; each may hold a connection to Redis.
 THREADS_MAX = 64
 BACKLOG = 2048
@@ -73,7 +74,7 @@ def settings_of(section: Mapping[str, str]) -> Settings:
     """Understand the keys of the section. :raises ValueError: on a bad value or without Redis."""
     settings = Settings(
         host=section.get("bind_addr") or "127.0.0.1",
-        port=_number(section, "bind_port", 8000, 0),
+        port=_number(section, "bind_port", 8000, 0, PORT_MAX),
         workers=_number(section, "workers", os.cpu_count() or 1, 1),
         backlog=_number(section, "backlog", BACKLOG, 1),
         connections=_number(section, "worker_connections", WORKER_CONNECTIONS, 1),
@@ -110,7 +111,7 @@ def _redis_options(section: Mapping[str, str]) -> dict[str, Any]:
         )
     options: dict[str, Any] = {}
     if host:
-        port = _number(section, "redis_port", REDIS_PORT, 1)
+        port = _number(section, "redis_port", REDIS_PORT, 1, PORT_MAX)
         options["host"] = host if _has_port(host) else f"{host}:{port}"
     else:
         options |= {"sentinel_hosts": sentinels, "sentinel_name": name}
@@ -124,13 +125,17 @@ def _has_port(host: str) -> bool:
     return host.count(":") == 1
 
 
-def _number(section: Mapping[str, str], key: str, default: int, least: int) -> int:
+def _number(
+    section: Mapping[str, str], key: str, default: int, least: int, most: int | None = None
+) -> int:
     try:
         number = int(int_value(section.get(key), default))
     except ValueError:
         raise ValueError(f"{key} = {section[key]}: not a number") from None
     if number < least:
         raise ValueError(f"{key} = {number}: less than {least}")
+    if most is not None and number > most:
+        raise ValueError(f"{key} = {number}: more than {most}")
     return number
 
 

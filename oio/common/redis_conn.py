@@ -47,6 +47,10 @@ CONNECTION_OPTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "health_check_interval": int_value,
 }
 
+# Refused here rather than by each request.
+_ABOVE_ZERO = frozenset({"socket_timeout", "socket_connect_timeout", "max_connections"})
+_PORT_MAX = 65535
+
 # Between two tries to take a lock: doubled each time, randomly shortened, so that waiters do not march in step.
 _LOCK_PAUSE_FIRST_S = 0.001
 _LOCK_PAUSE_MAX_S = 0.1
@@ -201,7 +205,7 @@ def _service_errors() -> tuple[type[Exception], ...]:
 
 def _parse_address(text: str) -> tuple[str, int]:
     host, colon, port = text.strip().rpartition(":")
-    if not colon or not host or not (port.isascii() and port.isdigit()):
+    if not colon or not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) <= _PORT_MAX:
         raise ValueError(f"Redis address {text!r}: expected IP:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
@@ -213,6 +217,8 @@ def _connection_options(options: Mapping[str, Any]) -> dict[str, Any]:
             value = convert(options.get(name), None)
         except ValueError as exc:
             raise ValueError(f"Redis option {name}={options[name]!r}: {exc}") from exc
+        if name in _ABOVE_ZERO and value is not None and not value > 0:
+            raise ValueError(f"Redis option {name}={options[name]!r}: must be more than 0")
         if value is not None:
             known[name] = value
     from redis.backoff import NoBackoff

@@ -115,7 +115,10 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger("oio.access").setLevel(logging.WARNING)
     if settings.workers > 1:
         return run_workers(
-            lambda group: make_server(settings, group), settings.workers, grace_s=service.STOP_GRACE_S
+            lambda group: make_server(settings, group),
+            settings.workers,
+            addresses=[settings.listen],
+            grace_s=service.STOP_GRACE_S,
         )
     return service.run_until_stopped([make_server(settings)], name="ecd")
 

@@ -31,7 +31,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
@@ -42,6 +42,9 @@ logger = logging.getLogger("oio.http")
 
 BROADCAST_TIMEOUT_S = 5.0
 """A sibling that does not answer within this time is left out of a broadcast's replies."""
+
+PROBE_TIMEOUT_S = 1.0
+"""A port that gives no connection within this time is taken for free."""
 
 RESTART_DELAY_MIN_S = 0.1
 RESTART_DELAY_MAX_S = 10.0
@@ -133,6 +136,7 @@ def run_workers(
     make_server: Callable[[WorkerGroup], Server],
     count: int,
     *,
+    addresses: Iterable[tuple[str, int]] = (),
     grace_s: float = 10.0,
     directory: str | None = None,
     on_start: Callable[[WorkerGroup], None] | None = None,
@@ -142,8 +146,13 @@ def run_workers(
 
     Must be called from the main thread, before any other thread is started. `on_start` runs in each worker
     when its server answers, `on_stop` when it has stopped. Gives the exit code: 0 when all workers stopped
-    in time, 1 when they did not or when one could not listen.
+    in time, 1 when they did not, when one could not listen, or when somebody else serves one of the `addresses`.
     """
+    for host, port in addresses:
+        if _is_served(host, port):
+            # Workers share their port with whoever runs as the same user: the kernel would not complain.
+            logger.error("cannot start: somebody else listens on %s:%d already", host, port)
+            return 1
     own_directory = directory is None
     if directory is None:
         directory = tempfile.mkdtemp(prefix="oio-workers-")
@@ -156,6 +165,15 @@ def run_workers(
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if own_directory and os.getpid() == master.pid:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _is_served(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S) as sock:
+            # A port that nobody listens on may be given to the very socket that asks for it.
+            return bool(sock.getsockname() != sock.getpeername())
+    except OSError:
+        return False
 
 
 class _Master:

@@ -247,7 +247,11 @@ def _run_group(options: Options, conf: Mapping[str, str]) -> int:
         for process in running:
             process.stop()
 
-    return run_workers(start, options.workers, grace_s=service.STOP_GRACE_S, on_stop=stop)
+    addresses = [listen_address(address) for address in options.listen]
+    shared = [address for address in addresses if not isinstance(address, str)]
+    return run_workers(
+        start, options.workers, addresses=shared, grace_s=service.STOP_GRACE_S, on_stop=stop
+    )
 
 
 if __name__ == "__main__":

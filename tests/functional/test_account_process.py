@@ -141,6 +141,13 @@ def test_keys_of_other_servers_and_other_prefixes(start, redis_process):
         (["[account-server]", "redis_sentinel_hosts = a:1"], "Redis is missing"),
         (["[account-server]", "redis_host = a", "redis_port = x"], "redis_port = x"),
         (["[account-server]", "redis_host = a", "redis_socket_timeout = soon"], "socket_timeout='soon'"),
+        (["[account-server]", "redis_host = a", "redis_port = 70000"], "redis_port = 70000"),
+        (["[account-server]", "redis_host = a:70000"], "IP:PORT"),
+        (["[account-server]", "redis_host = a", "bind_port = 70000"], "bind_port = 70000"),
+        (["[account-server]", "redis_host = a", "redis_socket_timeout = -1"], "socket_timeout='-1'"),
+        (["[account-server]", "redis_host = a", "redis_socket_connect_timeout = 0"], "more than 0"),
+        (["[account-server]", "redis_host = a", "redis_socket_timeout = nan"], "more than 0"),
+        (["[account-server]", "redis_host = a", "redis_max_connections = 0"], "more than 0"),
         (["[account-server]", "redis_host = a", "workers = 0"], "workers = 0"),
         (["[account-server]", "redis_host = a", "autocreate = maybe"], "autocreate"),
         (["[account-server]", "redis_host = a", "log_level = LOUD"], "LOUD"),
@@ -157,6 +164,21 @@ def test_bad_configurations_are_told(tmp_path, lines, told):
     assert done.returncode == 1
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_port_is_not_shared_with_another_service(start, tmp_path, redis_process, workers):
+    process = start("workers = 2")
+    conf = tmp_path / "second.conf"
+    lines = ["[account-server]", f"bind_port = {process.port}", f"redis_host = {redis_process.addr}"]
+    conf.write_text("\n".join([*lines, f"workers = {workers}", ""]))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bin" / "oio-account-server"), str(conf)],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "cannot" in done.stderr and str(process.port) in done.stderr
+    assert client_of(process).account_list() == []
 
 
 def test_settings():
