@@ -61,5 +61,6 @@ bench: $(VENV)/.installed-test
 bench-large: $(VENV)/.installed-test
 	$(PYTHON_HERE) -m tools.benchmark.large $(BENCH)
 
-clean: stop
-	rm -rf build $(VENV) run
+clean:
+	@if [ -x $(PYTHON_HERE) ]; then $(PYTHON_HERE) -m oio.sandbox --home $(CLUSTER) destroy; fi
+	rm -rf build $(VENV) $(CLUSTER) *.egg-info

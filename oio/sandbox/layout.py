@@ -159,6 +159,10 @@ class Layout(msgspec.Struct, kw_only=True):
 
 def is_plain(path: str) -> bool:
     """Can every configuration format hold this path, as it is?"""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:  # a name that is no text
+        return False
     return _UNSAFE.search(path) is None
 
 
@@ -203,10 +207,11 @@ def layout_path(home: str) -> str:
 
 
 def load(home: str) -> Layout | None:
-    """Layout of the cluster of this home, ``None`` when there is none."""
+    """Layout of the cluster of this home, ``None`` when there is none, or its computation was interrupted."""
     try:
         with open(layout_path(home), "rb") as stream:
-            return msgspec.json.decode(stream.read(), type=Layout)
+            layout = msgspec.json.decode(stream.read(), type=Layout)
+            return layout if all(one.port or not one.host for one in layout.services) else None
     except FileNotFoundError:
         return None
     except msgspec.MsgspecError as err:
@@ -243,7 +248,13 @@ def compute(home: str, options: Options) -> Layout:
     count = len(layout.services)
     # The file must exist before ports are reserved in its name: a reservation whose layout is gone is void.
     layout.save()
-    found = ports.reserve(options.hosts, options.base_port, count, layout_path(home))
+    try:
+        found = ports.reserve(
+            [service.host for service in layout.services], options.base_port, count, layout_path(home)
+        )
+    except SandboxError:
+        os.unlink(layout_path(home))
+        raise
     for service, port in zip(layout.services, found, strict=True):
         service.port = port
     add(_service(layout, "conscience-agent", 1))
@@ -254,7 +265,8 @@ def compute(home: str, options: Options) -> Layout:
 def _service(layout: Layout, type_: str, num: int) -> Service:
     options = layout.options
     name = f"{options.namespace}-{type_}-{num}"
-    host = options.hosts[(num - 1) % len(options.hosts)]
+    hosts = options.hosts_of(type_)
+    host = hosts[(num - 1) % len(hosts)]
     service = Service(type=type_, num=num, name=name)
     if type_ == "conscience-agent":
         return service

@@ -8,6 +8,7 @@ Targets: nothing for the whole cluster, ``@rawx`` for a type, ``NS-rawx-2`` for 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shlex
@@ -30,7 +31,7 @@ _COMMANDS = {
     "restart": "stop, then start",
     "status": "show the services",
     "run": "start, stay in the foreground, stop at Ctrl-C",
-    "env": "print what a shell needs to use the cluster: eval $(oio-sandbox env)",
+    "env": "print what a shell needs to use the cluster: eval \"$(oio-sandbox env)\"",
     "destroy": "stop and remove everything, data included",
 }
 #: Commands that take no targets.
@@ -39,9 +40,15 @@ _WHOLE_COMMANDS = ("init", "env", "destroy")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # paths may be no text
     args = _parser().parse_intermixed_args(argv)
     try:
         return _run(args)
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (SandboxError, OSError) as err:  # such as a home that cannot be made, or a full disk
         print(f"oio-sandbox: {err}", file=sys.stderr)
         return 1
@@ -125,8 +132,6 @@ def _options(args: argparse.Namespace) -> Any:
     given: dict[str, Any] = {
         name: getattr(args, name) for name in names if getattr(args, name) is not None
     }
-    if "data_dir" in given:
-        given["data_dir"] = os.path.abspath(given["data_dir"])
     config = {}
     for pair in args.set:
         key, equal, value = pair.partition("=")

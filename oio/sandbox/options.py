@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from oio.common.configuration import one_line
 from oio.sandbox.errors import SandboxError
 
 #: Counted types, in the order in which they take ports.
@@ -44,6 +46,8 @@ class Options(msgspec.Struct, kw_only=True):
     namespace: str = "OPENIO"
     #: Addresses to listen on: service n of a type listens on the n-th of them, in turn.
     hosts: list[str] = msgspec.field(default_factory=lambda: ["127.0.0.1"])
+    #: Types whose services listen elsewhere.
+    type_hosts: dict[str, list[str]] = {}
     #: First port; ports that are in use are skipped.
     base_port: int = 6000
     #: Directory of the volumes (empty: ``sds/data`` of the home).
@@ -100,11 +104,15 @@ class Options(msgspec.Struct, kw_only=True):
     #: Further variables for ``sds.conf``.
     config: dict[str, Any] = {}
 
+    def hosts_of(self, type_: str) -> list[str]:
+        """Where the services of a type listen."""
+        return self.type_hosts.get(type_) or self.hosts
+
     def check(self) -> None:
         """:raises SandboxError: when the options contradict themselves."""
         if not _NAMESPACE.match(self.namespace):
             raise SandboxError(f"Not a namespace name: {self.namespace!r}")
-        if not self.hosts:
+        if not all((self.hosts, *self.type_hosts.values())):
             raise SandboxError("No host to listen on")
         for type_ in TYPES:
             count = getattr(self, type_)
@@ -151,8 +159,8 @@ def load_file(path: str) -> dict[str, Any]:
             raw = yaml.safe_load(stream)
     except OSError as err:
         raise SandboxError(f"Cannot read {path}: {err.strerror}") from err
-    except yaml.YAMLError as err:
-        raise SandboxError(f"Cannot parse {path}: {err}") from err
+    except (UnicodeDecodeError, yaml.YAMLError) as err:
+        raise SandboxError(f"Cannot parse {path}: {one_line(err)}") from err
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -172,6 +180,8 @@ def from_map(raw: Mapping[str, Any], origin: str) -> dict[str, Any]:
             for inner, inner_value in value.items():
                 if inner == "count":
                     fields[key] = inner_value
+                elif inner == "hosts":
+                    fields.setdefault("type_hosts", {})[key] = inner_value
                 else:
                     warnings.append(f"{origin}: {key}.{inner} is ignored")
         elif key == "rawx_fsync":
@@ -188,6 +198,8 @@ def from_map(raw: Mapping[str, Any], origin: str) -> dict[str, Any]:
         elif key == "monitor_period":
             fields["check_interval_s"] = value
         elif key == "config":
+            if not isinstance(value or {}, Mapping):
+                raise SandboxError(f"{origin}: config is a map of variables, not {value!r}")
             fields[key] = dict(value or {})
         elif key in known:
             fields[key] = value
@@ -202,16 +214,20 @@ def merge(*layers: Mapping[str, Any]) -> Options:
     """Build options of several layers, the last one wins; ``config`` maps are merged key by key."""
     fields: dict[str, Any] = {}
     config: dict[str, Any] = {}
+    type_hosts: dict[str, Any] = {}
     for layer in layers:
         fields.update((name, value) for name, value in layer.items() if name)
         config.update(layer.get("config") or {})
-    fields["config"] = config
+        type_hosts.update(layer.get("type_hosts") or {})
+    fields.update(config=config, type_hosts=type_hosts)
     if "ns.chunk_size" in config and not any("chunk_size" in layer for layer in layers):
         fields["chunk_size"] = _bytes(config["ns.chunk_size"])
     try:
         options = msgspec.convert(fields, Options)
     except msgspec.ValidationError as err:
         raise SandboxError(f"Bad option: {err}") from err
+    if options.data_dir:
+        options.data_dir = os.path.abspath(os.path.expanduser(options.data_dir))
     options.check()
     return options
 

@@ -15,11 +15,12 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from oio.sandbox.errors import SandboxError
 
 _LAST_PORT = 65535
+_LOCK = "lock"
 
 
 def is_free(host: str, port: int) -> bool:
@@ -39,10 +40,14 @@ def is_free(host: str, port: int) -> bool:
 def reserve(hosts: Sequence[str], first: int, count: int, owner: str) -> list[int]:
     """Reserve ``count`` ports from ``first`` on, free on every host, for the layout file ``owner``.
 
-    :raises SandboxError: when there are not enough of them.
+    :raises SandboxError: when there are not enough of them, or a host is not this machine.
     """
+    for host in set(hosts):
+        if not is_free(host, 0):
+            raise SandboxError(f"{host} is no address of this machine to listen on")
     found: list[int] = []
     with _locked() as directory:
+        _sweep(directory)
         for port in range(first, _LAST_PORT + 1):
             if len(found) == count:
                 break
@@ -53,8 +58,8 @@ def reserve(hosts: Sequence[str], first: int, count: int, owner: str) -> list[in
         if len(found) < count:
             raise SandboxError(f"Only {len(found)} free ports from {first} on, {count} are needed")
         for port in found:
-            with open(os.path.join(directory, str(port)), "w", encoding="utf-8") as out:
-                out.write(owner)
+            with open(os.path.join(directory, str(port)), "wb") as out:
+                out.write(os.fsencode(owner))
     return found
 
 
@@ -64,25 +69,45 @@ def release(ports: Sequence[int], owner: str) -> None:
         for port in ports:
             if _owner(directory, port) == owner:
                 os.unlink(os.path.join(directory, str(port)))
+        _sweep(directory)
+        if os.listdir(directory) == [_LOCK]:
+            os.unlink(os.path.join(directory, _LOCK))
+            with suppress(OSError):  # somebody has just made another lock in it
+                os.rmdir(directory)
 
 
 @contextmanager
 def _locked() -> Iterator[str]:
     directory = os.path.join(tempfile.gettempdir(), f"oio-sandbox-{os.getuid()}")
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    if os.stat(directory).st_uid != os.getuid():
-        raise SandboxError(f"{directory} belongs to somebody else")
-    with open(os.path.join(directory, "lock"), "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield directory
+    while True:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        if os.stat(directory).st_uid != os.getuid():
+            raise SandboxError(f"{directory} belongs to somebody else")
+        try:
+            lock = open(os.path.join(directory, _LOCK), "w", encoding="ascii")  # noqa: SIM115
+        except FileNotFoundError:
+            continue  # the last reservation has just gone, and the directory with it
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # The former holder may have removed the file: this lock would then exclude nobody.
+            if os.fstat(lock.fileno()).st_nlink:
+                yield directory
+                return
+
+
+def _sweep(directory: str) -> None:
+    """Remove the reservations of layouts that are gone."""
+    for name in os.listdir(directory):
+        if name.isdigit() and _owner(directory, int(name)) is None:
+            os.unlink(os.path.join(directory, name))
 
 
 def _owner(directory: str, port: int) -> str | None:
     """Layout that reserved this port, ``None`` when there is none or it is gone."""
     path = os.path.join(directory, str(port))
     try:
-        with open(path, encoding="utf-8") as stream:
-            owner = stream.read()
+        with open(path, "rb") as stream:
+            owner = os.fsdecode(stream.read())
     except FileNotFoundError:
         return None
     return owner if os.path.exists(owner) else None

@@ -9,8 +9,10 @@ it: they are found by the mark of the cluster in their environment, which nothin
 from __future__ import annotations
 
 import contextlib
+import glob
 import http.client
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,6 +161,8 @@ class Supervision:
         ):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+        for path in glob.glob(os.path.join(glob.escape(self._layout.run_dir), "oio-*")):
+            shutil.rmtree(path, ignore_errors=True)  # control sockets of services that were killed
 
     def leftovers(self) -> list[int]:
         """Every process that carries the mark of this cluster."""

@@ -6,9 +6,11 @@ import configparser
 import json
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import yaml
@@ -354,11 +356,11 @@ def test_bad_options(fields, message):
 def test_option_files(tmp_path):
     path = tmp_path / "options.yml"
     path.write_text(
-        "storage_policy: EC\nrawx: {count: 9, hosts: [a]}\nrdir: {count: 2}\nrawx_fsync: false\n"
+        "storage_policy: EC\nrawx: {count: 9, params: {}}\nrdir: {count: 2}\nrawx_fsync: false\n"
         "config:\n  ns.chunk_size: 1Mi\n  meta2.max_versions: -1\n"
     )
     fields = load_file(str(path))
-    assert len(fields[""]) == 1  # rawx.hosts
+    assert len(fields[""]) == 1  # rawx.params
     options = merge(fields, {"rawx": 12, "config": {"ns.flat_bits": 8}})
     assert options.rdir == 2
     assert (options.rawx, options.storage_policy, options.durability) == (12, "EC", "relaxed")
@@ -423,3 +425,89 @@ def test_reader_of_the_test_configuration(home, capsys):
     assert ask("-t", "nothing") == (0, [])
     assert ask("-v", "nothing") == (1, [])
     assert ask("-n", "-f", "/no/such/file") == (1, [])
+
+
+def test_volumes_of_an_option_file_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert merge({"data_dir": "here"}).data_dir == str(tmp_path / "here")
+    assert merge({"data_dir": "~/there"}).data_dir == os.path.expanduser("~/there")
+
+
+def test_a_type_may_have_hosts_of_its_own(home):
+    fields = from_map({"hosts": ["127.0.0.1"], "rawx": {"count": 3, "hosts": ["127.0.0.2", "127.0.0.3"]}}, "f")
+    assert "" not in fields, "nothing is ignored"
+    found = layout.compute(home, merge(fields))
+    assert [one.host for one in found.of_type("rawx")] == ["127.0.0.2", "127.0.0.3", "127.0.0.2"]
+    assert [one.host for one in found.of_type("meta2")] == ["127.0.0.1"]
+    with pytest.raises(SandboxError, match="No host"):
+        merge(from_map({"rawx": {"hosts": []}}, "f"))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a: [", b"config: [a]", b"- a", b"1: 2"])
+def test_an_option_file_that_makes_no_sense_is_named_in_one_line(tmp_path, capsys, content):
+    path = tmp_path / "options.yml"
+    path.write_bytes(content)
+    assert main(["--home", str(tmp_path / "home"), "-c", str(path), "init"]) == 1
+    said = capsys.readouterr().err
+    assert str(path) in said and said.count("\n") == 1
+
+
+def test_nothing_is_laid_out_on_an_address_of_another_machine(home):
+    with pytest.raises(SandboxError, match=r"192\.0\.2\.1 is no address of this machine"):
+        Sandbox(home, Options(hosts=["192.0.2.1"])).init()
+    assert not Sandbox(home).initialised
+    Sandbox(home, Options(rawx=0)).init()
+
+
+def test_a_layout_whose_computation_was_interrupted_is_computed_again(home):
+    found = layout.compute(home, Options(rawx=1))
+    found.of_type("rawx")[0].port = 0
+    found.save()
+    assert layout.load(home) is None
+    assert all(one.port or not one.host for one in Sandbox(home, Options(rawx=1)).init().services)
+
+
+def test_a_home_may_have_a_name_that_is_no_text(tmp_path):
+    home = os.fsdecode(bytes(tmp_path) + b"/\xff")
+    words = [sys.executable, ROOT / "bin" / "oio-sandbox", "--home", home, "--rawx", "0", "init"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp")}
+    done = subprocess.run(words, stdout=subprocess.PIPE, env=environment, check=True)
+    assert os.fsencode(home) in done.stdout
+    assert os.path.samefile(layout.load(home).home, home)
+    Sandbox(home).destroy()
+    assert os.listdir(home) == []
+
+
+def test_no_reservation_is_left_of_clusters_that_are_gone(tmp_path):
+    directory = tmp_path / "tmp" / f"oio-sandbox-{os.getuid()}"
+    removed, kept = str(tmp_path / "removed"), Sandbox(str(tmp_path / "kept"), Options(rawx=0))
+    Sandbox(removed, Options(rawx=0)).init()
+    shutil.rmtree(removed)
+    kept.init()
+    assert len(list(directory.iterdir())) == 1 + sum(one.port > 0 for one in kept.services())
+    kept.destroy()
+    assert not directory.exists()
+
+
+def test_a_lock_that_was_removed_meanwhile_excludes_nobody_and_is_taken_again(tmp_path):
+    owner = tmp_path / "layout.json"
+    owner.touch()
+    with ports._locked() as directory:
+        waiting = threading.Thread(target=ports.reserve, args=(["127.0.0.1"], 20000, 1, str(owner)))
+        waiting.start()
+        os.unlink(os.path.join(directory, "lock"))
+    waiting.join(20)
+    assert not waiting.is_alive()
+    assert "lock" in os.listdir(directory), "of the one who waited"
+
+
+def test_who_reads_less_than_is_printed_gets_no_error_message(home):
+    Sandbox(home, Options(rawx=100)).init()
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, ROOT / "bin" / "oio-sandbox", "--home", home, "status"],
+        stdout=writer, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
