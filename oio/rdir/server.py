@@ -377,6 +377,9 @@ def _change(record: messages.ChunkRecord) -> Change:
     found = change(record.container_id, record.content_id, record.chunk_id, mtime, record.when or 0)
     if found.packed is None and _CONTROL(found.text):
         raise BadParameter("ids may not hold control characters: they travel in headers")
+    if found.packed is None and (found.text.startswith(b" ") or found.text.endswith(b" ")):
+        # A header loses them: the next page would go on elsewhere.
+        raise BadParameter("a container id may not begin with a blank, a chunk id may not end with one")
     return found
 
 

@@ -19,6 +19,10 @@ DEEP = b'{"container_id":"a","content_id":"b","chunk_id":"c","x":' + b"[" * 5000
     [
         ("push", {**RECORD, "chunk_id": "a\nb"}),
         ("push-many", {"records": [RECORD, {**RECORD, "content_id": "\x00"}]}),
+        ("push", {**RECORD, "container_id": " A"}),
+        ("push", {**RECORD, "chunk_id": "C "}),
+        ("push", {**RECORD, "chunk_id": "C" * 510 + " C"}),
+        ("push-many", {"records": [RECORD, {**RECORD, "container_id": " "}]}),
         ("push", DEEP),
         ("push-many", DEEP),
         ("meta2/push", DEEP),
@@ -103,3 +107,20 @@ def test_a_database_that_cannot_be_opened_leaves_nothing(rdir, tmp_path, monkeyp
     assert rdir.ask("POST", "/v1/rdir/fetch?vol=v").status == 404
     assert rdir.ask("POST", "/v1/rdir/push?vol=v&create=1", RECORD).status == 204
     assert len(json.loads(rdir.ask("POST", "/v1/rdir/fetch?vol=v").data)) == 1
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_pages_of_strange_ids_are_complete(rdir, limit):
+    client = rdir.client()
+    client.create("v")
+    strange = ["à", "z\u00a0", "q\u0085", "\u3000", "\u2028", " in side ", "A" * 64, "%00", "|", "\U0010fffd"]
+    records = [
+        record
+        for text in strange
+        for record in ((text.strip(" "), "b", "c"), ("a", text, "c"), ("a", "b", text.strip(" ")))
+    ]
+    for record in records:
+        client.chunk_push("v", *record, mtime=5)
+    found = ["|".join(record[:3]) for record in client.chunk_fetch("v", limit=limit)]
+    assert found == sorted(("|".join(record) for record in records), key=str.encode)
+    assert client.status("v", max=limit)["chunk"] == {"total": len(records)}
