@@ -5,12 +5,15 @@
 import contextlib
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 from servers import BeanstalkdServer, RedisServer
-from support import eventually
+from support import ROOT, eventually
 
 from oio.common.exceptions import (
     ConfigurationException,
@@ -457,3 +460,28 @@ def test_events_as_objects():
     )  # fmt: skip
     assert "storage.chunk.new" in repr(event)
     assert EventTypes.CONTENT_DELETED in EventTypes.CONTENT_EVENTS
+
+
+@needs_beanstalkd
+@pytest.mark.parametrize("prefix", ["", "beanstalk://"])
+def test_buried_events_are_dumped_and_deleted(shared, client, tube, prefix):
+    bodies = ['{"event":"a"}', '{"path":"\u00e9"}', "no event"]
+    for body in bodies:
+        client.put(body)
+        client.bury(client.reserve(timeout=1)[0])
+    client.put("ready")
+    program = str(ROOT / "tools/oio-dump-buried-events.py")
+    command = [sys.executable, program, prefix + shared.address, "--tube", tube]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=True)
+    assert done.stdout.decode().splitlines() == bodies
+    assert b"3 events" in done.stderr
+    assert client.peek_buried() == (None, None)
+    assert client.peek_ready()[1] == "ready"
+
+
+def test_events_cannot_be_dumped_from_nowhere():
+    command = [sys.executable, str(ROOT / "tools/oio-dump-buried-events.py"), "127.0.0.1:1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False)
+    assert done.returncode == 1 and b"refused" in done.stderr and b"Traceback" not in done.stderr
