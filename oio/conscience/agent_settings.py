@@ -82,7 +82,10 @@ def load_agent_settings(path: str, logger: logging.Logger) -> AgentSettings:
         _timing(options, {})
     except (TypeError, ValueError) as exc:
         raise ConfigurationException(f"{path}: {exc}") from exc
-    described = dict(options.get("services") or {})
+    inline = options.get("services") or {}
+    if not isinstance(inline, dict):
+        raise ConfigurationException(f"{path}: services: a dictionary is expected")
+    described = {str(name): description for name, description in inline.items()}
     described.update(_included(options.get("include_dir"), logger))
     services = []
     for name in _without_duplicates(described, logger):
@@ -110,9 +113,13 @@ def _load_yaml(path: str) -> Any:
 def _included(directories: Any, logger: logging.Logger) -> dict[str, dict[str, Any]]:
     """Descriptions found in the include directories, named after their files."""
     found: dict[str, dict[str, Any]] = {}
+    if directories is None:
+        return found
     if isinstance(directories, str):
         directories = directories.split(":")
-    for directory in filter(None, directories or ()):
+    elif not isinstance(directories, list) or not all(isinstance(one, str) for one in directories):
+        raise ConfigurationException("include_dir: directories separated by colons, or a list, are expected")
+    for directory in filter(None, directories):
         directory = os.path.expanduser(directory)
         try:
             names = sorted(os.listdir(directory))
@@ -178,6 +185,8 @@ def _service(name: str, own: dict[str, Any], common: dict[str, Any]) -> ServiceS
     slots = own.get("slots") or ()
     if isinstance(slots, str):
         slots = slots.split(",")
+    if not isinstance(slots, (list, tuple)) or any(isinstance(slot, (list, dict)) for slot in slots):
+        raise ValueError("slots must be a list of names")
     deregister = own.get("deregister_on_exit", common.get("deregister_on_exit"))
     return ServiceSettings(
         name=name,
@@ -208,4 +217,6 @@ def _parts(own: dict[str, Any], key: str) -> tuple[dict[str, Any], ...]:
 
 def _text(own: dict[str, Any], key: str) -> str | None:
     value = own.get(key)
+    if isinstance(value, (list, dict)):
+        raise ValueError(f"{key} must be a text")
     return None if value in (None, "") else str(value)

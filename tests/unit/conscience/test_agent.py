@@ -439,8 +439,25 @@ def test_configuration(tmp_path, caplog):
         assert word in caplog.text
 
 
+def test_what_is_no_tag_has_its_service_ignored(tmp_path, caplog):
+    inline = {
+        port: describe(port, "rawx", [], **{key: value})
+        for port, (key, value) in enumerate(
+            [("slots", {"a": "b"}), ("slots", 5), ("slots", [["a"]]), ("location", [1]), ("service_id", {"a": 1}),
+             ("tls", []), ("location", "a.b"), ("slots", "a,b"), ("slots", None)], 1)
+    }  # fmt: skip
+    inline[1000] = inline["twin"] = describe(99, "rawx", [])
+    path = tmp_path / "agent.yml"
+    path.write_text(yaml.safe_dump({"namespace": "NS", "services": inline}, sort_keys=False))
+    assert [service.name for service in load_agent_settings(str(path), LOGGER).services] == ["7", "8", "9"]
+    for number in range(1, 7):
+        assert f"service {number} is ignored" in caplog.text
+
+
 @pytest.mark.parametrize("text", ["", "[]", "a: [", "{}", "namespace: NS\nrise: 0", "namespace: NS\nfall: x",
-                                  "namespace: NS\ninclude_dir: /does/not/exist"])  # fmt: skip
+                                  "namespace: NS\ninclude_dir: /does/not/exist", "namespace: NS\ninclude_dir: 5",
+                                  "namespace: NS\ninclude_dir: {a: b}", "namespace: NS\ninclude_dir: [5]",
+                                  "namespace: NS\nservices: [1, 2]", "namespace: NS\nservices: x"])  # fmt: skip
 def test_bad_configuration(tmp_path, text):
     path = tmp_path / "agent.yml"
     path.write_text(text)
