@@ -34,7 +34,7 @@ from oio.http.errors import (
     HeadError,
     HttpError,
 )
-from oio.http.messages import FileBody, Request, Response, response_of_error
+from oio.http.messages import FileBody, Request, Response
 
 if TYPE_CHECKING:
     from oio.http.server import Server
@@ -352,16 +352,15 @@ class Connection(Source):
                 raise TypeError(f"handler gave {type(response).__name__} instead of a Response")
             return response, True
         except HttpError as error:
-            return response_of_error(error), True
+            return self.server.config.refusal(error), True
         except BodyTruncated:
             raise
         except BodyError as error:
             logger.info("%s %s refused: %s [%s]", request.method, request.path, error, request.reqid)
-            answer = response_of_error(HttpError(error.status, str(error)))
-            return answer, False
+            return self.server.config.refusal(HttpError(error.status, str(error))), False
         except Exception:
             logger.exception("%s %s failed [%s]", request.method, request.path, request.reqid)
-            return response_of_error(HttpError(500, "internal error")), True
+            return self.server.config.refusal(HttpError(500, "internal error")), True
 
     def _wants_keepalive(self, request: Request) -> bool:
         option = request.headers.get("connection")

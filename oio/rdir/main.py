@@ -26,7 +26,7 @@ from oio.common.service import (
 from oio.common.variables import Variables, parse_boolean
 from oio.common.volume_lock import lock_volume
 from oio.http.server import Server, ServerConfig
-from oio.rdir.server import BODY_BYTES_MAX, RdirService, log_access
+from oio.rdir.server import BODY_BYTES_MAX, AccessLog, RdirService, refuse
 from oio.rdir.store import Store
 
 SECTION = "rdir-server"
@@ -133,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             max_connections=connections_max,
             max_threads=variables["server.pool.max_threads"],
             timeout_idle_s=variables["server.cnx.timeout.idle"],
-            access_log=log_access,
+            access_log=AccessLog(config.lock_id),
+            refusal=refuse,
         ),
     )
     return run_until_stopped([server, Sweeper(store)], [store.close, lock.release], name="rdir")

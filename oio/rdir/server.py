@@ -353,21 +353,34 @@ def failure(http_status: int, code: int, message: str) -> Response:
     return Response(http_status, _encode({"status": code, "message": message}), headers)
 
 
-def log_access(request: Request, response: Response, duration_us: int) -> None:
-    """Log a request: peer, method, status, microseconds, bytes, request id, URI, time of the handler."""
-    if not _access_logger.isEnabledFor(logging.INFO):
-        return
-    if response.status < 400 and request.path in QUIET_ROUTES:
-        return
-    tail = ""
-    if response.status >= 400 and isinstance(response.body, bytes):
-        tail = f" e={response.body.decode('utf-8', 'replace')}"
-    handler_us = int(request.context * 1e6) if isinstance(request.context, float) else 0
-    _access_logger.info(
-        "%s %s %d %d %d - %s %s t=%d%s",
-        request.peer or "-", request.method, response.status, duration_us, response.bytes_sent,
-        request.reqid or "-", request.target, handler_us, tail,
-    )  # fmt: skip
+def refuse(error: HttpError) -> Response:
+    """The answer to what is no request, or has a body that cannot be read."""
+    return failure(error.status, status.BAD_REQUEST if error.status < 500 else error.status, error.message)
+
+
+class AccessLog:
+    """One line per request: our address, peer, method, status, microseconds, bytes, request id, URI, time of the
+    handler.
+    """
+
+    def __init__(self, bind: str) -> None:
+        self._bind = bind
+
+    def __call__(self, request: Request, response: Response, duration_us: int) -> None:
+        """Log that a request was answered."""
+        if not _access_logger.isEnabledFor(logging.INFO):
+            return
+        if response.status < 400 and request.path in QUIET_ROUTES:
+            return
+        tail = ""
+        if response.status >= 400 and isinstance(response.body, bytes):
+            tail = f" e={response.body.decode('utf-8', 'replace')}"
+        handler_us = int(request.context * 1e6) if isinstance(request.context, float) else 0
+        _access_logger.info(
+            "%s %s %s %d %d %d - %s %s t=%d%s",
+            self._bind, request.peer or "-", request.method, response.status, duration_us, response.bytes_sent,
+            request.reqid or "-", request.target, handler_us, tail,
+        )  # fmt: skip
 
 
 def _change(record: messages.ChunkRecord) -> Change:

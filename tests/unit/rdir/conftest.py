@@ -9,7 +9,7 @@ import pytest
 from oio.http.client import HttpPool
 from oio.http.server import Server, ServerConfig
 from oio.rdir.client import BatchingRdirClient, RdirClient
-from oio.rdir.server import RdirService
+from oio.rdir.server import RdirService, refuse
 from oio.rdir.store import Store
 
 
@@ -44,7 +44,7 @@ def rdir(tmp_path):
     """A new reverse directory without databases."""
     store = Store(str(tmp_path), sync=False)
     service = RdirService(store, service_id="TEST-rdir-1")
-    server = Server(service, [("127.0.0.1", 0)], ServerConfig(echo_reqid=False))
+    server = Server(service, [("127.0.0.1", 0)], ServerConfig(echo_reqid=False, refusal=refuse))
     server.start()
     running = Rdir(service, server)
     yield running

@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests that no client of ours sends: a status of 4xx or 503, and nothing has changed."""
 
+import http.client
 import json
 import os
+import socket
 
 import pytest
 
@@ -124,3 +126,24 @@ def test_pages_of_strange_ids_are_complete(rdir, limit):
     found = ["|".join(record[:3]) for record in client.chunk_fetch("v", limit=limit)]
     assert found == sorted(("|".join(record) for record in records), key=str.encode)
     assert client.status("v", max=limit)["chunk"] == {"total": len(records)}
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"POST /v1/rdir/push?vol=v&create=1 HTTP/1.1\r\nContent-Length: 70000000\r\n", 413),
+        (b"POST /v1/rdir/push?vol=v&create=1 HTTP/1.1\r\nContent-Length: -1\r\n", 400),
+        (b"POST /v1/rdir/push?vol=v&create=1 HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n", 400),
+        (b"POST /v1/rdir/push?" + b"x" * 70000 + b" HTTP/1.1\r\n", 414),
+        (b"POST /v1/rdir/push HTTP/1.1\r\nno colon\r\n", 400),
+    ],
+)
+def test_what_is_no_request_is_told_in_json(rdir, tmp_path, head, status):
+    host, _, port = rdir.address.partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as sock:
+        sock.sendall(head + b"Host: x\r\n\r\n")
+        answer = http.client.HTTPResponse(sock)
+        answer.begin()
+        assert (answer.status, answer.getheader("content-type")) == (status, "application/json")
+        assert json.loads(answer.read())["message"]
+    assert os.listdir(tmp_path) == []

@@ -11,7 +11,7 @@ import pytest
 from oio.common import status as codes
 from oio.common.status import StatusError
 from oio.http.messages import Request, Response
-from oio.rdir.server import log_access
+from oio.rdir.server import AccessLog
 
 CID, CONTENT, CHUNK = "A" * 64, "B" * 32, "C" * 64
 RECORD = {"container_id": CID, "content_id": CONTENT, "chunk_id": CHUNK, "mtime": 1234}
@@ -407,6 +407,7 @@ def test_metrics(rdir):
 
 def test_the_access_log(caplog):
     caplog.set_level(logging.INFO, "oio.access")
+    log_access = AccessLog("127.0.0.1:6301")
     quiet = Request("POST", "/v1/rdir/push?vol=v", peer="1.2.3.4:5", reqid="R")
     log_access(quiet, Response(204), 10)
     assert not caplog.messages
@@ -414,6 +415,6 @@ def test_the_access_log(caplog):
     log_access(quiet, Response(404, b'{"status":404}'), 10)
     log_access(Request("POST", "/v1/rdir/fetch?vol=v"), Response(200, b"[]"), 11)
     assert caplog.messages == [
-        '1.2.3.4:5 POST 404 10 0 - R /v1/rdir/push?vol=v t=9 e={"status":404}',
-        "- POST 200 11 0 - - /v1/rdir/fetch?vol=v t=0",
+        '127.0.0.1:6301 1.2.3.4:5 POST 404 10 0 - R /v1/rdir/push?vol=v t=9 e={"status":404}',
+        "127.0.0.1:6301 - POST 200 11 0 - - /v1/rdir/fetch?vol=v t=0",
     ]
