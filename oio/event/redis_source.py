@@ -92,6 +92,8 @@ class RedisSource(EventSource):
         self._closed = False
         self._read_ahead = READ_AHEAD_FIRST
         self._filled_s = 0.0
+        # When to fetch again: sooner, few jobs would be there.
+        self._fetch_s = 0.0
         self._grouped = False
         self._reclaim_s = 0.0
         self._settling = False
@@ -223,9 +225,8 @@ class RedisSource(EventSource):
                 if jobs := self._reclaim():
                     self._reclaim_s = 0.0  # perhaps there are more
                     return jobs
-            found = self._call(
-                lambda: redis.run(FETCH, (redis.stream, redis.delayed), GROUP, self._consumer, wanted)
-            )
+            self._pause(deadline)
+            found = self._fetch_now(wanted)
             if jobs := _jobs(found):
                 return jobs
             wait_s = min(deadline - time.monotonic(), self._block_max_s)
@@ -234,8 +235,28 @@ class RedisSource(EventSource):
             if wait_s <= 0:
                 break
             if jobs := self._block(wait_s):
+                if self.gather_s and len(jobs) < wanted:
+                    self._fetch_s = time.monotonic() + self.gather_s
+                    self._pause(deadline)
+                    with contextlib.suppress(SourceError):  # told by the next fetch
+                        jobs += _jobs(self._fetch_now(wanted - len(jobs)))
                 return jobs
         return []
+
+    def _pause(self, deadline: float) -> None:
+        """Let jobs gather, unless there were more than could be fetched."""
+        pause_s = min(self._fetch_s, deadline) - time.monotonic()
+        if pause_s > 0:
+            time.sleep(min(pause_s, self.gather_s))
+
+    def _fetch_now(self, wanted: int) -> list[Any]:
+        redis = self._redis
+        found: list[Any] = self._call(
+            lambda: redis.run(FETCH, (redis.stream, redis.delayed), GROUP, self._consumer, wanted)
+        )
+        jobs = len(found) // 5
+        self._fetch_s = time.monotonic() + self.gather_s if 0 < jobs < wanted else 0.0
+        return found
 
     def _reclaim(self) -> list[Job]:
         """Take over jobs that nobody handles. Only the thread that fetches may: no other adds to what is held."""

@@ -90,6 +90,9 @@ class EventSource(ABC):
     url: str
     #: Name of the tube.
     tube: str
+    #: How long the first jobs of a flow may wait for the next ones, so that fewer exchanges carry them all; 0: not
+    #: at all. Sources whose consumers share nothing need not care.
+    gather_s: float = 0.0
 
     @abstractmethod
     def reserve(self, timeout_s: float) -> Job | None:

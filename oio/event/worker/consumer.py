@@ -30,8 +30,9 @@ from oio.event.worker.outcomes import (
 )
 from oio.event.worker.running import RunningEvents
 
-# A consumer asks for an event this long before it looks whether it is to stop.
-RESERVE_TIMEOUT_S = 2.0
+# A consumer asks for an event this long before it looks whether it is to stop, of which the end of its source
+# tells sooner: looking costs, also when there is nothing to do.
+RESERVE_TIMEOUT_S = 10.0
 # A queue that cannot be reached is asked again after this long (contract).
 RECONNECT_PERIOD_S = 2.0
 # After this many events the other green threads get a turn even if nothing made this one wait.

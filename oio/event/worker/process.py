@@ -44,6 +44,8 @@ POLL_S = 0.1
 TTR_EXTENSIONS_MAX = 10
 # Consumers that were told to stop and that wait for events have this long to notice.
 LEAVE_S = 0.5
+# Events may wait for others this long: those of a trickle are then handled together too.
+GATHER_S = 0.1
 # The agent works behind the services that answer to somebody.
 NICENESS = 10
 _PR_SET_PDEATHSIG = 1
@@ -75,7 +77,9 @@ class Worker:
         self._old: list[Pipelines] = []
         try:
             for url in settings.queue_urls:
-                self.sources.append(open_(url, settings.tube, ttr_s=settings.ttr_s))
+                source = open_(url, settings.tube, ttr_s=settings.ttr_s)
+                source.gather_s = GATHER_S
+                self.sources.append(source)
             self.app_env.setdefault("source", self.sources[0])
             self._shared = Shared(settings, self._load(), logger, guilty, suspects, running)
         except BaseException:

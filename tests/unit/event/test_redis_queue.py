@@ -203,3 +203,32 @@ def test_events_outlive_their_master(tmp_path):
         assert b"first" not in found
     finally:
         servers.stop()
+
+
+def test_jobs_of_a_trickle_gather(server, monkeypatch):
+    """Who keeps up waits a bit before it fetches again, and then fetches for all that came meanwhile."""
+    with open_queue(server.url) as queue, open_source(server.url) as source:
+        source.gather_s = 0.001
+        assert source.reserve(0.1) is None
+        calls = []
+        run = source._redis.run
+        monkeypatch.setattr(source._redis, "run", lambda *args: (calls.append(args[0]), run(*args))[1])
+
+        def pause(deadline):
+            if source._fetch_s:
+                queue.put_many([b"2", b"3"])
+
+        monkeypatch.setattr(source, "_pause", pause)
+        queue.put(b"1")
+        assert source.reserve(60).body == b"1"
+        assert not source._buffer
+        # The pause before the next fetch brings two.
+        assert [source.reserve(60).body for _ in range(2)] == [b"2", b"3"]
+        assert calls.count(redis_source.FETCH) == 2
+        # An event that wakes up who waits is not alone either.
+        source._fetch_s = 0.0
+        assert source.reserve(0.1) is None
+        threading.Timer(0.1, queue.put, [b"4"]).start()
+        assert [source.reserve(60).body for _ in range(3)] == [b"4", b"2", b"3"]
+        for job in list(source._reserved.values()):
+            assert source.delete(job)
