@@ -1,7 +1,11 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Client of the account service."""
+"""Clients of the account service.
+
+``AccountClient`` sends one request per call. ``BatchingAccountClient`` sends in one request what concurrent
+threads (or green threads) tell of containers at the same time: a lone caller waits for nobody.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,18 @@ import time
 from typing import Any
 
 from oio.api.base import HttpApi, text_of_json
-from oio.common.exceptions import OioException, OioNetworkException
+from oio.common.batching import ITEMS_MAX, Batcher
+from oio.common.exceptions import (
+    ClientException,
+    MethodNotAllowed,
+    NotFound,
+    OioException,
+    OioNetworkException,
+    StatusMessageException,
+    from_status,
+)
 from oio.common.logger import get_logger
+from oio.common.utils import request_id
 from oio.conscience.client import ConscienceClient
 
 _TIMEOUTS = ("connection_timeout", "read_timeout", "write_timeout")
@@ -209,3 +223,57 @@ class AccountClient(HttpApi):
         """
         data = text_of_json({"name": container, "mtime": mtime})
         self.account_request(account, "PUT", "container/reset", data=data, **kwargs)
+
+
+class BatchingAccountClient:
+    """The updates of containers that concurrent threads tell the account service, grouped.
+
+    :param client: an ``AccountClient``.
+    :param options: keywords of every request, such as ``read_timeout``.
+    """
+
+    def __init__(self, client: Any, batch_max: int = ITEMS_MAX, **options: Any) -> None:
+        self._client = client
+        self._options = options
+        self._batcher: Batcher[tuple[str, str, dict[str, Any], str | None], None] = Batcher(self._send, batch_max)
+        # False once the service told that it takes updates only one by one.
+        self._grouped = True
+
+    def container_update(
+        self, account: str, container: str, metadata: dict[str, Any], reqid: str | None = None
+    ) -> None:
+        """Tell the state of a container.
+
+        :raises Conflict: when it is older than what is known.
+        :raises OioException: as ``AccountClient.container_update``.
+        """
+        self._batcher.submit((account, container, metadata, reqid))
+
+    def _send(self, items: list[tuple[str, str, dict[str, Any], str | None]]) -> list[Any]:
+        if self._grouped and len(items) > 1:
+            body = [{**metadata, "account": account, "name": name} for account, name, metadata, _ in items]
+            try:
+                replies = self._client.container_update_many(
+                    body, reqid=request_id("account-update-"), **self._options
+                )
+                return [_outcome(reply) for reply in replies]
+            except (NotFound, MethodNotAllowed):
+                self._grouped = False
+        return [self._send_one(*item) for item in items]
+
+    def _send_one(
+        self, account: str, container: str, metadata: dict[str, Any], reqid: str | None
+    ) -> OioException | None:
+        try:
+            self._client.container_update(account, container, metadata, reqid=reqid, **self._options)
+        except OioException as exc:
+            return exc
+        return None
+
+
+def _outcome(reply: dict[str, Any]) -> StatusMessageException | None:
+    status = int(reply["status"])
+    if status < 400:
+        return None
+    error: ClientException = from_status(status, str(reply.get("message") or "n/a"))
+    return error

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One open base: a SQLite file in WAL mode, its writer, its readers, its admin keys.
 
-- Writers go through :class:`~oio.common.group_commit.CommitGroup`. Each member of a batch runs in its own
+- Writers go through :class:`~oio.common.batching.Group`. Each member of a batch runs in its own
   savepoint; an error rolls back that member only. A batch whose commit fails fails all its members, and the
   connections are closed and opened again: a failed fsync is never retried as if it had worked.
 - Readers have connections of their own, so that they never wait for a commit. A reader that begins after an
@@ -25,7 +25,7 @@ from typing import TypeVar
 import apsw
 
 from oio.common import status
-from oio.common.group_commit import BATCH_MAX, CommitGroup, Member
+from oio.common.batching import BATCH_MAX, Group, Member
 from oio.common.status import StatusError
 from oio.meta.base_type import TOMBSTONE, BaseType
 from oio.meta.changeset import Capture, Replicator
@@ -113,7 +113,7 @@ class Base:
         self._writer: apsw.Connection | None = None
         self._sync = ""
         self._replicator: Replicator | None = None
-        self._group = CommitGroup(self._run_batch, options.waiting_max * BATCH_MAX)
+        self._group = Group(self._run_batch, queue_max=options.waiting_max * BATCH_MAX)
         self._readers_lock = threading.Condition(threading.Lock())
         self._idle_readers: list[apsw.Connection] = []
         self._readers = 0
@@ -424,7 +424,7 @@ class Base:
         try:
             if TOMBSTONE in self.admin:
                 raise StatusError(status.CONTAINER_NOT_FOUND, f"base {self.name} is destroyed")
-            member.result = member.fn(tx)
+            member.result = member.work(tx)
         except Exception as exc:
             self._fail(tx, member, exc)
             return 0
@@ -437,7 +437,7 @@ class Base:
         try:
             if tx.get(TOMBSTONE) is not None:
                 raise StatusError(status.CONTAINER_NOT_FOUND, f"base {self.name} is destroyed")
-            member.result = member.fn(tx)
+            member.result = member.work(tx)
         except Exception as exc:
             self._fail(tx, member, exc)
             execute("ROLLBACK TO member")

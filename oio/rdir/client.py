@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from oio.api.base import HttpApi
+from oio.common.batching import Batcher
 from oio.common.easy_value import true_value
 from oio.common.exceptions import (
     BadRequest,
@@ -25,11 +26,8 @@ from oio.common.exceptions import (
     NotFound,
     OioException,
     OioNetworkException,
-    ServiceBusy,
     VolumeException,
 )
-from oio.common.group_commit import CommitGroup, Member
-from oio.common.status import StatusError
 from oio.common.utils import cid_from_name, request_id
 from oio.conscience.client import ConscienceClient
 from oio.directory.client import DirectoryClient
@@ -46,8 +44,6 @@ answers. When the directory does not tell, the known one stays."""
 _PATHS = {"rawx": "/v1/rdir/", "meta2": "/v1/rdir/meta2/"}
 _REQID_PREFIX = "rdir-"
 _TRUNCATED_HEADER, _MARKER_HEADER = "x-oio-list-truncated", "x-oio-list-marker"
-_WAITERS_MAX = 100000
-_WAIT_S = 60.0
 _META2_PAGE = 4096
 
 # Keywords of the HTTP layer, which do not belong to the records.
@@ -69,6 +65,9 @@ _REQUEST_KEYWORDS = frozenset(
         "write_timeout",
     }
 )
+
+# A record, and the keywords of its request.
+_Record = tuple[dict[str, Any], dict[str, Any]]
 
 _encode = msgspec.json.Encoder().encode
 
@@ -446,7 +445,7 @@ class BatchingRdirClient(RdirClient):
 
     def __init__(self, conf: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
         super().__init__(conf, *args, **kwargs)
-        self._groups: dict[tuple[str, str], CommitGroup] = {}
+        self._batchers: dict[tuple[str, str], Batcher[_Record, None]] = {}
         self._without_batches: set[str] = set()
 
     def chunk_push(
@@ -471,62 +470,36 @@ class BatchingRdirClient(RdirClient):
         self._submit("delete", volume_id, *_split(kwargs, container_id, content_id, chunk_id))
 
     def _submit(self, action: str, volume: str, record: dict[str, Any], kwargs: dict[str, Any]) -> None:
-        group = self._groups.get((action, volume))
-        if group is None:
-            run = functools.partial(self._run_batch, action, volume)
-            group = self._groups.setdefault(
-                (action, volume), CommitGroup(run, _WAITERS_MAX, BATCH_RECORDS_MAX)
-            )
-        try:
-            group.submit(_Record(record, kwargs), _WAIT_S)
-        except StatusError as exc:
-            # Of the group itself: no turn came.
-            raise ServiceBusy(503, exc.code, exc.message) from exc
+        batcher = self._batchers.get((action, volume))
+        if batcher is None:
+            send = functools.partial(self._send_batch, action, volume)
+            batcher = self._batchers.setdefault((action, volume), Batcher(send, BATCH_RECORDS_MAX))
+        batcher.submit((record, kwargs))
 
-    def _run_batch(self, action: str, volume: str, batch: list[Member]) -> None:
-        """Send a batch with the options of its first member; gives each its outcome."""
-        members = [member for member in batch if isinstance(member, _Record)]
-        if len(members) > 1 and volume not in self._without_batches:
+    def _send_batch(self, action: str, volume: str, batch: list[_Record]) -> list[Exception | None]:
+        """Send a batch with the options of its first caller; returns the outcome of each."""
+        if len(batch) > 1 and volume not in self._without_batches:
+            records = [record for record, _ in batch]
             try:
-                self._send_many(
-                    f"{action}-many", volume, [member.record for member in members],
-                    create=action == "push", **members[0].kwargs,
-                )  # fmt: skip
-                return
+                self._send_many(f"{action}-many", volume, records, create=action == "push", **batch[0][1])
+                return [None] * len(batch)
             except (BadRequest, MethodNotAllowed, NotFound) as exc:
                 # A record that is refused must not harm the others; and this may be a service without batches.
                 if isinstance(exc, MethodNotAllowed) or "Route" in str(exc.message):
                     self._without_batches.add(volume)
-            except BaseException as exc:
-                for member in members:
-                    member.error = exc
-                return
-        for member in members:
-            try:
-                self._send_one(action, volume, member)
-            except BaseException as exc:
-                member.error = exc
+        return [self._send_one(action, volume, *one) for one in batch]
 
-    def _send_one(self, action: str, volume: str, member: _Record) -> None:
-        if action == "push":
-            self._rdir_request(volume, "POST", "push", create=True, json=member.record, **member.kwargs)
-        else:
-            self._rdir_request(volume, "DELETE", "delete", json=member.record, **member.kwargs)
-
-
-class _Record(Member):
-    """One record that waits for its batch, and the options of its caller."""
-
-    __slots__ = ("kwargs", "record")
-
-    def __init__(self, record: dict[str, Any], kwargs: dict[str, Any]) -> None:
-        super().__init__(_unused)
-        self.record = record
-        self.kwargs = kwargs
-
-
-def _unused(_context: Any) -> None:
-    """Batches of records are sent whole: their members have nothing to run."""
+    def _send_one(
+        self, action: str, volume: str, record: dict[str, Any], kwargs: dict[str, Any]
+    ) -> Exception | None:
+        try:
+            if action == "push":
+                self._rdir_request(volume, "POST", "push", create=True, json=record, **kwargs)
+            else:
+                self._rdir_request(volume, "DELETE", "delete", json=record, **kwargs)
+        except Exception as exc:
+            return exc  # for its caller
+        return None
 
 
 def _split(

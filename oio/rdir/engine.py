@@ -22,7 +22,7 @@ from typing import Any
 import lmdb
 
 from oio.common import status
-from oio.common.group_commit import CommitGroup, Member
+from oio.common.batching import Group, Member
 from oio.common.status import StatusError
 
 MAP_BYTES_FIRST = 256 * 2**20
@@ -108,7 +108,7 @@ class Engine:
         self._map_bytes_max = map_bytes_max
         self._map_bytes = self._limited(max(MAP_BYTES_FIRST, 2 * _size_of(path)))
         self._gate = _Gate()
-        self._group = CommitGroup(self._run_batch, QUEUE_MAX, BATCH_RECORDS_MAX)
+        self._group = Group(self._run_batch, batch_max=BATCH_RECORDS_MAX, queue_max=QUEUE_MAX)
         self._closed = False
         self._open()
 
@@ -197,7 +197,7 @@ class Engine:
                         continue
                     member.error = None
                     try:
-                        member.result = member.fn(txn)
+                        member.result = member.work(txn)
                     except StatusError as exc:
                         member.error = exc
                         if isinstance(exc, Undo):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from typing import Any, TypeGuard
 
+from oio.account.client import BatchingAccountClient
 from oio.common.constants import HIDDEN_ACCOUNTS
 from oio.common.exceptions import (
     BadRequest,
@@ -36,7 +37,6 @@ from oio.common.status import (
     REFERENCE_NOT_FOUND,
 )
 from oio.event.filters.base import Callback, Env, Filter, make_filter_factory
-from oio.event.filters.batching import BatchingAccountClient
 from oio.event.filters.clients import (
     TimedCache,
     account_of,

@@ -17,9 +17,9 @@ import json
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from oio.common.batching import Batcher
 from oio.common.exceptions import ConfigurationException
 from oio.event.filters.base import Callback, Env, Filter, make_filter_factory
-from oio.event.filters.batching import Batcher
 from oio.event.queue import EventQueue, EventsRefused, QueueError, open_queue, split_urls
 
 DEFAULT_TUBE = "notif"

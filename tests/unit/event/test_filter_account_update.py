@@ -11,10 +11,9 @@ import pytest
 from filter_kit import Chain, WebServer, account_server, event
 from support import eventually, held_port
 
-from oio.account.client import AccountClient
+from oio.account.client import AccountClient, BatchingAccountClient
 from oio.common.exceptions import ExplicitBury
 from oio.event.filters import account_update, clients
-from oio.event.filters.batching import BatchingAccountClient
 
 NEW, STATE, DELETED = "storage.container.new", "storage.container.state", "storage.container.deleted"
 SERVICES = "account.services"
@@ -291,10 +290,10 @@ def run_together(chain, gate, events):
     threads[0].start()
     env = chain.app_env
     (batching,) = eventually(lambda: [one for one in env.values() if isinstance(one, BatchingAccountClient)])
-    eventually(lambda: batching._batcher._sending and not batching._batcher._waiting)
+    eventually(lambda: batching._client.singles)
     for thread in threads[1:]:
         thread.start()
-    eventually(lambda: len(batching._batcher._waiting) == len(events) - 1)
+    eventually(lambda: len(batching._batcher._group._queue) == len(events) - 1)
     gate.set()
     for thread in threads:
         thread.join(10)

@@ -6,17 +6,14 @@ import json
 import logging
 import os
 import tempfile
-import threading
 from importlib.metadata import entry_points
 
 import pytest
 from filter_kit import Chain, event
-from support import eventually
 
 from oio.common.exceptions import ConfigurationException, ExplicitBury
-from oio.event.filters import batching, clients
+from oio.event.filters import clients
 from oio.event.filters.base import Filter, make_filter_factory
-from oio.event.filters.batching import Batcher
 
 CATALOGUE = {
     "account_update", "bury", "content_cleaner", "dump", "logger", "meta2_index", "noop", "notify", "replicate",
@@ -97,109 +94,6 @@ def test_an_event_without_date_is_buried(when):
     ):
         with pytest.raises(ExplicitBury):
             Chain(name).run({**event(kind, data={}), "when": when})
-
-
-class Slow:
-    """Something that can be held while others come."""
-
-    def __init__(self):
-        self.batches = []
-        self.entered = threading.Semaphore(0)
-        self.gate = threading.Semaphore(0)
-
-    def send(self, items):
-        self.batches.append(list(items))
-        self.entered.release()
-        assert self.gate.acquire(timeout=5)
-        return [ValueError(item) if item < 0 else item * 10 for item in items]
-
-
-def submit_all(batcher, items, results):
-    def one(item):
-        try:
-            results[item] = batcher.submit(item)
-        except Exception as exc:
-            results[item] = exc
-
-    threads = [threading.Thread(target=one, args=(item,)) for item in items]
-    for thread in threads:
-        thread.start()
-    return threads
-
-
-def test_what_comes_meanwhile_leaves_together():
-    slow, results = Slow(), {}
-    batcher = Batcher(slow.send, batch_max=4)
-    threads = submit_all(batcher, [1], results)
-    slow.entered.acquire()
-    threads += submit_all(batcher, [2, 3, -4, 5, 6], results)
-    eventually(lambda: len(batcher._waiting) == 5)
-    for _ in range(3):
-        slow.gate.release()
-    for thread in threads:
-        thread.join(5)
-    assert [len(batch) for batch in slow.batches] == [1, 4, 1]
-    assert {item: results[item] for item in (1, 2, 3, 5, 6)} == {1: 10, 2: 20, 3: 30, 5: 50, 6: 60}
-    assert isinstance(results[-4], ValueError)
-    slow.gate.release()
-    assert batcher.submit(7) == 70
-
-
-def test_a_failure_reaches_all_of_a_batch_and_the_next_one_goes_on():
-    calls = []
-
-    def send(items):
-        calls.append(items)
-        if len(calls) == 1:
-            raise OSError("down")
-        return items
-
-    batcher = Batcher(send)
-    with pytest.raises(OSError, match="down"):
-        batcher.submit(1)
-    assert batcher.submit(2) == 2
-    short = Batcher(lambda items: [])
-    with pytest.raises(Exception, match="0 results for 1 items"):
-        short.submit(1)
-
-
-@pytest.mark.parametrize("told", [False, True], ids=["before it was told to send", "after"])
-def test_a_thread_that_is_killed_while_it_waits_leaves_the_others_alone(told, monkeypatch):
-    slow, results = Slow(), {}
-    batcher = Batcher(slow.send)
-    threads = submit_all(batcher, [1], results)
-    slow.entered.acquire()
-
-    class Killed(BaseException):
-        pass
-
-    class Gate:
-        """A lock whose waiter is killed, when another has come behind it."""
-
-        def acquire(self):
-            threads.extend(submit_all(batcher, [3], results))
-            eventually(lambda: len(batcher._waiting) == 2)
-            if told:
-                slow.gate.release()
-                eventually(lambda: batcher._waiting[0].lead)
-            raise Killed
-
-        def release(self):
-            pass
-
-    real = batching._Entry
-    doomed = real(2)
-    doomed.gate = Gate()
-    monkeypatch.setattr(batching, "_Entry", lambda item: doomed if item == 2 else real(item))
-    with pytest.raises(Killed):
-        batcher.submit(2)
-    slow.gate.release()
-    slow.gate.release()
-    for thread in threads:
-        thread.join(5)
-        assert not thread.is_alive()
-    assert (results[1], results[3]) == (10, 30)
-    assert slow.batches == [[1], [3]]
 
 
 def test_a_service_that_does_not_answer_is_tried_by_one_at_a_time(monkeypatch):

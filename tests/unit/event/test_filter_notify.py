@@ -89,7 +89,7 @@ def test_events_that_come_together_are_put_together(url):
             thread.start()
             if number == 0:
                 entered.wait(5)
-        eventually(lambda: len(chain.filter._batcher._waiting) == 29)
+        eventually(lambda: len(chain.filter._batcher._group._queue) == 29)
         gate.set()
         for thread in threads:
             thread.join(10)

@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+from support import eventually
 
 from oio.common.exceptions import (
     BadRequest,
@@ -226,8 +227,8 @@ def test_reads_are_tried_again_after_network_errors(rdir, monkeypatch):
         client.status("v")
 
 
-def concurrently(functions):
-    """Call functions at once; gives what they raised, in order."""
+def concurrently(functions, begun=None):
+    """Call functions at once, or once what the first one does has begun; gives what they raised, in order."""
     raised = [None] * len(functions)
 
     def call(index):
@@ -237,7 +238,9 @@ def concurrently(functions):
             raised[index] = exc
 
     threads = [threading.Thread(target=call, args=(index,)) for index in range(len(functions))]
-    for thread in threads:
+    threads[0].start()
+    assert begun is None or begun.wait(10)
+    for thread in threads[1:]:
         thread.start()
     for thread in threads:
         thread.join()
@@ -245,34 +248,35 @@ def concurrently(functions):
 
 
 def held(rdir, client, monkeypatch, count):
-    """Have the first request of a client wait until `count` more callers queue behind it."""
-    direct, first = client._direct_request, []
+    """Have the first request of a client wait until `count` more callers queue behind it.
+
+    Gives what counts the requests, and the event that the first one has begun.
+    """
+    direct, begun = client._direct_request, threading.Event()
 
     def waiting(*args, **kwargs):
-        if not first:
-            first.append(True)
-            pause = threading.Event()
-            while sum(len(group._queue) for group in client._groups.values()) < count:
-                pause.wait(0.001)
+        if not begun.is_set():
+            begun.set()
+            eventually(lambda: sum(len(one._group._queue) for one in client._batchers.values()) == count)
         return direct(*args, **kwargs)
 
     monkeypatch.setattr(client, "_direct_request", waiting)
-    return counted(rdir)
+    return counted(rdir), begun
 
 
 def test_concurrent_callers_share_requests(rdir, monkeypatch):
     client = rdir.batching_client()
     client.create("v")
-    asked = held(rdir, client, monkeypatch, 49)
+    asked, begun = held(rdir, client, monkeypatch, 49)
     pushes = [
         lambda n=n: client.chunk_push("v", CID, CONTENT, chunk_id(n), mtime=5, reqid=f"r{n}") for n in range(50)
     ]
-    assert concurrently(pushes) == [None] * 50
+    assert concurrently(pushes, begun) == [None] * 50
     assert asked() == 2
     assert len(list(client.chunk_fetch("v"))) == 50
-    asked = held(rdir, client, monkeypatch, 39)
+    asked, begun = held(rdir, client, monkeypatch, 39)
     deletes = [lambda n=n: client.chunk_delete("v", CID, CONTENT, chunk_id(n)) for n in range(40)]
-    assert concurrently(deletes) == [None] * 40
+    assert concurrently(deletes, begun) == [None] * 40
     assert asked() == 2
     assert len(list(client.chunk_fetch("v"))) == 10
 
@@ -280,12 +284,12 @@ def test_concurrent_callers_share_requests(rdir, monkeypatch):
 def test_a_bad_record_fails_alone(rdir, monkeypatch):
     client = rdir.batching_client()
     client.create("v")
-    held(rdir, client, monkeypatch, 9)
+    _, begun = held(rdir, client, monkeypatch, 9)
     mtimes = [5] * 5 + ["bad"] + [5] * 4
     pushes = [
         lambda n=n, m=m: client.chunk_push("v", CID, CONTENT, chunk_id(n), mtime=m) for n, m in enumerate(mtimes)
     ]
-    raised = concurrently(pushes)
+    raised = concurrently(pushes, begun)
     assert [type(exc) for exc in raised] == [type(None)] * 5 + [BadRequest] + [type(None)] * 4
     assert len(list(client.chunk_fetch("v"))) == 9
     assert not client._without_batches
@@ -295,9 +299,9 @@ def test_a_service_without_batches_is_asked_one_by_one(rdir, monkeypatch):
     client = rdir.batching_client()
     del rdir.service._routes["/v1/rdir/push-many"]
     client.create("v")
-    asked = held(rdir, client, monkeypatch, 4)
+    asked, begun = held(rdir, client, monkeypatch, 4)
     pushes = [lambda n=n: client.chunk_push("v", CID, CONTENT, chunk_id(n), mtime=5) for n in range(5)]
-    assert concurrently(pushes) == [None] * 5
+    assert concurrently(pushes, begun) == [None] * 5
     assert asked() == 6
     assert client._without_batches == {"v"}
 
@@ -305,12 +309,12 @@ def test_a_service_without_batches_is_asked_one_by_one(rdir, monkeypatch):
 def test_all_the_callers_of_a_batch_learn_that_it_failed(rdir, monkeypatch):
     client = rdir.batching_client()
     client.create("v")
-    held(rdir, client, monkeypatch, 7)
+    _, begun = held(rdir, client, monkeypatch, 7)
     monkeypatch.setitem(
         rdir.service._routes, "/v1/rdir/push-many", {"POST": lambda *_: failure(503, 503, "full")}
     )
     pushes = [lambda n=n: client.chunk_push("v", CID, CONTENT, chunk_id(n), mtime=5) for n in range(8)]
-    raised = concurrently(pushes)
+    raised = concurrently(pushes, begun)
     assert sorted(type(exc).__name__ for exc in raised) == ["NoneType"] + ["ServiceBusy"] * 7
     assert isinstance(raised[-1], ServiceBusy | None)
 
