@@ -32,6 +32,7 @@ from oio.account.scripts import (
     NO_BUCKET,
     NO_CONTAINER,
     STALE,
+    TOO_BIG,
     Prefixes,
     Script,
     Scripts,
@@ -70,6 +71,10 @@ class UnknownContainer(Exception):
 
 class UnknownBucket(Exception):
     """Raised when nothing is known of the bucket."""
+
+
+class TooBig(Exception):
+    """Raised when the counters of the account would not fit in 64 bits; nothing was changed."""
 
 
 class AccountNotEmpty(Exception):
@@ -191,6 +196,7 @@ class AccountBackend:
 
         :raises StaleUpdate: when it tells nothing newer than what is known.
         :raises UnknownAccount: when the account may not be created.
+        :raises TooBig: when the sums over the account would not fit in 64 bits.
         """
         _check(self._update([(account, update)])[0], account, update.name)
 
@@ -416,6 +422,8 @@ def _outcome(answer: int, account: str, name: str) -> Exception | None:
         return StaleUpdate(name)
     if answer == NO_ACCOUNT:
         return UnknownAccount(account)
+    if answer == TOO_BIG:
+        return TooBig(account)
     return UnknownContainer(name) if answer == NO_CONTAINER else None
 
 

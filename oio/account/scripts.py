@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 # What update and reset of a container answer.
-DONE, STALE, NO_ACCOUNT, NO_CONTAINER = 0, 1, 2, 3
+DONE, STALE, NO_ACCOUNT, NO_CONTAINER, TOO_BIG = 0, 1, 2, 3, 7
 # What the scripts of a refresh of a bucket answer.
 NO_BUCKET, LOCKED, MORE = 4, 5, 6
 
@@ -50,16 +50,36 @@ local function add(key, counter, value)
     end
 end
 
+-- Like add, but false when the sum does not fit in 64 bits.
+local function fits(key, counter, value)
+    if value == 0 then return true end
+    local answer = redis.pcall('hincrby', key, counter, string.format('%.0f', value))
+    if type(answer) ~= 'table' then return true end
+    if string.find(answer.err, 'overflow', 1, true) then return false end
+    return error(answer)
+end
+
 -- Beyond this, numbers of Lua are not exact: then Redis computes, step by step.
 local EXACT = 9007199254740992
 
 local function replace(key, counter, old, new)
-    if math.abs(old) + math.abs(new) < EXACT then
-        add(key, counter, new - old)
-    elseif old ~= new then
-        add(key, counter, new)
-        add(key, counter, -old)
+    if math.abs(old) + math.abs(new) < EXACT then return fits(key, counter, new - old) end
+    if old == new then return true end
+    if not fits(key, counter, new) then return false end
+    if fits(key, counter, -old) then return true end
+    add(key, counter, -new)
+    return false
+end
+
+-- Counters from the first on, all of them or none: false when a sum does not fit in 64 bits.
+local function replace_all(key, first, old, new)
+    for i = first, 4 do
+        if not replace(key, COUNTERS[i], old[i], new[i]) then
+            for j = first, i - 1 do replace(key, COUNTERS[j], new[j], old[j]) end
+            return false
+        end
     end
+    return true
 end
 
 local function sum_up(key, sums, i, value)
@@ -152,12 +172,10 @@ local function count_in_bucket(account, bucket, name, mtime, old, new)
     -- A running refresh of the bucket has counted what stands up to its marker, and will count what follows.
     local refreshed = redis.call('hget', lock_key(bucket), 'marker')
     if refreshed and not not_after(name, refreshed) then return end
-    for i = 1, 4 do
-        -- The objects of these containers are parts of the objects of the bucket.
-        if i ~= 1 or not string.find(name, '+segments', 1, true) then
-            replace(bucket_key(bucket), COUNTERS[i], old[i], new[i])
-        end
-    end
+    -- The objects of these containers are parts of the objects of the bucket.
+    local first = string.find(name, '+segments', 1, true) and 2 or 1
+    -- What does not fit is left out: the account counts it, and a refresh of the bucket tells.
+    replace_all(bucket_key(bucket), first, old, new)
 end
 
 local function update(account, name, mtime, dtime, bucket, new)
@@ -182,10 +200,8 @@ local function update(account, name, mtime, dtime, bucket, new)
 
     if deleted then new = {0, 0, 0, 0} end
     local old = {}
-    for i = 1, 4 do
-        old[i] = tonumber(stored[i + 2] or 0) or 0
-        replace(account_key(account), COUNTERS[i], old[i], new[i])
-    end
+    for i = 1, 4 do old[i] = tonumber(stored[i + 2] or 0) or 0 end
+    if not replace_all(account_key(account), 1, old, new) then return 7 end
     redis.call('hset', key, 'name', name, 'mtime', mtime, 'dtime', dtime,
         'objects', string.format('%.0f', new[1]), 'bytes', string.format('%.0f', new[2]),
         'damaged_objects', string.format('%.0f', new[3]), 'missing_chunks', string.format('%.0f', new[4]))

@@ -23,6 +23,7 @@ from oio.account.backend import (
     AccountNotEmpty,
     BucketLocked,
     StaleUpdate,
+    TooBig,
     UnknownAccount,
     UnknownBucket,
     UnknownContainer,
@@ -162,6 +163,8 @@ class AccountService:
                 response = _error(404, f"Bucket {exc} not found")
             except StaleUpdate:
                 response = _error(409, STALE_MESSAGE)
+            except TooBig as exc:
+                response = _error(400, _too_big(exc))
             except AccountNotEmpty:
                 response = _error(409, "Account not empty")
             except BucketLocked:
@@ -298,6 +301,8 @@ class AccountService:
                     outcomes.append(_Outcome(409, STALE_MESSAGE))
                 elif isinstance(error, UnknownAccount):
                     outcomes.append(_Outcome(404, f"Account {error} not found"))
+                elif isinstance(error, TooBig):
+                    outcomes.append(_Outcome(400, _too_big(error)))
                 else:
                     outcomes.append(_Outcome(503, f"Could not satisfy the request: {error}"))
         for outcome in outcomes:
@@ -376,6 +381,10 @@ def _decoded(data: bytes | msgspec.Raw, kind: Any) -> Any:
         return _BODIES[kind].decode(data)
     except _BAD_BODY as exc:
         raise HttpError(400, f"Bad body: {exc}") from None
+
+
+def _too_big(error: TooBig) -> str:
+    return f"Counters of account {error} would exceed 64 bits"
 
 
 def _items(request: Request) -> list[Any]:

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from oio.account.server import NAME_BYTES_MAX
+from oio.account.updates import COUNTER_MAX, COUNTERS
 
 ACCOUNT = "/v1.0/account/"
 DEEP = b'{"name":"c","mtime":1,"account":"acme","metadata":{},"x":' + b"[" * 50000 + b"]" * 50000 + b"}"
@@ -53,3 +54,30 @@ def test_names_are_not_so_long_that_a_listing_could_not_go_on_after_them(ask, ra
     assert [outcome["status"] for outcome in json.loads(answer.data)] == [400, 400]
     assert raw.keys("*") == []
     assert ask("PUT", f"{ACCOUNT}container/update?id=acme", {"name": fits, "mtime": 1}).status == 200
+
+
+def test_sums_that_do_not_fit_change_nothing(ask, raw):
+    def tell(name, **fields):
+        return ask("PUT", f"{ACCOUNT}container/update?id=acme", {"name": name, "bucket": "b", **fields}).status
+
+    assert tell("b", mtime=1, objects=1, bytes=COUNTER_MAX, missing_chunks=-COUNTER_MAX) == 200
+    for key in ("account:acme", "bucket:b"):
+        raw.hset(key, "bytes", 2**63 - 100)
+    before = {key: raw.hgetall(key) for key in ("account:acme", "bucket:b")}
+    for _ in range(3):
+        # Sent again and again, as events are.
+        assert tell("c", mtime=2, objects=7, bytes=COUNTER_MAX, damaged_objects=3) == 400
+    batch = [
+        {"account": "acme", "name": name, "mtime": 3, "objects": 1, "bytes": size, "bucket": "b"}
+        for name, size in (("d", 0), ("e", COUNTER_MAX), ("f", 0))
+    ]
+    answer = ask("POST", f"{ACCOUNT}container/update-many", batch)
+    assert [outcome["status"] for outcome in json.loads(answer.data)] == [200, 400, 200]
+    assert raw.keys("container:*:[ce]") == []
+    for key, fields in before.items():
+        after = raw.hgetall(key)
+        changed = {counter: int(after.get(counter, 0)) - int(fields.get(counter, 0)) for counter in COUNTERS}
+        assert changed == {**dict.fromkeys(COUNTERS, 0), "objects": 2}, key
+    # The largest of all leaves again.
+    assert tell("b", dtime=4) == 200
+    assert int(raw.hget("account:acme", "bytes")) == int(before["account:acme"]["bytes"]) - COUNTER_MAX
