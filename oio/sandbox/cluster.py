@@ -35,6 +35,8 @@ from oio.sandbox.supervision import Supervision
 _LAYOUT_ATTEMPTS = 5
 #: Time allowed to a whole start. The default cluster needs a few seconds on an idle machine.
 START_TIMEOUT_S = 90.0
+#: Time allowed to processes that were killed to leave their ports.
+_PORTS_FREE_S = 10.0
 
 
 def default_home() -> str:
@@ -337,16 +339,19 @@ class Sandbox:
         return {one.addr: one.score for group in snapshot.services.values() for one in group}
 
     def _check_ports(self, chosen: Iterable[Service], supervision: Supervision) -> None:
-        """Tell which port was taken while the cluster was stopped."""
+        """Tell which port was taken while the cluster was stopped.
+
+        A process that was killed keeps its ports until the kernel has closed its files, which takes seconds
+        when the disk is busy: nothing tells any more whose process it was.
+        """
         running = {name for name, state in supervision.states().items() if state["pid"]}
-        taken = [
-            f"{service.addr} of {service.name}"
-            for service in chosen
-            if service.port
-            and service.name not in running
-            and not ports.is_free(service.host, service.port)
-        ]
-        if taken:
+        waiting = [service for service in chosen if service.port and service.name not in running]
+        deadline = time.monotonic() + _PORTS_FREE_S
+        while waiting := [one for one in waiting if not ports.is_free(one.host, one.port)]:
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
+            taken = [f"{service.addr} of {service.name}" for service in waiting]
             raise SandboxError(
                 f"In use by another program: {', '.join(taken)}. Free it, or destroy and init"
                 " the cluster to get other ports"

@@ -17,7 +17,7 @@ import yaml
 from support import ROOT
 
 from oio.conscience.settings import load_settings
-from oio.sandbox import Options, Sandbox, SandboxError, generate, layout, ports
+from oio.sandbox import Options, Sandbox, SandboxError, cluster, generate, layout, ports
 from oio.sandbox.main import main
 from oio.sandbox.options import from_map, load_file, merge
 
@@ -124,7 +124,8 @@ def test_ports_taken_before_the_first_start_are_replaced(home):
             assert f"listen {after.addr}" in conf.read()
 
 
-def test_ports_are_kept_once_there_is_data(home):
+def test_ports_are_kept_once_there_is_data(home, monkeypatch):
+    monkeypatch.setattr(cluster, "_PORTS_FREE_S", 0.0)
     sandbox = Sandbox(home, Options(namespace="DEMO", rawx=1))
     found = sandbox.init()
     with open(os.path.join(found.log_dir, "supervisord.log"), "w", encoding="utf-8"), socket.socket() as busy:
@@ -134,6 +135,18 @@ def test_ports_are_kept_once_there_is_data(home):
         with pytest.raises(SandboxError, match="In use by another program"):
             sandbox.start()
         assert Sandbox(home).layout == found
+
+
+def test_a_start_waits_for_the_ports_of_processes_that_were_killed(home, monkeypatch):
+    sandbox = Sandbox(home, Options(namespace="DEMO", rawx=1))
+    service = sandbox.init().of_type("rawx")[0]
+    with socket.socket() as dying:
+        dying.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        dying.bind((service.host, service.port))
+        dying.listen(1)
+        monkeypatch.setattr(cluster.time, "sleep", lambda _: dying.close())
+        sandbox._check_ports([service], sandbox._supervision())
+        assert dying.fileno() < 0, "it waited"
 
 
 def test_another_namespace_in_the_same_home_is_refused(home):
