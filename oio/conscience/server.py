@@ -281,7 +281,7 @@ def _services_of(request: Request) -> list[ServiceDef]:
         body = b"[" + body + b"]"
     try:
         return _decode_services(body)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise StatusError(status.BAD_REQUEST, f"Invalid service: {exc}") from None
 
 

@@ -144,7 +144,7 @@ class MetaApplication:
             reply = route.handler(message, context)
         except StatusError as exc:
             return self._failure(exc.code, exc.message)
-        except (msgspec.MsgspecError, UnicodeError) as exc:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
             return self._failure(status.BAD_REQUEST, f"Invalid request: {exc}")
         except HttpError:
             raise
@@ -213,7 +213,7 @@ class MetaApplication:
     def _set_config(self, request: Request) -> Response:
         try:
             wanted = msgspec.json.decode(request.read_all(), type=dict[str, str | int | float | bool])
-        except msgspec.MsgspecError as exc:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
             return self._json_failure(f"Invalid configuration: {exc}")
         if not wanted:
             return self._json_failure("Empty configuration")

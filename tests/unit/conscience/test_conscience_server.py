@@ -168,3 +168,14 @@ def test_a_silent_conscience_is_asked_last_for_a_while(running, pool, monkeypatc
 def test_the_only_conscience_is_given_its_time(running, pool, monkeypatch):
     monkeypatch.setattr(registry_client, "TIMEOUT_WITH_OTHERS_S", 0.0)
     assert RegistryClient([running[1]], pool).types() == ["meta0", "rawx"]
+
+
+@pytest.mark.parametrize("action", ["register", "lock", "unlock", "deregister"])
+@pytest.mark.parametrize(
+    "body", [b"[" * 100000, b'{"a":' * 50000, b'{"type":"\xff"}', b'[{"type":"rawx","tags":{"a":' + b"[" * 50000]
+)
+def test_bodies_that_cannot_be_read_are_refused(running, pool, action, body):
+    registry, address, _ = running
+    answer = pool.request("POST", f"http://{address}/v1/{action}", body=body)
+    assert (answer.status, b"Invalid service" in answer.data) == (400, True)
+    assert not registry.services_of("rawx", full=True)
