@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import threading
 import time
 import uuid
@@ -46,6 +47,8 @@ BLOCK_MAX_S = 1.0
 RECLAIM_FRACTION = 8
 RECLAIM_PERIOD_MAX_S = 5.0
 RECLAIM_JOBS = 32
+_STREAM_ID = re.compile(rb"\d{1,20}-\d{1,20}")
+_COUNT = re.compile(rb"\d{1,9}")
 
 
 class _Token(NamedTuple):
@@ -291,7 +294,9 @@ class RedisSource(EventSource):
             return []
         flat: list[Any] = [-1]
         for place, fields in streams[0][1]:
-            flat += [place, fields.get(b"i", place), int(fields.get(b"n", 0)), 1, fields[b"b"]]
+            body, first_id, number = [*fields.values(), b"", b"", b""][:3]
+            first_id = first_id if _STREAM_ID.fullmatch(first_id) else place
+            flat += [place, first_id, int(number) if _COUNT.fullmatch(number) else 0, 1, body]
         return _jobs(flat)
 
     def _adapt(self) -> None:

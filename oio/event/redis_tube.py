@@ -38,8 +38,10 @@ _MOVE = """
 local function put(key, fields, attempts)
   redis.call('XADD', key, '*', 'b', fields.b, 'i', fields.i, 'n', attempts)
 end
+-- What others put is delivered too, somehow: a hole in a reply would hide the jobs that follow.
 local function read(id, flat)
-  return {b = flat[2], i = flat[4] or id, n = tonumber(flat[6] or 0)}
+  local i, n = string.match(flat[4] or '', '^%d+%-%d+$'), string.match(flat[6] or '', '^%d+$')
+  return {b = flat[2], i = i or id, n = tonumber(n or 0)}
 end
 local function now_ms()
   local t = redis.call('TIME')
@@ -49,7 +51,7 @@ local function promote(delayed, stream, highest, limit)
   local members = redis.call('ZRANGEBYSCORE', delayed, '-inf', highest, 'LIMIT', 0, limit)
   for _, member in ipairs(members) do
     local i, n, b = string.match(member, '^(%S+) (%d+) (.*)$')
-    put(stream, {b = b, i = i}, n)
+    put(stream, {b = b or member, i = i or '0-0'}, n or 0)
     redis.call('ZREM', delayed, member)
   end
   return #members

@@ -232,3 +232,39 @@ def test_jobs_of_a_trickle_gather(server, monkeypatch):
         assert [source.reserve(60).body for _ in range(3)] == [b"4", b"2", b"3"]
         for job in list(source._reserved.values()):
             assert source.delete(job)
+
+
+FOREIGN = [
+    {"foo": "bar"}, {"b": "x", "i": "y", "n": "z"}, {"b": "x", "i": "1-1", "n": "9" * 20}, {b"\xff": b"\xfe"},
+    {"b": ""}, {"b": "x", "i": "1-1", "n": "2", "more": "1"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_entries_that_others_wrote_are_delivered_and_hide_no_others(server, client, waiting):
+    """They come as events without meaning, which the agent puts aside."""
+    with open_queue(server.url) as queue, open_source(server.url) as source:
+        if waiting:
+            # One at a time, to a consumer that waits.
+            for fields in FOREIGN:
+                threading.Timer(0.05, client.xadd, ("oio:oio", fields)).start()
+                job = source.reserve(10)
+                assert job.id.isdigit() and source.attempts(job) >= 1
+                assert source.bury(job)
+        else:
+            for fields in FOREIGN:
+                client.xadd("oio:oio", fields)
+                queue.put(b"good")
+            client.zadd("oio:oio:delayed", {"junk": 1, "1-1 x y": 2})
+            bodies = []
+            for _ in range(2 * len(FOREIGN) + 2):
+                job = source.reserve(10)
+                bodies.append(job.body)
+                assert source.bury(job) if job.body != b"good" else source.delete(job)
+            assert bodies.count(b"good") == len(FOREIGN) and {b"junk", b"1-1 x y"} <= set(bodies)
+        buried = len(FOREIGN) + (0 if waiting else 2)
+        assert patiently(source.stats) == TubeStats(0, 0, 0, buried)
+        assert source.kick(100) == buried
+        for _ in range(buried):
+            assert source.delete(source.reserve(10))
+        assert patiently(source.stats) == TubeStats(0, 0, 0, 0)
