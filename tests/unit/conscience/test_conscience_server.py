@@ -170,7 +170,7 @@ def test_the_only_conscience_is_given_its_time(running, pool, monkeypatch):
     assert RegistryClient([running[1]], pool).types() == ["meta0", "rawx"]
 
 
-@pytest.mark.parametrize("action", ["register", "lock", "unlock", "deregister"])
+@pytest.mark.parametrize("action", ["push", "deregister"])
 @pytest.mark.parametrize(
     "body", [b"[" * 100000, b'{"a":' * 50000, b'{"type":"\xff"}', b'[{"type":"rawx","tags":{"a":' + b"[" * 50000]
 )
