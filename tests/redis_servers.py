@@ -3,6 +3,7 @@
 
 """Real Redis servers and Sentinels for tests, on ports of loopback that stay theirs over restarts."""
 
+import contextlib
 import subprocess
 
 import pytest
@@ -87,11 +88,18 @@ class ReplicatedRedis:
         self.sentinel = self.sentinels[0]
         eventually(self.synchronous, what="replica in step")
         eventually(self._acquainted, what="Sentinels that know each other")
+        eventually(self._confirms, what="a replica that confirms")
 
     def synchronous(self):
         """Whether Sentinel sees a replica that follows the master."""
         seen = self.sentinel.client.sentinel_slaves(SET)
         return any(one["flags"] == "slave" and one["master-link-status"] == "ok" for one in seen)
+
+    def _confirms(self):
+        client = self.servers[0].client
+        with contextlib.suppress(redis.exceptions.RedisError):
+            # After the first contact a replica may be silent for a second.
+            return client.set("probe", 1) and client.delete("probe") and client.wait(1, 100)
 
     def _acquainted(self):
         others = len(self.sentinels) - 1
@@ -99,15 +107,19 @@ class ReplicatedRedis:
 
     def in_step(self):
         """Whether the Sentinels agree on a master, and the other server follows it."""
-        ports = {one.client.sentinel_get_master_addr_by_name(SET)[1] for one in self.sentinels}
-        if len(ports) > 1:
+        if len(self.masters()) > 1:
             return False
         state = self.master.client.info("replication")
         return state["role"] == "master" and state.get("slave0", {}).get("state") == "online"
 
+    def masters(self):
+        """Ports of the master, as the Sentinels that run see it."""
+        running = [one for one in self.sentinels if one.process.poll() is None]
+        return {one.client.sentinel_get_master_addr_by_name(SET)[1] for one in running}
+
     @property
     def master(self):
-        _, port = self.sentinel.client.sentinel_get_master_addr_by_name(SET)
+        port = self.masters().pop()
         return next(server for server in self.servers if server.port == port)
 
     @property
