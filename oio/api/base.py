@@ -54,6 +54,27 @@ _READING_POSTS = frozenset({"get_properties", "poll", "prepare", "prepare2", "sp
 _decode_json = msgspec.json.Decoder().decode
 _encode_json = msgspec.json.Encoder().encode
 
+# Keywords of the methods of clients that are for the HTTP layer, not for the body of the request.
+_REQUEST_KEYWORDS = frozenset(
+    {
+        "admin_mode",
+        "autocreate",
+        "cache",
+        "connection_timeout",
+        "deadline",
+        "force_master",
+        "headers",
+        "perfdata",
+        "pool_manager",
+        "read_timeout",
+        "reqid",
+        "request_attempts",
+        "timeout",
+        "tls",
+        "write_timeout",
+    }
+)
+
 
 class HttpApi:
     """Base of the clients of JSON services.
@@ -232,6 +253,16 @@ class HttpApi:
                 figures[name] = figures.get(name, 0.0) + float(value) / _MICROSECONDS
             except ValueError:
                 self.logger.debug("Ignoring malformed perfdata item %r", item)
+
+
+def split_keywords(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Separate what belongs to the body of a request from the keywords of the HTTP layer.
+
+    >>> split_keywords({"mtime": 5, "reqid": "x"})
+    ({'mtime': 5}, {'reqid': 'x'})
+    """
+    body = {name: value for name, value in keywords.items() if name not in _REQUEST_KEYWORDS}
+    return body, {name: value for name, value in keywords.items() if name in _REQUEST_KEYWORDS}
 
 
 def only_reads(url: str) -> bool:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from oio.api.base import text_of_json
+from oio.api.base import split_keywords, text_of_json
 from oio.common.client import ProxyClient
 from oio.common.exceptions import NotFound, OioException, ServiceBusy
 
@@ -44,7 +44,7 @@ class LbClient(ProxyClient):
         :keyword avoid: service keys that must not be drawn.
         :keyword known: service keys that count as already drawn.
         """
-        body, kwargs = _split_poll_body(kwargs)
+        body, kwargs = split_keywords(kwargs)
         _resp, services = self._request(
             "POST", "/poll", params={"pool": pool}, data=text_of_json(body), **kwargs
         )
@@ -243,34 +243,3 @@ def _service_id(service: Mapping[str, Any]) -> str:
 def _has_port(host: str) -> bool:
     name, colon, port = host.rpartition(":")
     return bool(colon and name and port.isdigit())
-
-
-# Keywords of the HTTP layer, which do not belong to the body of a poll.
-_REQUEST_KEYWORDS = frozenset(
-    {
-        "admin_mode",
-        "autocreate",
-        "cache",
-        "connection_timeout",
-        "deadline",
-        "force_master",
-        "headers",
-        "perfdata",
-        "pool_manager",
-        "read_timeout",
-        "reqid",
-        "request_attempts",
-        "timeout",
-        "tls",
-        "write_timeout",
-    }
-)
-
-
-def _split_poll_body(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Separate the criteria of a poll from the keywords of the request."""
-    body: dict[str, Any] = {}
-    rest: dict[str, Any] = {}
-    for name, value in kwargs.items():
-        (rest if name in _REQUEST_KEYWORDS else body)[name] = value
-    return body, rest

@@ -19,11 +19,12 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from oio.event.beanstalk_wire import (
     DEFAULT_TTR,
+    OPTIONS,
     SERVICE_PRIORITY,
     BeanstalkError,
     ConnectionError,
@@ -58,13 +59,6 @@ WINDOW_BYTES = 1 << 20
 # With max_jobs: how often the depth of a server is asked for.
 CHECK_PERIOD_S = 1.0
 IDLE_CONNECTIONS_MAX = 4
-OPTIONS: dict[str, Callable[[str], Any]] = {
-    "timeout_s": float,
-    "connect_timeout_s": float,
-    "ttr": int,
-    "priority": int,
-    "max_jobs": int,
-}
 
 logger = logging.getLogger("oio.event.beanstalk")
 

@@ -20,11 +20,11 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 from oio.event.beanstalk_wire import (
     DEFAULT_PRIORITY,
+    OPTIONS,
     BeanstalkError,
     Reply,
     ResponseError,
@@ -46,14 +46,6 @@ DEADLINE_PAUSE_S = 0.1
 KICK_MAX = 1_000_000
 # Deliveries before a burial that its priority, DEFAULT_PRIORITY and so many, can tell.
 FORMER_MAX = 1_000_000
-# Options of producers are accepted too: one URL configures both.
-OPTIONS: dict[str, Callable[[str], Any]] = {
-    "timeout_s": float,
-    "connect_timeout_s": float,
-    "ttr": int,
-    "priority": int,
-    "max_jobs": int,
-}
 
 logger = logging.getLogger("oio.event.beanstalk")
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 DEFAULT_PORT = 11300
@@ -18,6 +19,15 @@ DEFAULT_TTR = 120
 # Priority at which services put their events: the least urgent.
 SERVICE_PRIORITY = 2**32 - 1
 TUBE_MAX_BYTES = 200
+
+# Options of the URL of a server; producers and consumers take the same one.
+OPTIONS: dict[str, Callable[[str], Any]] = {
+    "timeout_s": float,
+    "connect_timeout_s": float,
+    "ttr": int,
+    "priority": int,
+    "max_jobs": int,
+}
 
 RECV_BYTES = 256 << 10
 # A line is a word and some numbers; tubes have names of 200 bytes.

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from oio.api.base import HttpApi
+from oio.api.base import HttpApi, split_keywords
 from oio.common.batching import Batcher
 from oio.common.easy_value import true_value
 from oio.common.exceptions import (
@@ -45,26 +45,6 @@ _PATHS = {"rawx": "/v1/rdir/", "meta2": "/v1/rdir/meta2/"}
 _REQID_PREFIX = "rdir-"
 _TRUNCATED_HEADER, _MARKER_HEADER = "x-oio-list-truncated", "x-oio-list-marker"
 _META2_PAGE = 4096
-
-# Keywords of the HTTP layer, which do not belong to the records.
-_REQUEST_KEYWORDS = frozenset(
-    {
-        "admin_mode",
-        "cache",
-        "connection_timeout",
-        "deadline",
-        "force_master",
-        "headers",
-        "perfdata",
-        "pool_manager",
-        "read_timeout",
-        "reqid",
-        "request_attempts",
-        "timeout",
-        "tls",
-        "write_timeout",
-    }
-)
 
 # A record, and the keywords of its request.
 _Record = tuple[dict[str, Any], dict[str, Any]]
@@ -371,7 +351,7 @@ class RdirClient(HttpApi):
         :keyword when: time of the event, in microseconds (see :meth:`chunk_push`).
         :keyword extra_data: any text.
         """
-        extra, kwargs = _split_keywords(kwargs)
+        extra, kwargs = split_keywords(kwargs)
         record = {
             "container_url": container_url, "container_id": container_id, "mtime": int(mtime), **extra
         }  # fmt: skip
@@ -393,7 +373,7 @@ class RdirClient(HttpApi):
         :keyword when: time of the event, in microseconds (see :meth:`chunk_push`).
         :raises ValueError: when neither is given.
         """
-        extra, kwargs = _split_keywords(kwargs)
+        extra, kwargs = split_keywords(kwargs)
         if not container_path:
             if not container_id:
                 raise ValueError("container_path or container_id is needed")
@@ -506,13 +486,8 @@ def _split(
     keywords: dict[str, Any], container_id: str, content_id: str, chunk_id: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The body of a chunk record, and the keywords of the request."""
-    data, kwargs = _split_keywords(keywords)
+    data, kwargs = split_keywords(keywords)
     return {"container_id": container_id, "content_id": content_id, "chunk_id": chunk_id, **data}, kwargs
-
-
-def _split_keywords(keywords: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    data = {name: value for name, value in keywords.items() if name not in _REQUEST_KEYWORDS}
-    return data, {name: value for name, value in keywords.items() if name in _REQUEST_KEYWORDS}
 
 
 def _marker(resp: Any) -> str | None:

@@ -102,17 +102,12 @@ class ChunkVolume:
         self.engine.write(work, len(ordered))
 
     def _push(self, txn: Any, item: Change) -> None:
-        packed, text, mtime, when = item
-        dbs = self.engine.dbs
-        if packed is not None:
-            key, db, graves = packed, dbs["chunk"], dbs["grave"]
-        else:
-            key, db, graves = text, dbs["other"], dbs["other-grave"]
+        key, db, graves = self._place(item)
         stored = tables.get(txn, db, key)
         old = None if stored is None else _decoded(stored)
         grave = tables.get(txn, graves, key) if stored is None else None
         grave_when = None if grave is None else records.decode_grave(grave)[0]
-        new = records.after_push(old, grave_when, mtime, when)
+        new = records.after_push(old, grave_when, item.mtime, item.when)
         if new is None:
             return
         value = records.encode(*new)
@@ -122,19 +117,21 @@ class ChunkVolume:
             tables.delete(txn, graves, key)
 
     def _delete(self, txn: Any, item: Change, now_s: int) -> None:
-        packed, text, _mtime, when = item
-        dbs = self.engine.dbs
-        if packed is not None:
-            key, db, graves = packed, dbs["chunk"], dbs["grave"]
-        else:
-            key, db, graves = text, dbs["other"], dbs["other-grave"]
+        key, db, graves = self._place(item)
         stored = tables.get(txn, db, key)
         if stored is not None:
-            if not records.deletes(_decoded(stored), when):
+            if not records.deletes(_decoded(stored), item.when):
                 return
             tables.delete(txn, db, key)
-        if when:
-            _bury(txn, graves, key, when, now_s)
+        if item.when:
+            _bury(txn, graves, key, item.when, now_s)
+
+    def _place(self, item: Change) -> tuple[bytes, Any, Any]:
+        """Key of a record, the database that holds it, and the one of its tombstone."""
+        dbs = self.engine.dbs
+        if item.packed is not None:
+            return item.packed, dbs["chunk"], dbs["grave"]
+        return item.text, dbs["other"], dbs["other-grave"]
 
     # --- listings ---
 

@@ -73,10 +73,7 @@ class AccountUpdateFilter(Filter):
 
     def init(self) -> None:
         """Read the options."""
-        self._timeouts: dict[str, Any] = {
-            "connection_timeout": self.float_option("connection_timeout", CONNECTION_TIMEOUT_S),
-            "read_timeout": self.float_option("read_timeout", READ_TIMEOUT_S),
-        }
+        self._timeouts: dict[str, Any] = self.timeouts(CONNECTION_TIMEOUT_S, READ_TIMEOUT_S)
 
     def process(self, env: Env, beanstalkd: Any, cb: Callback) -> Any:
         """Handle one event."""

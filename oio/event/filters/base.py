@@ -141,6 +141,16 @@ class Filter:
         """Value of an option that is a number. :raises ConfigurationException: when it is not."""
         return self._number(name, self.conf.get(name), default, minimum)
 
+    def timeouts(self, connection_s: float, read_s: float) -> dict[str, float]:
+        """Keywords of requests, out of the options ``connection_timeout`` and ``read_timeout``.
+
+        :raises ConfigurationException: when one of them is not a number.
+        """
+        return {
+            "connection_timeout": self.float_option("connection_timeout", connection_s),
+            "read_timeout": self.float_option("read_timeout", read_s),
+        }
+
     def int_option(self, name: str, default: int, minimum: int = 0, own: bool = False) -> int:
         """Value of an option that is an integer. :raises ConfigurationException: when it is not.
 

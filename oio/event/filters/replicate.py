@@ -55,10 +55,7 @@ class ReplicateFilter(NotifyFilter):
         self._cache: TimedCache[bool] = shared(
             self, f"replicated_containers {duration_s:g} {size}", lambda: TimedCache(duration_s, size)
         )
-        self._options: dict[str, Any] = {
-            "connection_timeout": self.float_option("connection_timeout", CONNECTION_TIMEOUT_S),
-            "read_timeout": self.float_option("read_timeout", READ_TIMEOUT_S),
-        }
+        self._options: dict[str, Any] = self.timeouts(CONNECTION_TIMEOUT_S, READ_TIMEOUT_S)
         self._force_master = boolean_value(self.conf.get("force_master"), False)
 
     def process(self, env: Env, beanstalkd: Any, cb: Callback) -> Any:

@@ -49,10 +49,7 @@ class WebhookFilter(Filter):
         parts = urlsplit(self.endpoint)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ConfigurationException(f"endpoint={self.endpoint!r} is not the URL of a web service")
-        self._timeouts: dict[str, Any] = {
-            "connection_timeout": self.float_option("connection_timeout", CONNECTION_TIMEOUT_S),
-            "read_timeout": self.float_option("read_timeout", READ_TIMEOUT_S),
-        }
+        self._timeouts: dict[str, Any] = self.timeouts(CONNECTION_TIMEOUT_S, READ_TIMEOUT_S)
 
     def process(self, env: Env, beanstalkd: Any, cb: Callback) -> Any:
         """Handle one event."""
