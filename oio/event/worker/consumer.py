@@ -267,6 +267,7 @@ class Consumer:
         elif outcome is Outcome.RETRY:
             self._settle(job, lambda one: self.source.release(one, delay_s))
         elif outcome is Outcome.BURIED:
+            self._shared.excused.pop(job.id, None)  # deliveries are counted anew
             self._settle(job, self.source.bury)
         return outcome
 

@@ -88,6 +88,17 @@ def test_a_failed_event_is_tried_again_and_buried_at_last(make, server):
     assert Counter(agent.seen()) == {1: 3, 2: 1}
     assert agent.outcome("retry") == agent.metric("event_agent_retries_total") == 2
     assert "given up after 3 deliveries" in agent.log.read_text()
+    # Exhumed, it has as many deliveries again.
+    if server is None:
+        agent.stop()
+    assert EventClient({"namespace": "NS", "event-agent": agent.url}).exhume() == 1
+    if server is None:
+        agent.start()
+    eventually(lambda: Counter(agent.seen())[1] == 6)
+    eventually(lambda: agent.log.read_text().count("given up after 3 deliveries") == 2)
+    if server is not None:
+        with agent.source() as source:
+            eventually(lambda: source.stats().buried == 1)
 
 
 @every
