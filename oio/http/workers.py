@@ -46,6 +46,9 @@ BROADCAST_TIMEOUT_S = 5.0
 PROBE_TIMEOUT_S = 1.0
 """A port that gives no connection within this time is taken for free."""
 
+PORT_WAIT_S = 5.0
+"""Time for the workers of a group that was killed to leave their port."""
+
 RESTART_DELAY_MIN_S = 0.1
 RESTART_DELAY_MAX_S = 10.0
 YOUNG_S = 5.0
@@ -148,8 +151,11 @@ def run_workers(
     when its server answers, `on_stop` when it has stopped. Gives the exit code: 0 when all workers stopped
     in time, 1 when they did not, when one could not listen, or when somebody else serves one of the `addresses`.
     """
+    deadline = time.monotonic() + PORT_WAIT_S
     for host, port in addresses:
-        if _is_served(host, port):
+        while (served := _is_served(host, port)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if served:
             # Workers share their port with whoever runs as the same user: the kernel would not complain.
             logger.error("cannot start: somebody else listens on %s:%d already", host, port)
             return 1

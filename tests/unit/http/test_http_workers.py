@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 
 import pytest
 
 import oio
+from oio.http import workers
 from oio.http.client import HttpClientError, HttpPool
 
 PROGRAM = """
@@ -114,3 +116,33 @@ def test_workers_die_with_a_killed_master(group, until):
             return True
 
     until(lambda: all(gone(pid) for pid in pids))
+
+
+class NoMaster:
+    """Takes the place of the watching process."""
+
+    pid = 0
+
+    def __init__(self, *_args):
+        pass
+
+    def run(self):
+        return 0
+
+
+@pytest.mark.parametrize(("served", "wait_s", "code"), [([True, True, False], 60.0, 0), ([True], 0.0, 1)])
+def test_ports_are_waited_for_as_long_as_killed_workers_may_need(monkeypatch, served, wait_s, code):
+    monkeypatch.setattr(workers, "_is_served", lambda _host, _port: served.pop(0))
+    monkeypatch.setattr(workers, "PORT_WAIT_S", wait_s)
+    monkeypatch.setattr(workers, "_Master", NoMaster)
+    assert workers.run_workers(lambda _group: None, 2, addresses=[("127.0.0.1", 1)]) == code
+    assert not served
+
+
+def test_a_port_is_served_when_somebody_listens():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        assert not workers._is_served("127.0.0.1", port)
+        sock.listen()
+        assert workers._is_served("127.0.0.1", port)
