@@ -73,10 +73,10 @@ class Counts:
             )
 
 
-def metrics_of(numbers: Numbers, accounts: int) -> list[Metric]:
-    """The families of ``/metrics``."""
+def metrics_of(numbers: Numbers, accounts: int | None) -> list[Metric]:
+    """The families of ``/metrics``; without the number of accounts when it is not known now."""
     return [
-        Metric("oio_account_accounts", "gauge", "Accounts", [({}, accounts)]),
+        Metric("oio_account_accounts", "gauge", "Accounts", [] if accounts is None else [({}, accounts)]),
         Metric(
             "oio_account_requests", "counter", "Requests answered",
             [(_labels(key), count) for key, count in sorted(numbers.requests.items())],

@@ -189,13 +189,21 @@ class AccountService:
         return _json({"account_count": self.backend.count(_force_master(request))})
 
     def metrics(self, request: Request) -> Response:
-        """Prometheus metrics, of all workers together; to another worker, the numbers of this one."""
+        """Prometheus metrics, of all workers together; to another worker, the numbers of this one.
+
+        They are given while Redis does not answer, too: they tell of it.
+        """
         if request.peer == "unix":
             return _json(self.counts.snapshot())
         total = self.counts.snapshot()
         for told in self._siblings() if self._siblings else ():
             total = total.plus(msgspec.json.decode(told, type=type(total)))
-        return Response(200, render(metrics_of(total, self.backend.count())), [("Content-Type", CONTENT_TYPE)])
+        try:
+            accounts = self.backend.count()
+        except RedisError as exc:
+            log.warning("The number of accounts is not known: %s", exc)
+            accounts = None
+        return Response(200, render(metrics_of(total, accounts)), [("Content-Type", CONTENT_TYPE)])
 
     # --- accounts ---
 

@@ -19,6 +19,7 @@ from oio.account.client import AccountClient
 from oio.account.updates import ContainerUpdate, normalize_time
 from oio.common import exceptions as exc
 from oio.common.redis_conn import RedisConnection
+from oio.http.client import HttpPool
 
 
 @pytest.fixture
@@ -40,6 +41,19 @@ def own_client(serve, own_backend):
 
 def add(client, name, mtime=1, **kwargs):
     client.container_update("acme", name, {"mtime": mtime, "objects": 1}, **kwargs)
+
+
+def test_metrics_tell_that_redis_is_down(serve, own_redis, own_backend):
+    address, pool = serve(own_backend), HttpPool()
+    try:
+        assert b"oio_account_accounts 0.0" in pool.request("GET", f"http://{address}/metrics").data
+        own_redis.kill()
+        assert pool.request("GET", f"http://{address}/status").status == 503
+        told = pool.request("GET", f"http://{address}/metrics")
+        assert (told.status, b"oio_account_redis_errors_total 1.0" in told.data) == (200, True)
+        assert b"\noio_account_accounts " not in told.data
+    finally:
+        pool.close()
 
 
 def test_scripts_are_sent_again_after_they_were_forgotten(own_redis, own_client, own_backend):
