@@ -332,7 +332,8 @@ class Consumer:
             Outcome.RETRY: f"comes again in {delay_s:.1f} s",
             Outcome.UNANSWERED: "comes again when its time to run is over",
         }.get(outcome, outcome.value)
-        key = (outcome, kind, verdict.reason.partition(":")[0])
+        shown = self._shared.type_names.shown(kind, outcome is not Outcome.IGNORED)
+        key = (outcome, shown, verdict.reason.partition(":")[0])
         self._shared.complaints.say(
             key, verdict.level, "event %s %s %s: %s [%s]", job.id, kind, fate, verdict.reason, request_id
         )

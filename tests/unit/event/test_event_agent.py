@@ -237,7 +237,7 @@ def test_an_event_cannot_write_lines_of_the_log(make, caplog):
     assert len(told) >= 2 and not any("\n" in text for text in told)
 
 
-def test_types_that_producers_invent_do_not_fill_the_metrics(make):
+def test_types_that_producers_invent_fill_neither_the_metrics_nor_the_log(make, caplog):
     worker, source = make({"x": lambda env, source, cb: cb(200, "")}, concurrency=20)
     for number in range(500):
         source.put(event(f"type-{number}"))
@@ -247,6 +247,7 @@ def test_types_that_producers_invent_do_not_fill_the_metrics(make):
     found = outcomes(worker)
     assert len(found) == TYPES_MAX + 2 and found["other", "ignored"] == 500 - TYPES_MAX
     assert found["x", "handled"] == 1
+    assert sum("no handler" in one.getMessage() for one in caplog.records) <= TYPES_MAX + 1
     # What a message between the worker and its parent can hold, at least.
     assert len(encode_report(Report(samples=worker.samples()))) < 200_000
 
