@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from oio.blob.utils import check_volume_for_service_type
-from oio.common.configuration import read_conf
+from oio.common.configuration import one_line, read_conf
 from oio.common.daemon import Daemon
 from oio.common.easy_value import boolean_value, float_value, int_value
 from oio.common.exceptions import NotFound, OioException
@@ -243,7 +243,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     conf = {**read_conf(words.config, SECTION), **options}
     logger = get_logger(conf, SECTION, verbose=words.verbose)
     try:
-        Meta2Indexer(conf).start()
+        daemon = Meta2Indexer(conf)
+    except (OioException, ValueError, OSError) as exc:
+        logger.error("cannot start: %s", exc)
+        print(f"{parser.prog}: {words.config}: {one_line(exc)}", file=sys.stderr)
+        return 1
+    try:
+        daemon.start()
     except Exception:
         logger.exception("%s failed", SECTION)
         return 1

@@ -205,3 +205,13 @@ def test_the_command_line_writes_a_configuration(tmp_path, volume, monkeypatch, 
     assert started == [{**written, "interval": "7", "try_removing_faulty_indexes": "True"}]
     (tmp_path / "empty.conf").write_text("[meta2-indexer]\n")
     assert indexer.main([str(tmp_path / "empty.conf")]) == 1
+    said = capsys.readouterr().err
+    assert "volume_list is missing" in said and said.count("\n") == 1, "also without -v"
+
+
+def test_a_volume_of_something_else_is_told_without_verbose_option(tmp_path, capsys):
+    path = tmp_path / "indexer.conf"
+    path.write_text(f"[meta2-indexer]\nnamespace = TEST\nvolume_list = {tmp_path}\n")
+    assert indexer.main([str(path)]) == 1
+    said = capsys.readouterr().err
+    assert str(tmp_path) in said and said.count("\n") == 1
