@@ -21,6 +21,8 @@ from oio import ObjectStorageApi
 from oio.common.exceptions import ClientPreconditionFailed, NoSuchObject, OioException
 from oio.consistency.findings import QUESTIONS as KINDS
 from oio.consistency.main import check_namespace
+from oio.event.client import EventClient
+from oio.sandbox.event_conf import queue_urls
 
 SIZES = (0, 10, 4096, 200_000, 1_200_000)
 POLICIES = ("SINGLE", "TWOCOPIES", "THREECOPIES", "EC21")
@@ -29,6 +31,8 @@ NAMES_PER_ACTOR = 6
 SETTLE_S = 0.1
 #: Before an operation is given up by its actor.
 PATIENCE_S = 15.0
+#: Events that are hurried more often may reach the number of deliveries after which an agent gives up.
+HURRY_PERIOD_S = 5.0
 VICTIMS = (
     "proxy", "meta0", "meta1", "meta2", "rawx", "conscience", "conscience-agent", "event-agent", "account", "rdir",
     "redis", "beanstalkd",
@@ -277,15 +281,27 @@ class Chaos:
             return [f for f in report.findings if f.subject not in abandoned]
 
         left = []
+        hurried_s = 0.0
 
         def agreed():
+            nonlocal hurried_s
             try:
+                if time.monotonic() - hurried_s > HURRY_PERIOD_S:
+                    self._hurry()
+                    hurried_s = time.monotonic()
                 left[:] = contradictions()
             except OioException as exc:
                 left[:] = [exc]
             return not left
 
         eventually(agreed, 60, left)
+
+    def _hurry(self):
+        """Events that failed again and again while something was down come now. None may have been given up."""
+        for url in queue_urls(self._broken.layout):
+            queue = EventClient({"event-agent": url})
+            assert queue.stats()["current-jobs-buried"] == 0
+            queue.exhume()
 
     def _state_of(self, api, name):
         try:
