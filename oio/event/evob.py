@@ -1,9 +1,16 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""An event as an object, and the names of the types of events."""
+"""An event as an object, the names of the types of events, and answers that a filter may give.
+
+>>> told = []
+>>> EventError(body="the disk is full")({}, None, lambda *answer: told.append(answer))
+>>> told
+[(500, 'the disk is full')]
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -78,3 +85,43 @@ class Event:
 
     def __repr__(self) -> str:
         return f"Event({self.event_type} [{self.reqid}] {self.url})"
+
+
+class Response:
+    """The end of a pipeline, called as a filter is: gives its status and its text to the callback.
+
+    A subclass has another status: 2xx ends the event, 5xx makes it come again later.
+    """
+
+    status = 200
+
+    def __init__(self, body: str | None = None, status: int | None = None, event: Event | None = None) -> None:
+        self.body = body or ""
+        if status is not None:
+            self.status = int(status)
+        self.event = event
+
+    def __call__(self, env: dict[str, Any], beanstalkd: Any, cb: Callable[..., Any]) -> None:
+        if self.event is None:
+            self.event = Event(env)
+        cb(self.status, self.body)
+
+
+class EventOk(Response):
+    """The event is handled."""
+
+
+class EventError(Response):
+    """The event cannot be handled now."""
+
+    status = 500
+
+
+def is_success(status: int) -> bool:
+    """Is the event handled?"""
+    return 200 <= status < 300
+
+
+def is_error(status: int) -> bool:
+    """Has the event to come again?"""
+    return 500 <= status < 600
