@@ -5,6 +5,7 @@
 import ast
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,12 @@ def test_files_carry_the_license_and_no_leftover(path):
     if path != Path(__file__):
         found = FORBIDDEN.search(text)
         assert not found, f"{relative(path)}: {found[0]}"
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """Without packages, pytest refuses to collect two files of the same name."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, number in names.items() if number > 1] == []
 
 
 def public_definitions(tree):
