@@ -22,6 +22,7 @@ members of its batch get an error.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
@@ -66,6 +67,8 @@ class Group:
     :param queue_max: members that may wait, None for any number; beyond: 509.
     :param answers_first: release the members of a batch before the next leader. Green threads then submit again
         before it leads: larger batches. Else the next batch overlaps with the answers to this one.
+    :param gathers: let the green threads that are ready to run join before a batch begins: those who were woken
+        together send one batch, not one alone and then the others.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Group:
         batch_max: int = BATCH_MAX,
         queue_max: int | None = None,
         answers_first: bool = False,
+        gathers: bool = False,
     ) -> None:
         self._run_batch = run_batch
         self._batch_max = batch_max
@@ -83,6 +87,7 @@ class Group:
         self._mutex = threading.Lock()
         self._queue: deque[Member] = deque()
         self._led = False
+        self._gathers = gathers
 
     def submit(self, member: Member, timeout_s: float | None) -> Any:
         """Run a member in some batch; returns its result or raises its error."""
@@ -150,6 +155,12 @@ class Group:
             self.give_back()
 
     def _lead(self, first: Member) -> None:
+        if self._gathers:
+            try:
+                time.sleep(0)
+            except BaseException:  # this green thread is being killed
+                self.give_back()
+                raise
         queue = self._queue
         batch = [first]
         if queue:
@@ -180,13 +191,17 @@ class Batcher(Generic[Item, Result]):
     :param send: given the items, returns the results in the same order; a result that is an exception is
         raised to the one who submitted the item. What it raises is raised to all of them.
     :param batch_max: most items that ``send`` is given at once.
+    :param gathers: as for :class:`Group`.
     """
 
     def __init__(
-        self, send: Callable[[list[Item]], Sequence[Result | BaseException]], batch_max: int = ITEMS_MAX
+        self,
+        send: Callable[[list[Item]], Sequence[Result | BaseException]],
+        batch_max: int = ITEMS_MAX,
+        gathers: bool = False,
     ) -> None:
         self._send = send
-        self._group = Group(self._run_batch, batch_max=batch_max, answers_first=True)
+        self._group = Group(self._run_batch, batch_max=batch_max, answers_first=True, gathers=gathers)
 
     def submit(self, item: Item) -> Result:
         """Have an item sent, and wait for its result."""

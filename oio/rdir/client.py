@@ -421,10 +421,13 @@ class BatchingRdirClient(RdirClient):
     Each call returns, or raises, when its own record has been dealt with. Calls made one after the other take
     effect in this order; concurrent ones in any order. Works with threads, and with green threads when eventlet
     has patched the process.
+
+    :keyword gathers: let the green threads that are ready join before a request leaves.
     """
 
-    def __init__(self, conf: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+    def __init__(self, conf: Mapping[str, Any], *args: Any, gathers: bool = False, **kwargs: Any) -> None:
         super().__init__(conf, *args, **kwargs)
+        self._gathers = gathers
         self._batchers: dict[tuple[str, str], Batcher[_Record, None]] = {}
         self._without_batches: set[str] = set()
 
@@ -453,7 +456,9 @@ class BatchingRdirClient(RdirClient):
         batcher = self._batchers.get((action, volume))
         if batcher is None:
             send = functools.partial(self._send_batch, action, volume)
-            batcher = self._batchers.setdefault((action, volume), Batcher(send, BATCH_RECORDS_MAX))
+            batcher = self._batchers.setdefault(
+                (action, volume), Batcher(send, BATCH_RECORDS_MAX, gathers=self._gathers)
+            )
         batcher.submit((record, kwargs))
 
     def _send_batch(self, action: str, volume: str, batch: list[_Record]) -> list[Exception | None]:

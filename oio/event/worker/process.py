@@ -233,7 +233,7 @@ def shared_clients(settings: AgentSettings, pool: HttpPool, logger: logging.Logg
         pool_manager=pool,
     )
     env["rdir_client"] = BatchingRdirClient(
-        conf, endpoint=conf["proxyd_url"], logger=env["logger"], pool_manager=pool
+        conf, endpoint=conf["proxyd_url"], logger=env["logger"], pool_manager=pool, gathers=True
     )
     return env
 

@@ -282,3 +282,23 @@ def test_those_of_a_batch_whose_leader_is_killed_are_told(kind: type) -> None:
     assert kinds == sorted(["NoneType", "Killed", *[{Group: "StatusError", Batcher: "OioException"}[kind]] * 2])
     submit()
     assert outcomes[-1] is None
+
+
+def test_those_who_are_ready_join_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[int]] = []
+    batcher: Batcher[int, int] = Batcher(lambda items: calls.append(items) or items, gathers=True)
+    other = threading.Thread(target=batcher.submit, args=(2,))
+    turns: list[float] = []
+
+    def turn(seconds: float) -> None:
+        """What another green thread does while this one lets it run."""
+        turns.append(seconds)
+        other.start()
+        while not batcher._group._queue:
+            other.join(0.01)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("oio.common.batching.time", type("Clock", (), {"sleep": staticmethod(turn)}))
+        assert batcher.submit(1) == 1
+    other.join(60)
+    assert (calls, turns) == ([[1, 2]], [0])
