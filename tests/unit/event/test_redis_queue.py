@@ -31,7 +31,7 @@ def client(server):
 
 
 def patiently(function, *args):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             return function(*args)

@@ -237,7 +237,7 @@ def concurrently(functions, begun=None):
         except Exception as exc:
             raised[index] = exc
 
-    threads = [threading.Thread(target=call, args=(index,)) for index in range(len(functions))]
+    threads = [threading.Thread(target=call, args=(index,), daemon=True) for index in range(len(functions))]
     threads[0].start()
     assert begun is None or begun.wait(10)
     for thread in threads[1:]:
