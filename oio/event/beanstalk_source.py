@@ -8,7 +8,7 @@ thread that stops consuming without ending must hence close the source, or the j
 it waits for its time to run.
 
 The time to run is what the producer has chosen. Delays and timeouts are whole seconds for beanstalkd; they are
-rounded up. beanstalkd counts deliveries from the first put and for ever. A job is hence buried with a priority
+rounded up. beanstalkd counts releases from the first put and for ever. A job is hence buried with a priority
 that tells how many it had: after a kick, which leaves the priority alone, they do not count any more.
 """
 
@@ -44,7 +44,7 @@ CONNECT_TIMEOUT_S = 2.0
 # When the time of another job of the connection is nearly over, beanstalkd refuses to wait for a new one.
 DEADLINE_PAUSE_S = 0.1
 KICK_MAX = 1_000_000
-# Deliveries before a burial that its priority, DEFAULT_PRIORITY and so many, can tell.
+# Failures before a burial that its priority, DEFAULT_PRIORITY and so many, can tell.
 FORMER_MAX = 1_000_000
 
 logger = logging.getLogger("oio.event.beanstalk")
@@ -104,7 +104,7 @@ class BeanstalkSource(EventSource):
         """Release on the connection that reserved the job."""
         connection: _Connection = job.token
         with self._errors(), connection.using():
-            former, _ = connection.deliveries(job.id)
+            former, _ = connection.failures(job.id)
             command = f"release {job.id} {DEFAULT_PRIORITY + former} {max(0, math.ceil(delay_s))}"
             return self._settled(connection, command, "RELEASED")
 
@@ -112,7 +112,7 @@ class BeanstalkSource(EventSource):
         """Bury on the connection that reserved the job."""
         connection: _Connection = job.token
         with self._errors(), connection.using():
-            _, so_far = connection.deliveries(job.id)
+            _, so_far = connection.failures(job.id)
             priority = DEFAULT_PRIORITY + min(so_far, FORMER_MAX)
             return self._settled(connection, f"bury {job.id} {priority}", "BURIED")
 
@@ -123,11 +123,11 @@ class BeanstalkSource(EventSource):
             return not connection.lost and connection.ask(f"touch {job.id}").word == "TOUCHED"
 
     def attempts(self, job: Job) -> int:
-        """Deliveries since the last burial; 1 when beanstalkd does not know the job any more."""
+        """Deliveries since the last burial, but for those that were given back with their connection."""
         connection: _Connection = job.token
         with self._errors(), connection.using():
-            former, so_far = connection.deliveries(job.id, ask=True)
-            return max(1, so_far - former)
+            former, so_far = connection.failures(job.id, ask=True)
+            return max(1, 1 + so_far - former)
 
     def stats(self) -> TubeStats:
         """Counts of the tube; a tube that does not exist is empty."""
@@ -221,7 +221,7 @@ class _Connection:
         self._ends_s = 0.0
         # Its answer, read by a command that came after it.
         self._ahead: Reply | None = None
-        # The job that was asked about last, and what :meth:`deliveries` gives.
+        # The job that was asked about last, and what :meth:`failures` gives.
         self._known: tuple[str, tuple[int, int]] = ("", (0, 0))
 
     @property
@@ -261,8 +261,11 @@ class _Connection:
             self._reserving, self._ends_s = True, time.monotonic()
         return reply
 
-    def deliveries(self, job_id: str, ask: bool = False) -> tuple[int, int]:
-        """Deliveries of a reserved job before its last burial, and up to now; zeros when nothing is known.
+    def failures(self, job_id: str, ask: bool = False) -> tuple[int, int]:
+        """Times that a job was released, or late, before its last burial, and up to now; zeros when unknown.
+
+        How often it was reserved says less: a job of a worker that ends goes through the connections of all its
+        threads that wait, one after the other, as they end.
 
         :param ask: also when it was just asked.
         """
@@ -271,7 +274,8 @@ class _Connection:
         if ask or self._known[0] != job_id:
             stats = parse_stats(self.ask(f"stats-job {job_id}").body)
             former = int(stats.get("pri", 0)) - DEFAULT_PRIORITY
-            self._known = job_id, (former if 0 < former <= FORMER_MAX else 0, int(stats.get("reserves", 0)))
+            so_far = int(stats.get("releases", 0)) + int(stats.get("timeouts", 0))
+            self._known = job_id, (former if 0 < former <= FORMER_MAX else 0, so_far)
         return self._known[1]
 
     def next_job(self, deadline: float) -> Reply | None:

@@ -195,7 +195,8 @@ class Consumer:
         kind, when_us, outcome = "malformed", 0.0, Outcome.RETURNED
         try:
             if self._shared.idle.is_set():
-                self._settle(job, self.source.release)
+                # The end of the source gives it back. Released, it would go to the next consumer that waits here,
+                # and so on, and be a failure each time.
                 return
             event: dict[str, Any] = {}
             try:

@@ -420,6 +420,16 @@ def test_stop_lets_running_events_end(make):
     assert [job.id for job in source.ready] == [second]
 
 
+def test_what_comes_during_the_stop_is_given_back_once(make):
+    """All the consumers wait for an event; it does not go from one to the other."""
+    worker, source = make({}, concurrency=8)
+    worker._shared.idle.set()
+    job = source.put(event())
+    worker.stop(1.0)
+    assert source.released == [] and [one.id for one in source.ready] == [job]
+    assert source.deliveries[job] <= 1
+
+
 def test_stop_gives_back_what_does_not_end(make):
     go, running = threading.Event(), threading.Event()
 

@@ -179,6 +179,18 @@ def test_closing_gives_back(url, tube, queue, source):
     assert kept <= set(bodies)
 
 
+def test_what_is_given_back_by_closing_is_no_attempt(url, tube, queue):
+    queue.put(b"x")
+    for _ in range(5):
+        with open_source(url, tube) as other:
+            eventually(other)
+    with open_source(url, tube) as last:
+        job = eventually(last)
+        assert last.attempts(job) == 1
+        assert last.release(job)
+        assert last.attempts(eventually(last)) == 2
+
+
 def test_settling_after_close_changes_nothing(url, tube, queue, source):
     queue.put(b"x")
     job = eventually(source)
