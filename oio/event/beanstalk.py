@@ -28,7 +28,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from oio.common.exceptions import ExplicitBury, OioTimeout
-from oio.event.beanstalk_wire import (
+from oio.event.transport.beanstalk_wire import (
     DEFAULT_PORT,
     DEFAULT_PRIORITY,
     DEFAULT_TTR,

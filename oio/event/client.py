@@ -53,10 +53,10 @@ class EventClient:
                 with contextlib.closing(self._beanstalk()) as beanstalk:
                     return beanstalk.tubes()
             if scheme == "spool":
-                from oio.event.spool_source import spool_tubes
+                from oio.event.transport.spool_source import spool_tubes
 
                 return spool_tubes(urlsplit(self.queue_url).path)
-            from oio.event.redis_tube import tubes_of
+            from oio.event.transport.redis_tube import tubes_of
 
             return tubes_of(self.queue_url)
 

@@ -182,19 +182,19 @@ def producer_url(url: str, service_type: str, service_id: str) -> str:
 
 
 def _spool(url: str, tube: str) -> EventQueue:
-    from oio.event.spool import spool_from_url
+    from oio.event.transport.spool import spool_from_url
 
     return spool_from_url(url, tube)
 
 
 def _redis(url: str, tube: str) -> EventQueue:
-    from oio.event.redis_queue import redis_queue_from_url
+    from oio.event.transport.redis_queue import redis_queue_from_url
 
     return redis_queue_from_url(url, tube)
 
 
 def _beanstalk(url: str, tube: str) -> EventQueue:
-    from oio.event.beanstalk_queue import beanstalk_queue_from_url
+    from oio.event.transport.beanstalk_queue import beanstalk_queue_from_url
 
     return beanstalk_queue_from_url(url, tube)
 

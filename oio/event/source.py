@@ -168,19 +168,19 @@ def open_source(url: str, tube: str = DEFAULT_TUBE, *, ttr_s: float = DEFAULT_TT
 
 
 def _spool(url: str, tube: str, ttr_s: float) -> EventSource:
-    from oio.event.spool_source import SpoolSource
+    from oio.event.transport.spool_source import SpoolSource
 
     return SpoolSource(url, tube)
 
 
 def _redis(url: str, tube: str, ttr_s: float) -> EventSource:
-    from oio.event.redis_source import RedisSource
+    from oio.event.transport.redis_source import RedisSource
 
     return RedisSource(url, tube, ttr_s=ttr_s)
 
 
 def _beanstalk(url: str, tube: str, ttr_s: float) -> EventSource:
-    from oio.event.beanstalk_source import BeanstalkSource
+    from oio.event.transport.beanstalk_source import BeanstalkSource
 
     return BeanstalkSource(url, tube)
 

@@ -3,8 +3,8 @@
 """Events of a chunk server, on its disk until the queue has them.
 
 A request appends its event to the journal before it is answered, and never waits for the queue. The journal is
-a spool (:mod:`oio.event.spool`): append-only files that survive the death of the process, of which a thread
-takes what it hands to the queue, in order. When the queue of the namespace is a spool itself, the journal is that
+a spool (:mod:`oio.event.transport.spool`): append-only files that survive the death of the process, of which a
+thread takes what it hands to the queue, in order. When the queue of the namespace is a spool itself, the journal is that
 spool, and the event agent reads it.
 
 Appending does not sync: one more sync for each chunk would cost more than the chunk. A thread does it every
@@ -24,8 +24,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from oio.event.queue import EventQueue, EventsRefused, QueueError
-from oio.event.spool import SpoolQueue, list_segments, segment_path, sync_directory
-from oio.event.spool_reader import SpoolReader
+from oio.event.transport.spool import SpoolQueue, list_segments, segment_path, sync_directory
+from oio.event.transport.spool_reader import SpoolReader
 
 #: Events handed to the queue in one call.
 BATCH_EVENTS = 1000

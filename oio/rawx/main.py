@@ -21,7 +21,7 @@ from oio.common.variables import Variables
 from oio.common.volume_lock import lock_volume
 from oio.event.queue import DEFAULT_TUBE, QueueError, producer_url, split_urls
 from oio.event.routing import CHUNK_EVENTS_PRIORITY, TUBE_VARIABLES, RoutedQueue, emission_url
-from oio.event.spool import SpoolQueue, spool_from_url
+from oio.event.transport.spool import SpoolQueue, spool_from_url
 from oio.rawx import config as configuration
 from oio.rawx import events, logs
 from oio.rawx.config import RawxConfig

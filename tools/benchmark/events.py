@@ -80,7 +80,7 @@ class EventChain:
 
     def _oldest_s(self) -> float:
         """Age of the first event of the queue that is not done."""
-        from oio.event.redis_tube import RedisTube
+        from oio.event.transport.redis_tube import RedisTube
 
         oldest = 0.0
         for source in self._sources:

@@ -198,7 +198,7 @@ def test_an_old_chunk_is_indexed_when_its_rawx_has_it(rdir, rawx):
     assert [request.method for request in rawx.requests] == ["HEAD", "HEAD"]
     assert rawx.requests[0].headers["x-oio-req-id"] == "REQ-1"
     # What is not old costs no question.
-    assert chain.run(chunk_event(CHUNK_NEW, NOW_S - 3000)) == 200
+    assert chain.run(chunk_event(CHUNK_NEW, NOW_S - 1000)) == 200
     assert len(rawx.requests) == 2
 
 

@@ -13,9 +13,9 @@ import pytest
 from servers import BeanstalkdServer, RedisServer
 from support import eventually
 
-from oio.event import redis_source
 from oio.event.queue import EventsRefused, QueueError, QueueTimeout, open_queue
 from oio.event.source import SourceError, TubeStats, open_source
+from oio.event.transport import redis_source
 
 SERVERS = {"redis": RedisServer, "beanstalk": BeanstalkdServer}
 

@@ -11,9 +11,9 @@ from redis_servers import SET, ReplicatedRedis
 from servers import RedisServer
 
 from oio.common.redis_server import find_redis_server
-from oio.event import redis_source
 from oio.event.queue import QueueError, QueueFull, QueueTimeout, open_queue
 from oio.event.source import SourceError, TubeStats, open_source
+from oio.event.transport import redis_source
 
 pytestmark = pytest.mark.skipif(find_redis_server() is None, reason="no Redis server on this machine")
 

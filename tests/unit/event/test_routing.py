@@ -8,7 +8,7 @@ from oio.common.variables import DECLARED, Variables
 from oio.event import routing
 from oio.event.queue import EventsRefused, open_queue
 from oio.event.routing import TUBE_VARIABLES, RoutedQueue, emission_url
-from oio.event.spool_reader import SpoolReader
+from oio.event.transport.spool_reader import SpoolReader
 
 
 def event(kind, number=0):

@@ -7,10 +7,18 @@ import threading
 
 import pytest
 
-from oio.event import spool as spool_module
 from oio.event.queue import EVENT_MAX_BYTES, QueueError, QueueFull, QueueTimeout, open_queue, producer_url
-from oio.event.spool import MAGIC, SpoolQueue, frame, list_segments, parse_record, segment_path, spool_depth
-from oio.event.spool_reader import SpoolReader, find_spools
+from oio.event.transport import spool as spool_module
+from oio.event.transport.spool import (
+    MAGIC,
+    SpoolQueue,
+    frame,
+    list_segments,
+    parse_record,
+    segment_path,
+    spool_depth,
+)
+from oio.event.transport.spool_reader import SpoolReader, find_spools
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from rawx_harness import CHUNK, OTHER, PREFIX, headers_for, wait_for
 
 from oio.common.exceptions import ConfigurationException
 from oio.event.queue import EventsRefused, QueueError, open_queue
-from oio.event.spool import SpoolQueue, list_segments, segment_path
-from oio.event.spool_reader import SpoolReader
+from oio.event.transport.spool import SpoolQueue, list_segments, segment_path
+from oio.event.transport.spool_reader import SpoolReader
 from oio.rawx import config, journal, main, recall
 from oio.rawx.config import RawxConfig
 from oio.rawx.events import CHUNK_DELETED, CHUNK_NEW, KINDS, EventSender, chunk_of
@@ -236,7 +236,7 @@ def test_events_in_the_files_survive_the_process(tmp_path, open_journal, queue):
     """The process dies without any clean-up just after the append."""
     program = (
         "import os, sys\n"
-        "from oio.event.spool import SpoolQueue\n"
+        "from oio.event.transport.spool import SpoolQueue\n"
         "from oio.rawx.journal import Journal\n"
         "log = Journal(SpoolQueue(sys.argv[1], fsync=False))\n"
         "for n in range(300): log.append(b'%d' % n)\n"

@@ -3,8 +3,8 @@
 """Consumers of the spools of a host: every spool below a directory, as one source.
 
 Spools that appear are found within a second. What was released with a delay, or buried, leaves its spool for a
-base (:mod:`oio.event.retry_store`), so that a consumer that is down holds only its own events. The base belongs
-to one process at a time: in the others, ``reserve`` finds nothing until they can take its place.
+base (:mod:`oio.event.transport.retry_store`), so that a consumer that is down holds only its own events. The
+base belongs to one process at a time: in the others, ``reserve`` finds nothing until they can take its place.
 
 There is no time to run: what is reserved is delivered again when its process dies, and so are the events that were
 settled in the last second before. The id of an event changes when it is released.
@@ -22,10 +22,10 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from oio.event.queue import DEFAULT_TUBE, url_options
-from oio.event.retry_store import PostponedEvent, RetryStore, StoreBusy, StoreError
 from oio.event.source import EventSource, Job, SourceClosed, SourceError, TubeStats
-from oio.event.spool import TUBE_PREFIX, spool_depth, tube_directory
-from oio.event.spool_reader import Delivery, SpoolReader, find_spools
+from oio.event.transport.retry_store import PostponedEvent, RetryStore, StoreBusy, StoreError
+from oio.event.transport.spool import TUBE_PREFIX, spool_depth, tube_directory
+from oio.event.transport.spool_reader import Delivery, SpoolReader, find_spools
 
 STATE_DIRECTORY = ".event-agent"
 SCAN_PERIOD_S = 1.0

@@ -22,7 +22,7 @@ import threading
 import zlib
 from collections import deque
 
-from oio.event.spool import (
+from oio.event.transport.spool import (
     MAGIC,
     POSITION_FILE,
     SUFFIX,

@@ -1,6 +1,8 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""A queue of events in append-only files, for one producing process; read by :mod:`oio.event.spool_reader`.
+"""A queue of events in append-only files, for one producing process.
+
+It is read by :mod:`oio.event.transport.spool_reader`.
 
 Files of a spool directory
 --------------------------

@@ -1,6 +1,6 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""The producing side of a tube in Redis (see :mod:`oio.event.redis_tube`).
+"""The producing side of a tube in Redis (see :mod:`oio.event.transport.redis_tube`).
 
 Durable on return as the server is: with ``appendonly yes``, what a killed server had answered is there when it
 comes back; with ``appendfsync always``, after a loss of power too. With ``?replicas=N`` an event counts as put
@@ -23,7 +23,7 @@ from oio.event.queue import (
     QueueFull,
     QueueTimeout,
 )
-from oio.event.redis_tube import PUT, TUBES_KEY, RedisTube
+from oio.event.transport.redis_tube import PUT, TUBES_KEY, RedisTube
 
 # One call of the script: about a millisecond of the server.
 PUT_EVENTS_MAX = 250
@@ -39,7 +39,7 @@ class RedisQueue(EventQueue):
     """Puts events into a tube; usable after a fork."""
 
     def __init__(self, url: str, tube: str = DEFAULT_TUBE) -> None:
-        """See :class:`oio.event.redis_tube.RedisTube`. :raises ValueError: when the URL is malformed."""
+        """See :class:`oio.event.transport.redis_tube.RedisTube`. :raises ValueError: when the URL is malformed."""
         self._tube = RedisTube(url, tube)
         self._closed = False
 

@@ -22,7 +22,17 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from oio.event.beanstalk_wire import (
+from oio.event.queue import (
+    DEFAULT_TUBE,
+    EventQueue,
+    EventsRefused,
+    QueueError,
+    QueueFull,
+    QueueTimeout,
+    split_urls,
+    url_options,
+)
+from oio.event.transport.beanstalk_wire import (
     DEFAULT_TTR,
     OPTIONS,
     SERVICE_PRIORITY,
@@ -34,16 +44,6 @@ from oio.event.beanstalk_wire import (
     check_tube,
     parse_stats,
     parse_url,
-)
-from oio.event.queue import (
-    DEFAULT_TUBE,
-    EventQueue,
-    EventsRefused,
-    QueueError,
-    QueueFull,
-    QueueTimeout,
-    split_urls,
-    url_options,
 )
 
 # Contract: ``events.beanstalkd.timeout``.

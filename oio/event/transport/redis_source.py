@@ -1,6 +1,6 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""The consuming side of a tube in Redis (see :mod:`oio.event.redis_tube`).
+"""The consuming side of a tube in Redis (see :mod:`oio.event.transport.redis_tube`).
 
 All threads share one read-ahead and one stream of settlements. A thread that finds the read-ahead empty fetches
 for everybody; the others wait. A settlement that comes while another one travels leaves with all those that came
@@ -30,8 +30,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from oio.common import processes
 from oio.event.queue import DEFAULT_TUBE
-from oio.event.redis_tube import FETCH, GROUP, KICK, LEAVE, RECLAIM, SETTLE, RedisTube
 from oio.event.source import DEFAULT_TTR_S, EventSource, Job, SourceClosed, SourceError, TubeStats
+from oio.event.transport.redis_tube import FETCH, GROUP, KICK, LEAVE, RECLAIM, SETTLE, RedisTube
 
 Result = TypeVar("Result")
 
@@ -77,7 +77,7 @@ class RedisSource(EventSource):
     """Thread-safe; open it after forking."""
 
     def __init__(self, url: str, tube: str = DEFAULT_TUBE, *, ttr_s: float = DEFAULT_TTR_S) -> None:
-        """See :class:`oio.event.redis_tube.RedisTube`. :raises ValueError: when the URL is malformed."""
+        """See :class:`oio.event.transport.redis_tube.RedisTube`. :raises ValueError: when the URL is malformed."""
         self.url = url
         self.tube = tube
         self._redis = RedisTube(url, tube)

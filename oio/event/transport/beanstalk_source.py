@@ -22,7 +22,9 @@ import time
 import weakref
 from typing import Any
 
-from oio.event.beanstalk_wire import (
+from oio.event.queue import DEFAULT_TUBE, url_options
+from oio.event.source import EventSource, Job, SourceClosed, SourceError, TubeStats
+from oio.event.transport.beanstalk_wire import (
     DEFAULT_PRIORITY,
     OPTIONS,
     BeanstalkError,
@@ -35,8 +37,6 @@ from oio.event.beanstalk_wire import (
     parse_stats,
     parse_url,
 )
-from oio.event.queue import DEFAULT_TUBE, url_options
-from oio.event.source import EventSource, Job, SourceClosed, SourceError, TubeStats
 
 # Contract: ``events.beanstalkd.timeout``.
 TIMEOUT_S = 4.0
