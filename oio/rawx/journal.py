@@ -4,8 +4,8 @@
 
 A request appends its event to the journal before it is answered, and never waits for the queue. The journal is
 a spool (:mod:`oio.event.transport.spool`): append-only files that survive the death of the process, of which a
-thread takes what it hands to the queue, in order. When the queue of the namespace is a spool itself, the journal is that
-spool, and the event agent reads it.
+thread takes what it hands to the queue, in order. When the queue of the namespace is a spool itself, the journal
+is that spool, and the event agent reads it.
 
 Appending does not sync: one more sync for each chunk would cost more than the chunk. A thread does it every
 second for those that the queue does not have yet; :mod:`oio.rawx.recall` finds again what a power cut takes.
