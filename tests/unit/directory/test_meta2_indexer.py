@@ -9,6 +9,7 @@ import threading
 import pytest
 from support import eventually
 
+from oio.common import logger as logger_module
 from oio.common import volume_lock
 from oio.common.exceptions import NotFound, OioException, VolumeException
 from oio.common.utils import cid_from_name
@@ -188,7 +189,13 @@ def test_the_daemon_has_a_worker_per_volume(volume):
     assert not thread.is_alive()
 
 
-def test_the_command_line_writes_a_configuration(tmp_path, volume, monkeypatch, capsys):
+@pytest.fixture
+def no_console(monkeypatch):
+    """As in a process of its own: a console that another test asked for would tell errors too."""
+    monkeypatch.setattr(logger_module, "_console_used", False)
+
+
+def test_the_command_line_writes_a_configuration(tmp_path, volume, monkeypatch, capsys, no_console):
     path = tmp_path / "indexer.conf"
     words = ["--namespace", "TEST", "--volume-list", str(volume), "/other", "--interval", "5", "--generate-config"]
     assert indexer.main([*words, str(path)]) == 0
@@ -209,7 +216,7 @@ def test_the_command_line_writes_a_configuration(tmp_path, volume, monkeypatch, 
     assert "volume_list is missing" in said and said.count("\n") == 1, "also without -v"
 
 
-def test_a_volume_of_something_else_is_told_without_verbose_option(tmp_path, capsys):
+def test_a_volume_of_something_else_is_told_without_verbose_option(tmp_path, capsys, no_console):
     path = tmp_path / "indexer.conf"
     path.write_text(f"[meta2-indexer]\nnamespace = TEST\nvolume_list = {tmp_path}\n")
     assert indexer.main([str(path)]) == 1
