@@ -42,8 +42,9 @@ lint: $(VENV)/.installed-test
 	$(PYTHON_HERE) -m ruff check .
 	$(PYTHON_HERE) -m mypy
 
+# Most of these tests wait for something: three at once take less than half the time.
 unit: $(VENV)/.installed-test
-	$(PYTHON_HERE) -m pytest -q tests/unit
+	$(PYTHON_HERE) -m pytest -q -n 3 --dist loadfile tests/unit
 
 functional: $(VENV)/.installed-test
 	$(PYTHON_HERE) -m pytest -q tests/functional

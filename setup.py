@@ -41,6 +41,7 @@ EXTRAS_REQUIRE = {
         "psutil>=5.9,<8",
         "pytest>=8.0,<10",
         "pytest-timeout>=2.3,<3",
+        "pytest-xdist>=3.6,<4",
         "ruff>=0.6,<1",
         "types-PyYAML>=6.0",
         "urllib3>=2.0,<3",

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import shutil
@@ -157,7 +158,7 @@ def run_workers(
             time.sleep(0.05)
         if served:
             # Workers share their port with whoever runs as the same user: the kernel would not complain.
-            logger.error("cannot start: somebody else listens on %s:%d already", host, port)
+            logger.error("cannot start: cannot listen on %s:%d: %s", host, port, os.strerror(errno.EADDRINUSE))
             return 1
     own_directory = directory is None
     if directory is None:
