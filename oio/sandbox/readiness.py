@@ -253,7 +253,10 @@ class Readiness:
         if self._dispatcher is None:
             conf = {"namespace": self._layout.options.namespace}
             self._dispatcher = RdirDispatcher(conf, endpoint=f"http://{proxy.addr}")
-        missing: dict[str, str] = {}
+        missing = self._missing_in_placement(rdirs)
+        if missing:
+            # The others would be given all the volumes.
+            return missing
         for type_ in ("meta2", "rawx"):
             volumes = [one for one in self._layout.of_type(type_) if one.addr in running]
             if not volumes:
@@ -265,6 +268,15 @@ class Readiness:
             indexed = {one["addr"] for one in assigned if one.get("rdir")}
             missing.update((one.name, "no index") for one in volumes if one.addr not in indexed)
         return missing
+
+    def _missing_in_placement(self, rdirs: list[Service]) -> dict[str, str]:
+        """Indexes which were just started, and which the proxy would give no volume yet."""
+        assert self._dispatcher is not None
+        try:
+            known = {one["addr"] for one in self._dispatcher.cs.all_services("rdir") if one["score"] > 0}
+        except OioException as err:
+            return {rdirs[0].name: f"not known to the proxy: {err}"}
+        return {one.name: "score 0" for one in rdirs if one.name in self._wanted and one.addr not in known}
 
     def _missing_agents(self, agents: list[Service]) -> dict[str, str]:
         """Nobody can ask a service without port: it serves when it stays alive."""
