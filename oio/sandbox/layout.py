@@ -110,10 +110,11 @@ class Layout(msgspec.Struct, kw_only=True):
     @property
     def supervisor_socket(self) -> str:
         """Control socket of the supervisor; elsewhere when the path is too long for a socket."""
-        path = os.path.join(self.run_dir, "supervisor.sock")
-        if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
-            return path
-        return os.path.join(tempfile.gettempdir(), f"oio-{os.getuid()}-{_digest(self.home)}.sock")
+        name = f"oio-{os.getuid()}-{_digest(self.home)}.sock"
+        for path in (os.path.join(self.run_dir, "supervisor.sock"), os.path.join(tempfile.gettempdir(), name)):
+            if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
+                return path
+        return os.path.join("/tmp", name)
 
     @property
     def webhook(self) -> str:

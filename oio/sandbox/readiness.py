@@ -104,7 +104,7 @@ class Readiness:
             self._wait("scores", lambda: self._missing_scores(expected))
         if types & {"meta0", "meta1"}:
             self._wait("directory", self._missing_directory)
-        if types & {"proxy", "meta2", "rawx"}:
+        if types & {"proxy", "meta2", "rawx", "rdir"}:
             self._wait("placement", self._missing_placement)
         if types & {"rdir", "meta2", "rawx"}:
             self._wait("indexes", self._missing_indexes)
@@ -214,11 +214,12 @@ class Readiness:
         snapshot = self._registry.snapshot()
         assert snapshot is not None  # no generation was given
         counts = {}
-        for type_ in ("meta2", "rawx"):
+        # One rdir that is known before the others would be given all the volumes.
+        for type_ in ("meta2", "rawx", "rdir"):
             count = sum(one.score > 0 for one in snapshot.services.get(type_, ()))
-            wanted = any(service.name in self._wanted for service in self._layout.of_type(type_))
+            wanted = sum(service.name in self._wanted for service in self._layout.of_type(type_))
             if count or wanted:
-                counts[type_] = max(1, count)
+                counts[type_] = max(wanted, count)
         options = self._layout.options
         for _ in range(2 * options.proxy_workers):
             with_fresh_connection = HttpPool(connect_timeout_s=1.0, read_timeout_s=_CALL_TIMEOUT_S)
@@ -253,10 +254,7 @@ class Readiness:
         if self._dispatcher is None:
             conf = {"namespace": self._layout.options.namespace}
             self._dispatcher = RdirDispatcher(conf, endpoint=f"http://{proxy.addr}")
-        missing = self._missing_in_placement(rdirs)
-        if missing:
-            # The others would be given all the volumes.
-            return missing
+        missing: dict[str, str] = {}
         for type_ in ("meta2", "rawx"):
             volumes = [one for one in self._layout.of_type(type_) if one.addr in running]
             if not volumes:
@@ -268,15 +266,6 @@ class Readiness:
             indexed = {one["addr"] for one in assigned if one.get("rdir")}
             missing.update((one.name, "no index") for one in volumes if one.addr not in indexed)
         return missing
-
-    def _missing_in_placement(self, rdirs: list[Service]) -> dict[str, str]:
-        """Indexes which were just started, and which the proxy would give no volume yet."""
-        assert self._dispatcher is not None
-        try:
-            known = {one["addr"] for one in self._dispatcher.cs.all_services("rdir") if one["score"] > 0}
-        except OioException as err:
-            return {rdirs[0].name: f"not known to the proxy: {err}"}
-        return {one.name: "score 0" for one in rdirs if one.name in self._wanted and one.addr not in known}
 
     def _missing_agents(self, agents: list[Service]) -> dict[str, str]:
         """Nobody can ask a service without port: it serves when it stays alive."""

@@ -146,7 +146,9 @@ def test_no_copy_is_missing_after_kills(cluster, endpoint, queue_type):
         # What failed several times while something was down waits for minutes: let it come now.
         for url in queue_urls(cluster.layout):
             with contextlib.suppress(OioException):  # not back yet
-                EventClient({"event-agent": url}).exhume()
+                queue = EventClient({"event-agent": url})
+                assert queue.stats()["current-jobs-buried"] == 0, "an event was given up"
+                queue.exhume()
         missing["told"] = expected - endpoint.told
         missing["copied"] = expected - copies.take()
         return not any(missing.values())

@@ -31,7 +31,7 @@ def client(server):
 
 
 def patiently(function, *args):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 20
     while True:
         try:
             return function(*args)
@@ -186,7 +186,7 @@ def test_events_outlive_their_master(tmp_path):
             for n in range(100):
                 if n == 50:
                     former.kill()
-                    limit = time.monotonic() + 60
+                    limit = time.monotonic() + 20
                     while servers.master is former:
                         assert time.monotonic() < limit
                         time.sleep(0.05)
@@ -199,8 +199,8 @@ def test_events_outlive_their_master(tmp_path):
             while job := patiently(source.reserve, 0.5):
                 found.append(job.body)
                 assert patiently(source.delete, job)
-        # A Sentinel on a busy machine may change the master again, and the deletion be forgotten: at least once.
-        assert set(put) <= set(found) <= {b"first", *put}
+        assert set(put) <= set(found)
+        assert b"first" not in found
     finally:
         servers.stop()
 
