@@ -66,7 +66,23 @@ class EventsRefused(QueueError):
         return str(self.args[0])
 
 
-class EventQueue(ABC):
+class Closable(ABC):
+    """Closed at the end of a ``with``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything; idempotent."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class EventQueue(Closable):
     """A durable queue; thread-safe."""
 
     def put(self, event: bytes, timeout_s: float | None = None) -> None:
@@ -88,18 +104,6 @@ class EventQueue(ABC):
     @abstractmethod
     def depth(self) -> int:
         """Events that were put and not consumed yet (approximate while things move)."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release everything; idempotent."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 QueueFactory = Callable[[str, str], EventQueue]

@@ -29,13 +29,12 @@ reserved it. Errors of the connection are raised as :class:`SourceError`; the ne
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from oio.event.queue import DEFAULT_TUBE, shown_url, split_urls
+from oio.event.queue import DEFAULT_TUBE, Closable, shown_url, split_urls
 
 __all__ = [
     "DEFAULT_TTR_S", "EventSource", "Job", "SourceClosed", "SourceError", "TubeStats", "open_source",
@@ -83,7 +82,7 @@ class TubeStats:
     buried: int = 0
 
 
-class EventSource(ABC):
+class EventSource(Closable):
     """A tube of one server, seen by its consumers."""
 
     #: URL that the source was opened with.
@@ -132,14 +131,6 @@ class EventSource(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give back, without delay, what is reserved and not settled; wake up those who wait. Idempotent."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 SourceFactory = Callable[[str, str, float], EventSource]
