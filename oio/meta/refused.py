@@ -54,9 +54,9 @@ class RefusedEvents:
             os.close(fd)
         if before + len(data) > FILE_MAX_BYTES:
             os.replace(self._path, self._path + ".1")
-        self.total += len(events)
         for event in events:
             logger.error("event refused by the queue (%s), kept in %s: %s", reason, self._path, _described(event))
+        self.total += len(events)
 
 
 def without_properties(event: bytes) -> bytes | None:
