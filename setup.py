@@ -17,6 +17,7 @@ INSTALL_REQUIRES = [
     "cliff>=4.7,<5",
     "eventlet>=0.36,<1",
     "greenlet>=3.0,<4",
+    "kazoo>=2.10,<3",
     "lmdb>=1.4,<4",
     "msgspec>=0.19,<1",
     "prometheus_client>=0.20,<1",

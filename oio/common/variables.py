@@ -198,6 +198,22 @@ DECLARED: dict[str, Variable] = _declare(
         "sqliterepo.sync", "str", "full",
         "full: every commit is on disk; normal: a power cut loses the last commits; off: test only",
     ),
+    # Copies of bases and their elections.
+    Variable("sqliterepo.election.allow_master", "bool", True, "May this service be master?"),
+    Variable("sqliterepo.election.shards", "int", 8, "Elections per set of peers: masters spread", 1, 256),
+    Variable("sqliterepo.election.lease", "duration", 1.0, "A master is obeyed that long without news", 0.1, 60),
+    Variable("sqliterepo.election.wait.delay", "duration", 20.0, "Requests wait for a master", 0.1, 3600),
+    Variable("sqliterepo.election.delay.expire_slave", "duration", 12600.0, "Idle slaves leave", 1, 1e7),
+    Variable("sqliterepo.election.delay.expire_master", "duration", 14400.0, "Idle masters leave", 1, 1e7),
+    Variable("sqliterepo.log.max_entries", "int", 256, "Changes kept per base for late copies", 8, 65536),
+    Variable("sqliterepo.log.max_size", "size", 4 << 20, "Bytes of those changes", 65536, 2**40),
+    Variable("sqliterepo.outgoing.timeout.cnx.replicate", "duration", 1.0, "Connection to a copy", 0.05, 60),
+    Variable("sqliterepo.outgoing.timeout.req.replicate", "duration", 5.0, "Answer of a copy", 0.05, 3600),
+    Variable("sqliterepo.outgoing.timeout.req.resync", "duration", 241.0, "Copy of a whole base", 1, 86400),
+    Variable("sqliterepo.dump.check_type", "int", 1, "0: no check of copies; 1: quick_check; 2: full", 0, 2),
+    Variable("sqliterepo.service.exit_ttl", "duration", 10.0, "Elections are left at the end", 0, 3600),
+    Variable("sqliterepo.zk.timeout", "duration", 10.0, "Session with ZooKeeper", 0.5, 3600),
+    Variable("proxy.force.master", "bool", False, "Every request needs the master"),
     # Faults made on purpose.
     Variable("enbug.proxy.cs.failure_rate", "int", 0, "Percents of conscience/* that fail", 0, 100),
     # Servers.

@@ -19,6 +19,7 @@ decoder) is prepared once, and an unused header is not sent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -35,8 +36,11 @@ from oio.http.client import (
     WriteTimeout,
 )
 from oio.meta.messages import (
+    BaseDebug,
     BaseFind,
     BaseGetProperties,
+    BasePing,
+    BaseStatus,
     ContainerGetProperties,
     ContentList,
     ContentShow,
@@ -57,9 +61,39 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_error = msgspec.msgpack.Decoder(ErrorReply).decode
 
 
+PEERS_HEADER = "x-oio-peers"
+SUSPECTS_HEADER = "x-oio-suspect"
+OPERATION_HEADER = "x-oio-operation"
+LOCAL_HEADER = "x-oio-local"
+
 _READ_ONLY = (
-    BaseFind, BaseGetProperties, ContainerGetProperties, ContentList, ContentShow, Meta0Get, ReferenceShow,
+    BaseDebug, BaseFind, BaseGetProperties, BasePing, BaseStatus, ContainerGetProperties, ContentList, ContentShow,
+    Meta0Get, ReferenceShow,
 )
+
+
+class Route(NamedTuple):
+    """What a caller says to a service about a base that has several copies."""
+
+    #: Services that hold the base, as the directory names them.
+    peers: Sequence[str] = ()
+    #: Those of them that just failed to answer.
+    suspects: Sequence[str] = ()
+    #: Id of a change, the same each time that it is sent: it is made once.
+    operation: str = ""
+    #: The service shall answer from its own copy, whoever is the master.
+    local: bool = False
+
+    def add_to(self, headers: dict[str, str]) -> None:
+        """Say it in the headers of a request."""
+        if self.peers:
+            headers[PEERS_HEADER] = ",".join(self.peers)
+        if self.suspects:
+            headers[SUSPECTS_HEADER] = ",".join(self.suspects)
+        if self.operation:
+            headers[OPERATION_HEADER] = self.operation
+        if self.local:
+            headers[LOCAL_HEADER] = "1"
 
 
 class _Prepared(NamedTuple):
@@ -90,10 +124,12 @@ class MetaClient:
         timeout_s: float = TIMEOUT_DEFAULT_S,
         admin: bool = False,
         origin: str = "",
+        route: Route | None = None,
     ) -> Any:
         """Execute ``request`` on the service at ``address`` ("host:port") and return its reply.
 
         ``origin`` is the user agent of the client at the source of the operation; it travels to the events.
+        ``route`` tells how to treat a base that has copies; 303 then names the master.
         """
         kind = type(request)
         prepared = _prepared.get(kind) or _prepare(kind)
@@ -104,6 +140,8 @@ class MetaClient:
             headers["x-oio-admin"] = "1"
         if origin:
             headers["user-agent"] = origin
+        if route is not None:
+            route.add_to(headers)
         try:
             response = self._request(
                 "POST",

@@ -4,11 +4,16 @@
 
 from __future__ import annotations
 
+from oio.meta.client import Route
+
+#: A request that knows nothing of copies.
+NO_ROUTE = Route()
+
 
 class Context:
     """Facts of one request that are not in its message."""
 
-    __slots__ = ("admin", "deadline", "namespace", "origin", "reqid")
+    __slots__ = ("admin", "deadline", "namespace", "origin", "reqid", "route")
 
     def __init__(
         self,
@@ -17,6 +22,7 @@ class Context:
         origin: str = "",
         admin: bool = False,
         deadline: float | None = None,
+        route: Route = NO_ROUTE,
     ) -> None:
         self.namespace = namespace
         self.reqid = reqid
@@ -25,6 +31,8 @@ class Context:
         self.admin = admin
         #: Moment (monotonic clock) after which nobody waits for the answer; None without limit.
         self.deadline = deadline
+        #: What the caller knows of the copies of the base.
+        self.route = route
 
 
 def nothing_to_refresh(request: object, context: Context) -> None:
