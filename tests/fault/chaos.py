@@ -9,6 +9,7 @@ actors draw, and which service is killed when, follow from one seed.
 """
 
 import contextlib
+import itertools
 import random
 import threading
 import time
@@ -98,8 +99,11 @@ class Actor:
     def _data(self):
         return self._rng.randbytes(self._rng.choice(SIZES))
 
-    def _attempt(self, name, change, call, *args, **kwargs):
-        """Do it, and follow the states: ``change`` tells what becomes of each of them."""
+    def _attempt(self, name, change, call, *args, halfway=frozenset(), **kwargs):
+        """Do it, and follow the states: ``change`` tells what becomes of each of them.
+
+        An operation that takes several steps may end in those ``halfway``.
+        """
         self._note_chunks(name)
         before = self.possible[name]
         after = {change(state) for state in before}
@@ -112,7 +116,7 @@ class Actor:
             self._claim(name, before != {None}, f"{call.__name__}: {exc}")
             self.possible[name] = before - {None} or before
         except OioException:
-            self.possible[name] = before | after
+            self.possible[name] = before | after | halfway
             time.sleep(SETTLE_S)
         else:
             self.possible[name] = after
@@ -164,9 +168,17 @@ class Actor:
             return  # Its length must be known.
         (state,) = self.possible[name]
         size = self._rng.choice((0, len(state.data) // 2, len(state.data)))
+        try:
+            _meta, chunks = self._api.object_locate(ACCOUNT, self._container, name)
+        except OioException:
+            return  # The steps of the truncation must be known too.
+        # What follows the metachunk to cut goes first.
+        sizes = {int(chunk["pos"].partition(".")[0]): chunk["size"] for chunk in chunks}
+        ends = itertools.accumulate(sizes[position] for position in sorted(sizes))
+        halfway = {state._replace(data=state.data[: next(end for end in ends if end >= size)])}
         self._attempt(
             name, lambda state: state._replace(data=state.data[:size]),
-            self._api.object_truncate, name, size=size,
+            self._api.object_truncate, name, size=size, halfway=halfway,
         )  # fmt: skip
 
     def _link(self, name):
