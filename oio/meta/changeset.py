@@ -9,6 +9,7 @@ the transaction back for all its members. A base without copies has no session, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import apsw
@@ -25,15 +26,22 @@ class Replicator(Protocol):
 
 
 class Capture:
-    """Recording of one transaction."""
+    """Recording of one transaction.
+
+    :param tables: those whose changes are recorded, None for all.
+    """
 
     __slots__ = ("_session",)
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, connection: apsw.Connection, tables: Iterable[str] | None = None) -> None:
         if not AVAILABLE:
             raise RuntimeError("this build of apsw has no session extension: bases cannot be replicated")
         self._session = apsw.Session(connection, "main")
-        self._session.attach()
+        if tables is None:
+            self._session.attach()
+        else:
+            for table in tables:
+                self._session.attach(table)
 
     def changeset(self) -> bytes:
         """What changed since the beginning, empty when nothing did."""
