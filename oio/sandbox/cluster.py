@@ -194,14 +194,14 @@ class Sandbox:
         supervision.launch()
         ready = Readiness(self.layout, supervision, timeout_s, report)
         try:
-            queues = [service for service in chosen if service.type in layouts.QUEUE_TYPES]
+            ground = [service for service in chosen if service.type in layouts.GROUND_TYPES]
             consciences = [service for service in chosen if service.type == "conscience"]
-            first = [*queues, *consciences]
+            first = [*ground, *consciences]
             for service in first:
                 supervision.start(service)
             # Everything registers with the conscience: on a small machine it gets the first seconds.
             if wait:
-                ready.wait_queues(queues)
+                ready.wait_ground(ground)
             if consciences and wait:
                 ready.wait_conscience()
             for service in chosen:

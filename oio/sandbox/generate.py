@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from oio.sandbox import conscience_conf, event_conf, queues
+from oio.sandbox import conscience_conf, event_conf, queues, zookeeper
 from oio.sandbox.errors import SandboxError
 from oio.sandbox.layout import UNSCORED_TYPES, Layout, Service
 
@@ -68,6 +68,8 @@ def write_all(layout: Layout) -> None:
             files[event_conf.handlers_name(service)] = event_conf.handlers(layout, service)
         elif service.type == "redis":
             files[f"{service.name}.conf"] = queues.redis_conf(layout, service)
+        elif service.type == "zookeeper":
+            files[f"{service.name}.cfg"] = zookeeper.configuration(service)
         if service.port and service.type not in UNSCORED_TYPES:
             files[os.path.join("watch", f"{service.name}.yml")] = watch_conf(service)
     for name, text in files.items():
@@ -112,9 +114,9 @@ def sds_conf(layout: Layout) -> str:
         keys["ecd"] = ecds[0].addr
     if options.durability == "relaxed":
         keys["sqliterepo.sync"] = "normal"
-    if options.zookeeper:
+    if layout.zookeeper:
         for suffix in ("", ".meta0", ".meta1", ".meta2"):
-            keys[f"zookeeper{suffix}"] = options.zookeeper
+            keys[f"zookeeper{suffix}"] = layout.zookeeper
     keys.update(options.config)
     keys["ns.storage_policy"] = options.storage_policy
     lines = [SDS_CONF_MARK, f"[{options.namespace}]"]
@@ -285,7 +287,6 @@ def supervisor_conf(layout: Layout) -> str:
     environment = service_environment(layout)
     # The supervisor has it from the launch; a value of this line cannot hold every path.
     environment.pop("PYTHONPATH", None)
-    joined = ",".join(f'{name}="{_escape(value)}"' for name, value in environment.items())
     run = layout.run_dir
     lines = [
         "[unix_http_server]",
@@ -303,6 +304,8 @@ def supervisor_conf(layout: Layout) -> str:
         "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface",
     ]
     for priority, service in enumerate(layout.services, start=100):
+        own = environment | (zookeeper.environment(layout) if service.type == "zookeeper" else {})
+        joined = ",".join(f'{name}="{_escape(value)}"' for name, value in own.items())
         lines += [
             f"[program:{service.name}]",
             "command=" + " ".join(_quote(word) for word in command(layout, service)),
@@ -373,6 +376,8 @@ def command(layout: Layout, service: Service) -> list[str]:
         return [*program("oio-ecd"), os.path.join(conf, f"{service.name}.conf")]
     if service.type == "redis":
         return queues.redis_command(os.path.join(conf, f"{service.name}.conf"))
+    if service.type == "zookeeper":
+        return zookeeper.command(os.path.join(conf, f"{service.name}.cfg"))
     if service.type == "beanstalkd":
         return queues.beanstalkd_command(layout, service)
     if service.type == "conscience-agent":

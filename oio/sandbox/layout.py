@@ -19,6 +19,7 @@ import os
 import re
 import tempfile
 import uuid
+from typing import Any
 
 import msgspec
 
@@ -35,12 +36,18 @@ _UNSAFE = re.compile(r"[%*?\[\]{}\"'\\;#\n\r]")
 
 #: Types that own a volume.
 VOLUME_TYPES = frozenset(
-    {"conscience", "beanstalkd", "redis", "meta0", "meta1", "meta2", "rawx", "rdir"}
+    {"conscience", "beanstalkd", "redis", "zookeeper", "meta0", "meta1", "meta2", "rawx", "rdir"}
 )
 #: Types that hold events on their way: started first, stopped last.
 QUEUE_TYPES = frozenset({"beanstalkd", "redis"})
+#: What others lean on from their first moment: started first, stopped last.
+GROUND_TYPES = QUEUE_TYPES | {"zookeeper"}
 #: Types that the conscience does not know: nobody draws one by its score.
-UNSCORED_TYPES = frozenset({"conscience", "ecd", "event-agent", "webhook"})
+UNSCORED_TYPES = frozenset({"conscience", "zookeeper", "ecd", "event-agent", "webhook"})
+#: Types whose services are spread over the host groups; all the others are at the centre.
+SPREAD_TYPES = frozenset({"meta0", "meta1", "meta2", "rawx"})
+#: The host group of what must stay within reach when a host is lost: proxy, conscience, queues, agents…
+CENTRE = "centre"
 
 
 class Service(msgspec.Struct, kw_only=True):
@@ -55,6 +62,8 @@ class Service(msgspec.Struct, kw_only=True):
     volume: str = ""
     location: str = ""
     slots: list[str] = []
+    #: Host group: ``host2``, or the centre.
+    group: str = CENTRE
 
     @property
     def addr(self) -> str:
@@ -124,12 +133,24 @@ class Layout(msgspec.Struct, kw_only=True):
         own = self.of_type("webhook")
         return f"http://{own[0].addr}" if own else self.options.webhook_endpoint
 
+    @property
+    def zookeeper(self) -> str:
+        """Connection string of ZooKeeper, empty when nothing is replicated."""
+        return ",".join(one.addr for one in self.of_type("zookeeper")) or self.options.zookeeper_host
+
+    @property
+    def host_groups(self) -> list[str]:
+        """``["host1", "host2"]``; nothing when all is on one host."""
+        count = self.options.host_groups
+        return [f"host{num}" for num in range(1, count + 1)] if count > 1 else []
+
     def of_type(self, *types: str) -> list[Service]:
         """Services of these types."""
         return [service for service in self.services if service.type in types]
 
     def select(self, targets: list[str]) -> list[Service]:
-        """Services named by targets: nothing or ``@NS`` is everything, ``@rawx`` a type, else a name.
+        """Services named by targets: nothing or ``@NS`` is everything, ``@rawx`` a type, ``@host2`` a host
+        group, else a name.
 
         :raises SandboxError: when a target matches nothing.
         """
@@ -137,14 +158,17 @@ class Layout(msgspec.Struct, kw_only=True):
         for target in targets or [f"@{self.options.namespace}"]:
             if target == f"@{self.options.namespace}":
                 matching = self.services
+            elif target[1:] in (*self.host_groups, CENTRE) and target.startswith("@"):
+                matching = [one for one in self.services if one.group == target[1:]]
             elif target.startswith("@"):
                 matching = self.of_type(target[1:])
             else:
                 matching = [one for one in self.services if target in (one.name, one.service_id)]
             if not matching:
+                known = [*dict.fromkeys(one.type for one in self.services), *self.host_groups]
                 raise SandboxError(
-                    f"{target} is no service of this cluster; types: "
-                    + ", ".join(f"@{type_}" for type_ in dict.fromkeys(s.type for s in self.services))
+                    f"{target} is no service of this cluster; types and hosts: "
+                    + ", ".join(f"@{name}" for name in known)
                 )
             chosen.update((one.name, one) for one in matching)
         return list(chosen.values())
@@ -211,12 +235,20 @@ def load(home: str) -> Layout | None:
     """Layout of the cluster of this home, ``None`` when there is none, or its computation was interrupted."""
     try:
         with open(layout_path(home), "rb") as stream:
-            layout = msgspec.json.decode(stream.read(), type=Layout)
+            layout = msgspec.convert(_as_of_now(msgspec.json.decode(stream.read())), Layout)
             return layout if all(one.port or not one.host for one in layout.services) else None
     except FileNotFoundError:
         return None
     except msgspec.MsgspecError as err:
         raise SandboxError(f"{layout_path(home)} is damaged: {err}") from err
+
+
+def _as_of_now(layout: Any) -> Any:
+    """A layout written when ``zookeeper`` was where one runs, not how many of them."""
+    options = layout.get("options", {}) if isinstance(layout, dict) else {}
+    if isinstance(options.get("zookeeper"), str):
+        options.update(zookeeper=0, zookeeper_host=options["zookeeper"])
+    return layout
 
 
 def check_version(layout: Layout) -> None:
@@ -274,7 +306,12 @@ def _service(layout: Layout, type_: str, num: int) -> Service:
     service.host = host
     # Index and volume must not be at one place: a single index is at a place of its own.
     place = f"rdir-{num}" if type_ == "rdir" else str(num)
-    service.location = f"rack.{host.replace('.', '-').replace(':', '-')}.{place}"
+    where = host.replace(".", "-").replace(":", "-")
+    if layout.host_groups and type_ in SPREAD_TYPES:
+        service.group = layout.host_groups[(num - 1) % len(layout.host_groups)]
+        if len(set(hosts)) == 1:
+            where = service.group
+    service.location = f"rack.{where}.{place}"
     if options.service_ids and type_ in ("meta2", "rawx"):
         service.service_id = name
     if type_ in VOLUME_TYPES:

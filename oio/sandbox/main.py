@@ -74,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     add("-n", "--namespace", help="name of the namespace (OPENIO)")
     add("-p", "--port", dest="base_port", type=int, help="first port (6000); used ones are skipped")
     add("-D", "--data", dest="data_dir", help="directory of the volumes")
+    add("--replicas", type=int, metavar="N", help="copies of the directory and of containers (1)")
+    add("--host-groups", type=int, metavar="N", help="services are spread over @host1..@hostN")
     for type_ in TYPES:
         add(f"--{type_}", type=int, metavar="N", help=f"number of {type_}")
     add("--proxy-workers", type=int, metavar="N", help="processes of the proxy (2)")
@@ -126,7 +128,7 @@ def _options(args: argparse.Namespace) -> Any:
         for warning in layer.get("", []):
             print(f"oio-sandbox: {warning}", file=sys.stderr)
     names = (
-        "namespace", "base_port", "data_dir", *TYPES, "proxy_workers", "storage_policy",
+        "namespace", "base_port", "data_dir", "replicas", "host_groups", *TYPES, "proxy_workers", "storage_policy",
         "chunk_size", "durability", "compression", "meta1_digits", "service_ids",
     )  # fmt: skip
     given: dict[str, Any] = {

@@ -16,7 +16,7 @@ from oio.sandbox.errors import SandboxError
 
 #: Counted types, in the order in which they take ports.
 TYPES = (
-    "ecd", "conscience", "beanstalkd", "redis", "meta0", "meta1", "meta2", "rawx", "account", "rdir",
+    "ecd", "conscience", "beanstalkd", "redis", "zookeeper", "meta0", "meta1", "meta2", "rawx", "account", "rdir",
 )  # fmt: skip
 
 #: Keys of option files that concern parts this tool does not run: accepted, with a warning.
@@ -31,9 +31,16 @@ IGNORED_KEYS = frozenset(
 REDIS_ELSEWHERE = "127.0.0.1:6379"
 
 #: Services of which there may be none.
-_OPTIONAL = frozenset({"ecd", "beanstalkd", "redis", "rawx", "rdir"})
+_OPTIONAL = frozenset({"ecd", "beanstalkd", "redis", "zookeeper", "rawx", "rdir"})
+#: Services of which one is enough.
+_SINGLE = frozenset({"redis", "zookeeper"})
+#: A number that follows from other options.
+AS_NEEDED = -1
+#: Most copies of a base, and most host groups.
+_COPIES_MAX = 20
 _ADDRESS = re.compile(r"^[^\s:/]+:[0-9]{1,5}\Z")
 _SENTINELS = re.compile(r"^[^\s:/,]+:[0-9]{1,5}(,[^\s:/,]+:[0-9]{1,5})*/[^\s/,?]+\Z")
+_ADDRESSES = re.compile(r"^[^\s:/,;]+:[0-9]{1,5}([,;][^\s:/,;]+:[0-9]{1,5})*\Z")
 _ENDPOINT = re.compile(r"^https?://[^\s]+\Z")
 _NAMESPACE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _POLICIES = ("SINGLE", "TWOCOPIES", "THREECOPIES", "17COPIES", "EC", "EC21", "ECX21")
@@ -59,9 +66,12 @@ class Options(msgspec.Struct, kw_only=True):
     beanstalkd: int = 0
     #: Accounts, and events on their way. 0: one that somebody else runs, at ``redis_host``.
     redis: int = 1
-    meta0: int = 1
-    meta1: int = 1
-    meta2: int = 1
+    #: Elections of replicated services; as needed: one when there are copies and no ``zookeeper_host``.
+    zookeeper: int = AS_NEEDED
+    #: As needed: as many as there are copies of their bases.
+    meta0: int = AS_NEEDED
+    meta1: int = AS_NEEDED
+    meta2: int = AS_NEEDED
     rawx: int = 12
     account: int = 1
     #: Indexes of what the volumes hold.
@@ -81,11 +91,15 @@ class Options(msgspec.Struct, kw_only=True):
     compression: str = "off"
     #: Significant digits of directory prefixes: 16 to this power is the number of meta1 bases.
     meta1_digits: int = 2
-    #: Copies of the directory and of the containers (more than one needs ``zookeeper``).
-    directory_replicas: int = 1
-    container_replicas: int = 1
-    #: ZooKeeper connection string.
-    zookeeper: str = ""
+    #: Copies of the directory and of the containers, unless the next two say otherwise.
+    replicas: int = 1
+    directory_replicas: int = AS_NEEDED
+    container_replicas: int = AS_NEEDED
+    #: Connection string of a ZooKeeper that somebody else runs (``host:port,host:port``).
+    zookeeper_host: str = ""
+    #: Groups of services that are stopped, paused or cut off together, ``@host1`` and so on. As needed: one
+    #: for each of ``hosts`` when there are several, else one for each copy.
+    host_groups: int = AS_NEEDED
     #: Do meta2 and rawx have ids (``NS-rawx-1``) instead of addresses?
     service_ids: bool = True
     #: Do rawx emit events? Without them nothing knows which chunks a volume holds.
@@ -104,6 +118,23 @@ class Options(msgspec.Struct, kw_only=True):
     #: Further variables for ``sds.conf``.
     config: dict[str, Any] = {}
 
+    def __post_init__(self) -> None:
+        """Replace what is as needed by what is needed."""
+        for name in ("directory_replicas", "container_replicas"):
+            if getattr(self, name) == AS_NEEDED:
+                setattr(self, name, self.replicas)
+        copies = max(self.directory_replicas, self.container_replicas)
+        needed = {
+            "meta0": self.directory_replicas,
+            "meta1": self.directory_replicas,
+            "meta2": self.container_replicas,
+            "zookeeper": int(copies > 1 and not self.zookeeper_host),
+            "host_groups": len(self.hosts) if len(self.hosts) > 1 else copies,
+        }
+        for name, number in needed.items():
+            if getattr(self, name) == AS_NEEDED:
+                setattr(self, name, number)
+
     def hosts_of(self, type_: str) -> list[str]:
         """Where the services of a type listen."""
         return self.type_hosts.get(type_) or self.hosts
@@ -114,9 +145,11 @@ class Options(msgspec.Struct, kw_only=True):
             raise SandboxError(f"Not a namespace name: {self.namespace!r}")
         if not all((self.hosts, *self.type_hosts.values())):
             raise SandboxError("No host to listen on")
+        if not 1 <= self.replicas <= _COPIES_MAX:
+            raise SandboxError(f"Number of replicas out of bounds (1..{_COPIES_MAX}): {self.replicas}")
         for type_ in TYPES:
             count = getattr(self, type_)
-            low, high = 0 if type_ in _OPTIONAL else 1, 1 if type_ == "redis" else 200
+            low, high = 0 if type_ in _OPTIONAL else 1, 1 if type_ in _SINGLE else 200
             if not low <= count <= high:
                 raise SandboxError(f"Number of {type_} out of bounds ({low}..{high}): {count}")
         if not self.redis and not (_ADDRESS.match(self.redis_host) or _SENTINELS.match(self.redis_host)):
@@ -142,12 +175,21 @@ class Options(msgspec.Struct, kw_only=True):
             raise SandboxError(
                 f"Unknown storage policy {self.storage_policy}; known: {', '.join(_POLICIES)}"
             )
+        self._check_copies()
+
+    def _check_copies(self) -> None:
         for name, type_ in (("directory_replicas", "meta1"), ("container_replicas", "meta2")):
             copies = getattr(self, name)
-            if not 1 <= copies <= getattr(self, type_):
+            if not 1 <= copies <= min(_COPIES_MAX, getattr(self, type_)):
                 raise SandboxError(f"{name} is {copies}, with {getattr(self, type_)} {type_}")
-            if copies > 1 and not self.zookeeper:
-                raise SandboxError(f"{name} above 1 needs zookeeper (host:port)")
+            if copies > 1 and not self.zookeeper and not self.zookeeper_host:
+                raise SandboxError(f"{name} above 1 needs zookeeper, or zookeeper_host (host:port)")
+        if self.zookeeper and self.zookeeper_host:
+            raise SandboxError("zookeeper_host is for a cluster that runs no zookeeper of its own")
+        if self.zookeeper_host and not _ADDRESSES.match(self.zookeeper_host):
+            raise SandboxError(f"zookeeper_host is host:port,host:port, not {self.zookeeper_host!r}")
+        if not 1 <= self.host_groups <= _COPIES_MAX:
+            raise SandboxError(f"Number of host groups out of bounds (1..{_COPIES_MAX}): {self.host_groups}")
 
 
 def load_file(path: str) -> dict[str, Any]:
@@ -187,8 +229,9 @@ def from_map(raw: Mapping[str, Any], origin: str) -> dict[str, Any]:
         elif key == "rawx_fsync":
             fields["durability"] = "durable" if value else "relaxed"
         elif key == "zookeeper" and isinstance(value, bool):
-            if value:
-                fields[key] = "127.0.0.1:2181"
+            fields[key] = int(value)
+        elif key == "zookeeper" and isinstance(value, str):
+            fields.update(zookeeper=0, zookeeper_host=value)
         elif key == "redis" and isinstance(value, bool):
             fields[key] = int(value)
             if not value:

@@ -29,7 +29,7 @@ from oio.meta.messages import Meta0Get, ReferenceShow
 from oio.rdir.dispatcher import RdirDispatcher
 from oio.sandbox import queues
 from oio.sandbox.errors import SandboxError
-from oio.sandbox.layout import QUEUE_TYPES, UNSCORED_TYPES, Layout, Service
+from oio.sandbox.layout import GROUND_TYPES, UNSCORED_TYPES, Layout, Service
 from oio.sandbox.supervision import Supervision, tail
 
 _POLL_S = 0.1
@@ -88,10 +88,10 @@ class Readiness:
         """Wait for the consciences."""
         self._wait("conscience", self._missing_consciences)
 
-    def wait_queues(self, services: list[Service]) -> None:
-        """Wait for what holds the events: others may start once it serves."""
+    def wait_ground(self, services: list[Service]) -> None:
+        """Wait for what holds the events and the elections: others may start once it serves."""
         if services:
-            self._wait("queues", lambda: self._missing_answers(services))
+            self._wait(" and ".join({one.type: "" for one in services}), lambda: self._missing_answers(services))
 
     def wait_all(self, services: list[Service]) -> None:
         """Wait for these services, and set up what the first start must set up."""
@@ -129,7 +129,7 @@ class Readiness:
         for service in expected:
             if service.name in self._answered:
                 continue
-            if service.type in QUEUE_TYPES:
+            if service.type in GROUND_TYPES:
                 if problem := queues.probe(service):
                     missing[service.name] = problem
                 else:

@@ -23,7 +23,7 @@ from typing import Any
 
 from oio.sandbox.errors import SandboxError
 from oio.sandbox.generate import service_environment
-from oio.sandbox.layout import QUEUE_TYPES, Layout, Service
+from oio.sandbox.layout import GROUND_TYPES, Layout, Service
 
 #: The supervisor itself starts within a second; a busy machine may need much more (seconds).
 _SUPERVISOR_START_S = 20.0
@@ -34,7 +34,7 @@ _POLL_S = 0.05
 #: What handles events gives back to the queue what it was working on; what holds them, and what they are
 #: about, stops last.
 _CONSUMERS = frozenset({"event-agent"})
-_HOLDERS = frozenset({"account", "rdir", "webhook", *QUEUE_TYPES})
+_HOLDERS = frozenset({"account", "rdir", "webhook", *GROUND_TYPES})
 
 _RPC_ERRORS = (OSError, http.client.HTTPException, xmlrpc.client.Error)
 #: Faults that mean that there is nothing to do (supervisor.xmlrpc.Faults).

@@ -1,0 +1,61 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""The ZooKeeper of a local cluster with replicated services: its configuration and its command line.
+
+Small (one server, little memory), quick to notice that a client is gone, and on the volume of the cluster.
+"""
+
+from __future__ import annotations
+
+from oio.sandbox.errors import SandboxError
+from oio.sandbox.layout import Layout, Service
+
+#: Heart beat (milliseconds). Sessions end at multiples of it.
+TICK_MS = 200
+#: Bounds of what clients may ask for as session timeout (milliseconds).
+SESSION_MIN_MS, SESSION_MAX_MS = 500, 60_000
+#: Heap (MiB): a few thousand nodes and watches need far less.
+_HEAP_MIB = 96
+
+
+def configuration(service: Service) -> str:
+    """The file ``zoo.cfg``."""
+    keys = {
+        "tickTime": TICK_MS,
+        "minSessionTimeout": SESSION_MIN_MS,
+        "maxSessionTimeout": SESSION_MAX_MS,
+        "dataDir": service.volume,
+        "clientPort": service.port,
+        "clientPortAddress": service.host,
+        "maxClientCnxns": 0,
+        # It would listen on a port of its own.
+        "admin.enableServer": "false",
+        "4lw.commands.whitelist": "ruok,srvr,stat,mntr,cons",
+        "preAllocSize": 1024,
+        "autopurge.purgeInterval": 1,
+        "autopurge.snapRetainCount": 3,
+    }
+    return "".join(f"{key}={value}\n" for key, value in keys.items())
+
+
+def environment(layout: Layout) -> dict[str, str]:
+    """Options of the Java machine, whatever wraps it."""
+    # A relaxed cluster does not wait for the disk. What an election holds ends with its session anyway.
+    words = [
+        f"-Xmx{_HEAP_MIB}m", "-Xss512k", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData",
+        f"-Dzookeeper.forceSync={'yes' if layout.options.durability == 'durable' else 'no'}",
+    ]  # fmt: skip
+    return {"JDK_JAVA_OPTIONS": " ".join(words)}
+
+
+def command(path: str) -> list[str]:
+    """Command line for a configuration. :raises SandboxError: when there is no ZooKeeper on this machine."""
+    from oio.common.zookeeper_server import find_zookeeper
+
+    words = find_zookeeper()
+    if words is None:
+        raise SandboxError(
+            "No ZooKeeper on this machine, and copies need one for their elections: install the packages"
+            " zookeeper and default-jre-headless; or name one that runs (zookeeper_host in an option file)"
+        )
+    return [*words, path]

@@ -1,0 +1,172 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""Layout and configuration of clusters whose meta services are replicated; no process is started."""
+
+import configparser
+import json
+import shlex
+import sys
+import types
+
+import pytest
+from support import ROOT
+
+from oio.sandbox import Options, Sandbox, SandboxError, generate, layout, zookeeper
+from oio.sandbox.main import main
+from oio.sandbox.options import from_map, merge
+
+ZOOKEEPER = ["/opt/java", "-cp", "a.jar:b.jar", "Server"]
+
+
+@pytest.fixture(autouse=True)
+def _own_surroundings(tmp_path, monkeypatch):
+    """Reservations of ports of our own, and a ZooKeeper that is never started."""
+    directory = tmp_path / "tmp"
+    directory.mkdir()
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(directory))
+    install(monkeypatch, ZOOKEEPER)
+
+
+def install(monkeypatch, words):
+    module = types.ModuleType("oio.common.zookeeper_server")
+    module.find_zookeeper = lambda: words
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.fixture
+def home(tmp_path):
+    return str(tmp_path / "home")
+
+
+def test_one_copy_needs_no_zookeeper(home, monkeypatch):
+    install(monkeypatch, None)
+    found = Sandbox(home, Options()).init()
+    assert found.zookeeper == "" and found.host_groups == []
+    assert not found.of_type("zookeeper")
+    assert "zookeeper" not in generate.sds_conf(found)
+    assert {service.group for service in found.services} == {layout.CENTRE}
+
+
+def test_copies_bring_what_they_need(home):
+    found = Sandbox(home, Options(namespace="DEMO", replicas=3, rawx=4)).init()
+    assert [len(found.of_type(type_)) for type_ in ("zookeeper", "meta0", "meta1", "meta2")] == [1, 3, 3, 3]
+    server = found.of_type("zookeeper")[0]
+    parser = configparser.ConfigParser()
+    parser.read(found.sds_conf)
+    section = parser["DEMO"]
+    assert {section[f"zookeeper{end}"] for end in ("", ".meta0", ".meta1", ".meta2")} == {server.addr}
+    assert "meta2=KEEP|3|1|" in section["ns.service_update_policy"]
+    with open(f"{found.conf_dir}/DEMO-service-pools.conf", encoding="utf-8") as pools:
+        assert {"targets=3,meta1\n", "targets=3,meta2\n"} <= set(pools)
+    conf = Sandbox(home).conf
+    assert (conf["directory_replicas"], conf["container_replicas"]) == (3, 3)
+    assert conf["services"]["zookeeper"][0]["addr"] == server.addr
+
+
+def test_services_are_spread_over_host_groups(home):
+    found = Sandbox(home, Options(namespace="DEMO", replicas=3, rawx=4)).init()
+    assert found.host_groups == ["host1", "host2", "host3"]
+    names = {one.name for one in found.select(["@host1"])}
+    assert names == {f"DEMO-{name}" for name in ("meta0-1", "meta1-1", "meta2-1", "rawx-1", "rawx-4")}
+    assert [one.location for one in found.of_type("meta2")] == ["rack.host1.1", "rack.host2.2", "rack.host3.3"]
+    spread = {one.name for one in found.select(["@host1", "@host2", "@host3"])}
+    centre = {one.name for one in found.select(["@centre"])}
+    assert spread | centre == {one.name for one in found.services} and not spread & centre
+    assert {"DEMO-proxy-1", "DEMO-zookeeper-1", "DEMO-conscience-1", "DEMO-redis-1"} <= centre
+    with pytest.raises(SandboxError, match="@host3"):
+        found.select(["@host4"])
+
+
+def test_host_groups_follow_the_hosts(home):
+    found = Sandbox(home, Options(hosts=["127.0.0.1", "127.0.0.2"], rawx=3)).init()
+    assert [one.group for one in found.of_type("rawx")] == ["host1", "host2", "host1"]
+    assert found.of_type("rawx")[1].location == "rack.127-0-0-2.2"
+
+
+def test_zookeeper_is_small_and_quick(home):
+    found = Sandbox(home, Options(namespace="DEMO", replicas=3, rawx=0)).init()
+    service = found.of_type("zookeeper")[0]
+    path = f"{found.conf_dir}/DEMO-zookeeper-1.cfg"
+    with open(path, encoding="utf-8") as stream:
+        keys = dict(line.rstrip().split("=", 1) for line in stream)
+    assert (keys["clientPort"], keys["clientPortAddress"]) == (str(service.port), "127.0.0.1")
+    assert keys["dataDir"] == service.volume
+    assert keys["admin.enableServer"] == "false"
+    assert int(keys["minSessionTimeout"]) <= 1000
+    assert generate.command(found, service) == [*ZOOKEEPER, path]
+
+
+@pytest.mark.parametrize(("durability", "word"), [("durable", "yes"), ("relaxed", "no")])
+def test_the_memory_of_zookeeper_is_bounded_whatever_starts_it(home, durability, word):
+    from supervisor.options import ServerOptions
+
+    found = Sandbox(home, Options(namespace="DEMO", replicas=3, rawx=0, durability=durability)).init()
+    options = ServerOptions()
+    options.realize(["-c", f"{found.conf_dir}/supervisord.conf"])
+    programs = {one.name: one for group in options.process_group_configs for one in group.process_configs}
+    server = programs.pop("DEMO-zookeeper-1")
+    java = server.environment["JDK_JAVA_OPTIONS"]
+    assert "-Xmx" in java and f"forceSync={word}" in java
+    assert server.environment["OIO_SANDBOX"] == found.mark
+    assert shlex.split(server.command)[:-1] == ZOOKEEPER
+    assert not any("JDK_JAVA_OPTIONS" in one.environment for one in programs.values())
+
+
+def test_without_zookeeper_on_this_machine_the_error_says_what_to_install(home, monkeypatch, capsys):
+    install(monkeypatch, None)
+    assert main(["--home", home, "--replicas", "3", "init"]) == 1
+    assert "install the packages" in capsys.readouterr().err
+
+
+def test_a_zookeeper_of_somebody_else(home, monkeypatch):
+    install(monkeypatch, None)
+    fields = from_map({"zookeeper": "10.0.0.1:2181,10.0.0.2:2181", "container_replicas": 3}, "file")
+    found = Sandbox(home, merge(fields)).init()
+    assert not found.of_type("zookeeper")
+    assert "zookeeper=10.0.0.1:2181,10.0.0.2:2181\n" in generate.sds_conf(found)
+
+
+def test_option_files_and_command_line(home):
+    raw = {"zookeeper": True, "directory_replicas": 3, "container_replicas": 3, "meta2": {"count": 4}}
+    options = merge(from_map(raw, "file"))
+    assert (options.zookeeper, options.meta0, options.meta1, options.meta2) == (1, 3, 3, 4)
+    assert main(["--home", home, "--replicas", "3", "--meta2", "5", "--rawx", "0", "-q", "init"]) == 0
+    options = Sandbox(home).layout.options
+    assert (options.directory_replicas, options.container_replicas, options.meta2) == (3, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"replicas": 0}, "replicas"),
+        ({"replicas": 21}, "replicas"),
+        ({"replicas": 3, "zookeeper": 0}, "zookeeper"),
+        ({"replicas": 3, "zookeeper": 2}, "zookeeper"),
+        ({"replicas": 3, "meta1": 2}, "directory_replicas"),
+        ({"zookeeper": 1, "zookeeper_host": "a:1"}, "zookeeper_host"),
+        ({"replicas": 3, "zookeeper_host": "nowhere"}, "zookeeper_host"),
+        ({"host_groups": 0}, "host groups"),
+    ],
+)
+def test_contradictions(fields, message):
+    with pytest.raises(SandboxError, match=message):
+        merge(fields)
+
+
+def test_a_layout_that_named_a_zookeeper_is_read(home):
+    found = Sandbox(home, Options(rawx=0)).init()
+    path = layout.layout_path(home)
+    with open(path, encoding="utf-8") as stream:
+        content = json.load(stream)
+    del content["options"]["zookeeper_host"]
+    for told in ("", "10.0.0.1:2181"):
+        content["options"]["zookeeper"] = told
+        with open(path, "w", encoding="utf-8") as out:
+            json.dump(content, out)
+        read = layout.load(home)
+        assert (read.options.zookeeper, read.zookeeper, read.services) == (0, told, found.services)
+
+
+def test_the_programs_are_found_in_the_source_tree():
+    assert generate.source_root() == str(ROOT)
+    assert zookeeper.TICK_MS * 2 <= zookeeper.SESSION_MIN_MS
