@@ -113,6 +113,13 @@ setup(
             "container_list = oio.cli.container:ListContainer",
             "container_delete = oio.cli.container:DeleteContainer",
         ],
+        "openio.election": [
+            "election_debug = oio.cli.election:ElectionDebug",
+            "election_leave = oio.cli.election:ElectionLeave",
+            "election_ping = oio.cli.election:ElectionPing",
+            "election_status = oio.cli.election:ElectionStatus",
+            "election_sync = oio.cli.election:ElectionSync",
+        ],
         "openio.events": [
             "events_exhume = oio.cli.events:EventsExhume",
             "events_stats = oio.cli.events:EventsStats",

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from oio.api.object_storage import ObjectStorageApi
     from oio.common.autocontainer import HashedContainerBuilder
     from oio.conscience.client import ConscienceClient
+    from oio.directory.admin import AdminClient
     from oio.directory.client import DirectoryClient
+    from oio.directory.meta0 import Meta0Client
     from oio.event.client import EventClient
     from oio.rdir.client import RdirClient
     from oio.rdir.dispatcher import RdirDispatcher
@@ -43,6 +45,11 @@ class ClientManager:
         if not account:
             raise CommandError("Missing parameter:\nSet an account name with --account, OIO_ACCOUNT")
         return str(account)
+
+    @property
+    def account_option(self) -> str:
+        """Account as it was given, maybe empty: for commands that can do without."""
+        return str(self._options.get("account") or "")
 
     @property
     def conf(self) -> dict[str, Any]:
@@ -91,6 +98,20 @@ class ClientManager:
     def directory(self) -> DirectoryClient:
         """Client of the directory."""
         return self.storage.directory
+
+    @cached_property
+    def admin(self) -> AdminClient:
+        """Client of the administration of bases."""
+        from oio.directory.admin import AdminClient
+
+        return AdminClient(self.conf, endpoint=self._endpoint, logger=self.logger)
+
+    @cached_property
+    def meta0(self) -> Meta0Client:
+        """Client of the table of the directory."""
+        from oio.directory.meta0 import Meta0Client
+
+        return Meta0Client(self.conf, endpoint=self._endpoint, logger=self.logger)
 
     @cached_property
     def rdir(self) -> RdirClient:

@@ -1,10 +1,9 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The ``openio`` program: global options, command families loaded on demand, one-line errors.
+"""The ``openio`` program: global options, commands loaded on demand, one-line errors.
 
 The first word of the command line selects the family, so that a simple command loads only what it needs.
-Exit codes: 0 success, 1 the command failed (or at least one of its rows), 2 bad command line.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, distributions
 from typing import Any
 
 from cliff.app import App
@@ -21,28 +22,75 @@ from cliff.commandmanager import CommandManager
 
 import oio
 from oio.cli.clientmanager import ClientManager
-from oio.cli.common.base import describe_error
+from oio.cli.common import formatters
+from oio.cli.common.errors import describe_error
 from oio.common.exceptions import CommandError
 from oio.common.utils import request_id
 
-FAMILIES = ("cluster", "container", "events", "object", "rdir", "volume")
 _PROG = "openio"
+_DISTRIBUTION = "oio-sds"
+_GROUP_PREFIX = "openio."
+INTERRUPTED = 130
+CLOSED_PIPE = 141
+
+EPILOG = f"""\
+exit codes:
+  0    success
+  1    the command failed, or at least one of its rows
+  2    the command line is wrong
+  {INTERRUPTED}  interrupted (Ctrl-C)
+  {CLOSED_PIPE}  the reader of the output went away
+Commands that come from standard input end with 0, whatever each of them does.
+
+Without a command, commands are read from standard input, one per line. Colours are for terminals only; they
+heed NO_COLOR. Command help: openio COMMAND --help
+"""
 
 
 class LazyCommandManager(CommandManager):
-    """Loads the entry points of one family, or of all when the word is not a family."""
+    """Finds commands among the entry points of this package; those of others only when there is no such one."""
 
     def __init__(self) -> None:
-        super().__init__("openio.none")
+        super().__init__(None)
+        self._groups: dict[str, list[EntryPoint]] | None = None
         self._loaded: set[str] = set()
 
     def load_for(self, words: list[str]) -> None:
         """Load what the command line needs; ``words`` are the arguments that are not options."""
-        wanted = [words[0]] if words and words[0] in FAMILIES else list(FAMILIES)
-        for family in wanted:
-            if family not in self._loaded:
-                self._loaded.add(family)
-                self.load_commands(f"openio.{family}")
+        if self._groups is None:
+            self._groups = _groups_of(_own_entry_points())
+        groups = [_GROUP_PREFIX + words[0]] if words else []
+        for group in groups if groups and groups[0] in self._groups else list(self._groups):
+            self._load(group, self._groups[group])
+        if words and not any(name.startswith(words[0]) for name in self.commands):
+            # Plugins: looking for them means reading what all the installed packages declare.
+            for group, found in _groups_of(_all_entry_points()).items():
+                self._load(f"{group} of plugins", found)
+
+    def _load(self, key: str, found: list[EntryPoint]) -> None:
+        if key not in self._loaded:
+            self._loaded.add(key)
+            for entry in found:
+                self.commands.setdefault(entry.name.replace("_", " "), entry)
+
+
+def _own_entry_points() -> Iterable[EntryPoint]:
+    try:
+        return distribution(_DISTRIBUTION).entry_points
+    except PackageNotFoundError as exc:
+        raise CommandError(f"The package {_DISTRIBUTION} is not installed: its commands are unknown") from exc
+
+
+def _all_entry_points() -> Iterable[EntryPoint]:
+    return (entry for package in distributions() for entry in package.entry_points)
+
+
+def _groups_of(found: Iterable[EntryPoint]) -> dict[str, list[EntryPoint]]:
+    groups: dict[str, list[EntryPoint]] = {}
+    for entry in found:
+        if entry.group.startswith(_GROUP_PREFIX):
+            groups.setdefault(entry.group, []).append(entry)
+    return groups
 
 
 class OpenIOApp(App):
@@ -69,7 +117,8 @@ class OpenIOApp(App):
         self, description: str | None, version: str | None, argparse_kwargs: Any = None
     ) -> argparse.ArgumentParser:
         """Add the options that may stand anywhere on the line."""
-        parser = super().build_option_parser(description, version, argparse_kwargs)
+        shape = {"epilog": EPILOG, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        parser = super().build_option_parser(description, version, {**shape, **(argparse_kwargs or {})})
         parser.prog = _PROG
         env = os.environ.get
         parser.add_argument(
@@ -127,6 +176,7 @@ class OpenIOApp(App):
         options, _rest = self.parser.parse_known_args(argv)
         words = [word for word in _rest if not word.startswith("-")]
         profiler = _start_profiler(options) if options.profile_early else None
+        status = 1
         try:
             self.manager.load_for(words)
             if profiler is None and options.profile:
@@ -174,13 +224,21 @@ class OpenIOApp(App):
 
     def interact(self) -> None:
         """Interactive and batch mode: a failed line does not change the exit code."""
+        from oio.cli.common.shell import run_lines
+
         self._batch_done = True
-        # The shell takes the arguments of the process for its first commands; ours are options.
-        arguments, sys.argv = sys.argv, sys.argv[:1]
-        try:
-            super().interact()
-        finally:
-            sys.argv = arguments
+
+        def tell(text: str) -> None:
+            self.LOG.error("%s", text)
+
+        def run(words: list[str]) -> None:
+            # A batch may be read by a program while it is written.
+            self.run_subcommand(words)
+            self.stdout.flush()
+
+        # Errors of the arguments of a line leave its command, not the session.
+        self.interactive_mode = False
+        run_lines(self.stdin, run, tell, lambda: [name for name, _entry in self.command_manager])
 
 
 class _ErrorLog(logging.LoggerAdapter[logging.Logger]):
@@ -227,15 +285,23 @@ def _save_profile(profiler: Any, options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the program."""
+    formatters.prepare_streams()
     try:
-        return OpenIOApp().run(sys.argv[1:] if argv is None else argv)
-    except BrokenPipeError:
-        # The reader of our output went away (``openio … | head``): nothing is left to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = OpenIOApp().run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except CommandError as exc:
+        print(describe_error(exc), file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        status = CLOSED_PIPE
     except KeyboardInterrupt:
+        status = INTERRUPTED
+    if status == CLOSED_PIPE:
+        # The reader of our output went away (``openio … | head``): nothing is left to say, even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    elif status == INTERRUPTED:
         print("Interrupted", file=sys.stderr)
-        return 130
+    return status
 
 
 if __name__ == "__main__":
