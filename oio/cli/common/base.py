@@ -13,19 +13,24 @@ from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
-from oio.common.exceptions import OioException
+from oio.cli.common.formatters import LIST_FORMATS, SHOW_FORMATS, Formatters
 
 
 class _WithSuccess:
     """Commands whose rows may fail: the exit code is 1 once all is written."""
 
     success = True
+    _hooks: Any
 
     def get_epilog(self) -> str:
         """What follows the help. Cliff would name the distribution of the command here, and read the metadata
         of every installed package at each start to find it.
         """
         return ""
+
+    def _load_hooks(self) -> None:
+        # Cliff would look for extensions of the command in all installed packages.
+        self._hooks = []
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Run the command; the code counts rows that failed while they were produced."""
@@ -34,15 +39,31 @@ class _WithSuccess:
 
 
 class ListCommand(_WithSuccess, Lister):
-    """Command that gives rows."""
+    """Command that gives rows. They may come from a generator: lists of any length take little memory."""
 
     app: Any
+    # What the rows are, for the count shown while they come.
+    rows_name = "rows"
+
+    def _load_formatter_plugins(self) -> Any:
+        return Formatters(LIST_FORMATS)
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        """Write the rows, counting them on the terminal when they take long."""
+        from oio.cli.common.progress import counted
+
+        streamed = parsed_args.formatter in ("value", "csv")
+        with counted(data, self.rows_name, self.app.stdout, streamed) as rows:
+            return super().produce_output(parsed_args, column_names, rows)
 
 
 class ShowCommand(_WithSuccess, ShowOne):
     """Command that gives keys and values."""
 
     app: Any
+
+    def _load_formatter_plugins(self) -> Any:
+        return Formatters(SHOW_FORMATS)
 
 
 class PlainCommand(_WithSuccess, Command):
@@ -122,19 +143,6 @@ def format_properties(properties: Mapping[str, str], formatter: str) -> Any:
     if separator is None:
         return dict(properties)
     return separator.join(f"{key}={value}" for key, value in properties.items())
-
-
-def describe_error(exc: object, reqid: str | None = None) -> str:
-    """Text of an error, with the id of the request that failed.
-
-    :param reqid: id of the last request, for errors that do not know theirs.
-    """
-    text = str(exc)
-    if isinstance(exc, OioException):
-        reqid = exc.reqid or reqid
-        if reqid and reqid not in text:
-            return f"{text} (reqid={reqid})"
-    return text
 
 
 def single_line(texts: Iterable[Any]) -> str:

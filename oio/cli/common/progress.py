@@ -7,15 +7,62 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, BinaryIO
 
 # A transfer below this size is over before a bar could tell anything.
 MINIMUM_BYTES = 8 * 2**20
+# A listing is not counted on the terminal before this many seconds.
+QUIET_S = 1.0
 # Width of a bar on a terminal that does not tell its own.
 COLUMNS_UNKNOWN = 80
 LABEL_COLUMNS = 30
+
+
+@contextmanager
+def counted(rows: Iterable[Any], label: str, stdout: Any, streamed: bool) -> Iterator[Iterable[Any]]:
+    """Rows that are counted on the terminal while they come, when that takes more than a second.
+
+    :param stdout: where they go. Nothing is shown when they scroll on the terminal themselves.
+    :param streamed: they are written as they come.
+    """
+    if not sys.stderr.isatty() or (streamed and stdout.isatty()):
+        yield rows
+        return
+
+    def passing() -> Generator[Any, None, None]:
+        bar = None
+        start_s = time.monotonic()
+        try:
+            for number, row in enumerate(rows, 1):
+                if bar is None and not number % 64 and time.monotonic() - start_s > QUIET_S:
+                    bar = _open_bar(total=None, initial=number - 1, unit=f" {label}", desc="Listing")
+                if bar is not None:
+                    bar.update()
+                yield row
+        finally:
+            # The bar goes before the last lines of the output come.
+            if bar is not None:
+                bar.close()
+
+    found = passing()
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def _open_bar(**options: Any) -> Any:
+    from tqdm import tqdm
+
+    # Some terminals (serial lines, programs that drive one) do not tell their size.
+    size: dict[str, Any] = {"dynamic_ncols": True}
+    if not os.get_terminal_size(sys.stderr.fileno()).columns:
+        size = {"ncols": COLUMNS_UNKNOWN, "nrows": 2}
+    return tqdm(file=sys.stderr, leave=False, **options, **size)
 
 
 class Progress:
@@ -29,16 +76,7 @@ class Progress:
         self._bar: Any = None
         worth_it = total_bytes is None or total_bytes >= MINIMUM_BYTES
         if worth_it and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            # Some terminals (serial lines, programs that drive one) do not tell their size.
-            size: dict[str, Any] = {"dynamic_ncols": True}
-            if not os.get_terminal_size(sys.stderr.fileno()).columns:
-                size = {"ncols": COLUMNS_UNKNOWN, "nrows": 2}
-            self._bar = tqdm(
-                total=total_bytes, unit="B", unit_scale=True, desc=_printable(label), file=sys.stderr,
-                leave=False, **size,
-            )
+            self._bar = _open_bar(total=total_bytes, unit="B", unit_scale=True, desc=_printable(label))
 
     def advance(self, size_bytes: int) -> None:
         """Count bytes."""
