@@ -209,28 +209,22 @@ def roll_back(connection: apsw.Connection, seq: int) -> Position:
     :raises CannotRollBack: when the journal does not hold that point, or one of them has a script.
     :raises Diverged: when an entry to undo does not fit the base.
     """
-    last = position(connection).seq
-    if not _holds(connection, seq):
+    last = position(connection)
+    if seq == last.seq:
+        return last
+    sql = "SELECT 1 FROM changes WHERE seq = ?"
+    if seq > last.seq or not connection.execute(sql, (seq,)).fetchall():
         raise CannotRollBack(f"the journal does not hold entry {seq}")
     sql = "SELECT max(seq) FROM changes WHERE seq > ? AND script IS NOT NULL"
     ((scripted,),) = connection.execute(sql, (seq,))
     if scripted is not None:
         raise CannotRollBack(f"entry {scripted} changed the schema")
-    for undone in range(last, seq, -1):
+    for undone in range(last.seq, seq, -1):
         for (changeset,) in connection.execute("SELECT changeset FROM changes WHERE seq = ?", (undone,)):
             if changeset:
                 _change(connection, undone, changeset, _NO_SAVEPOINT | _INVERT, None)
     connection.execute("DELETE FROM changes WHERE seq > ?", (seq,))
     return position(connection)
-
-
-def _holds(connection: apsw.Connection, seq: int) -> bool:
-    try:
-        return bool(connection.execute("SELECT 1 FROM changes WHERE seq = ?", (seq,)).fetchall())
-    except apsw.SQLError:
-        if installed(connection):
-            raise
-        return seq == NOWHERE.seq
 
 
 # --- what others ask for -----------------------------------------------------------------------------
