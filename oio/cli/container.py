@@ -1,7 +1,7 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""``openio container``: create, show, list and delete containers."""
+"""``openio container``: create, show, list, locate and delete containers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from oio.cli.common.base import (
     ValueFormatAction,
     add_container,
     add_properties,
+    boolean_argument,
     container_kwargs,
+    positive_number,
+    single_line,
     sorted_columns,
 )
 from oio.common.constants import (
@@ -32,19 +35,11 @@ from oio.common.constants import (
     M2_PROP_VERSIONING_POLICY,
     OIO_DB_STATUS_NAME,
 )
-from oio.common.easy_value import boolean_value, convert_size, float_value, int_value
-from oio.common.exceptions import CommandError
+from oio.common.easy_value import convert_size, float_value, int_value
 from oio.common.timestamp import Timestamp
 from oio.common.utils import cid_from_name
 
 NAMESPACE_DEFAULT = "Namespace default"
-
-
-def _boolean(text: str) -> bool:
-    try:
-        return boolean_value(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +54,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         help="Versions per object: negative unlimited, 0 disabled, 1 suspended, else at most N",
     )
     parser.add_argument(
-        "--delete-exceeding-versions", type=_boolean, metavar="BOOLEAN",
+        "--delete-exceeding-versions", type=boolean_argument, metavar="BOOLEAN",
         help="Delete the versions in excess at each upload",
     )
     parser.add_argument("--bucket-name", metavar="NAME", help="Bucket that the container belongs to")
@@ -183,8 +178,46 @@ def describe(data: dict[str, Any], human: bool) -> dict[str, Any]:
     return info
 
 
+class LocateContainer(ShowCommand):
+    """Show the services of a container."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Arguments of the command."""
+        parser = super().get_parser(prog_name)
+        add_container(parser)
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Any:
+        """Compare what the directory knows with what the base recorded."""
+        manager = self.app.client_manager
+        container, kwargs = container_kwargs(parsed_args.container, parsed_args.is_cid)
+        system = manager.storage.container_get_properties(
+            manager.account, container, reqid=self.app.request_id(), **kwargs
+        )["system"]
+        account, name = system["sys.account"], system["sys.user.name"]
+        found = manager.directory.list(account, name, reqid=self.app.request_id())
+        hosts: dict[str, list[str]] = {}
+        for service in [*found["dir"], *found["srv"]]:
+            hosts.setdefault(service["type"], []).append(service["host"])
+        peers = system.get("sys.peers")
+        info = {
+            "account": account,
+            "base_name": system["sys.name"],
+            "meta0": single_line(hosts.get("meta0", ())),
+            "meta1": single_line(hosts.get("meta1", ())),
+            "meta2": single_line(hosts.get("meta2", ())),
+            # A base without copies records no peers.
+            "meta2.sys.peers": single_line(peers.split(",") if peers else hosts.get("meta2", ())),
+            "name": name,
+            "status": OIO_DB_STATUS_NAME.get(system.get("sys.status", "0"), "Unknown"),
+        }
+        return sorted_columns(info)
+
+
 class ListContainer(ListCommand):
     """List the containers of the account."""
+
+    rows_name = "containers"
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Arguments of the command."""
@@ -202,9 +235,7 @@ class ListContainer(ListCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
         """Ask the account service."""
-        limit = parsed_args.limit
-        if limit is not None and not (limit.isascii() and limit.isdigit() and int(limit) > 0):
-            raise CommandError(f"--limit wants a positive number, not {limit!r}")
+        positive_number("--limit", parsed_args.limit)
         rows = self._rows(parsed_args)
         return ("Name", "Bytes", "Count", "Mtime", "CID"), rows
 

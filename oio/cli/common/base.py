@@ -14,6 +14,8 @@ from cliff.lister import Lister
 from cliff.show import ShowOne
 
 from oio.cli.common.formatters import LIST_FORMATS, SHOW_FORMATS, Formatters
+from oio.common.easy_value import boolean_value
+from oio.common.exceptions import CommandError
 
 
 class _WithSuccess:
@@ -108,11 +110,30 @@ class ValueFormatAction(argparse.Action):
         namespace.formatter = "value"
 
 
-def add_properties(parser: argparse.ArgumentParser, help_text: str) -> None:
-    """Add ``--property KEY=VALUE``."""
+def add_properties(parser: argparse.ArgumentParser, help_text: str, short: bool = False) -> None:
+    """Add ``--property KEY=VALUE`` (``-p`` too when ``short``)."""
     parser.add_argument(
-        "--property", dest="property", metavar="KEY=VALUE", action=KeyValueAction, help=help_text
-    )
+        *(("-p",) if short else ()), "--property", dest="property", metavar="KEY=VALUE", action=KeyValueAction,
+        help=help_text,
+    )  # fmt: skip
+
+
+def boolean_argument(text: str) -> bool:
+    """Type of the arguments that are booleans."""
+    try:
+        return boolean_value(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+
+
+def positive_number(option: str, text: str | int | None) -> int | None:
+    """Number of an option that is a count. :raises CommandError: when it is none."""
+    if text is None:
+        return None
+    digits = str(text)
+    if not (digits.isascii() and digits.isdigit() and int(digits) > 0):
+        raise CommandError(f"{option} wants a positive number, not {text!r}")
+    return int(digits)
 
 
 def add_container(parser: argparse.ArgumentParser, several: bool = False) -> None:

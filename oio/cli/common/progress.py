@@ -5,13 +5,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, BinaryIO
+
+from oio.common.exceptions import OioException
+
+_log = logging.getLogger("openio.progress")
 
 # A transfer below this size is over before a bar could tell anything.
 MINIMUM_BYTES = 8 * 2**20
@@ -53,6 +59,38 @@ def counted(rows: Iterable[Any], label: str, stdout: Any, streamed: bool) -> Ite
         yield found
     finally:
         found.close()
+
+
+@contextmanager
+def countdown(title: str, unit: str, left: Callable[[], int]) -> Iterator[None]:
+    """Show on a terminal how much is left of something that somebody else does, with rate and time left.
+
+    :param left: how many are left; called in another thread, now and then. What it raises stops the bar, not the
+        work.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    over = threading.Event()
+
+    def watch() -> None:
+        try:
+            if over.wait(QUIET_S) or not (total := left()):
+                return
+            bar = _open_bar(total=total, unit=f" {unit}", desc=title)
+            with bar:
+                while not over.wait(QUIET_S):
+                    bar.update(max(0, total - left() - bar.n))
+        except (OioException, OSError) as exc:
+            _log.debug("Progress is not shown any more: %s", exc)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join(QUIET_S)
 
 
 def _open_bar(**options: Any) -> Any:
