@@ -27,9 +27,10 @@ from oio.sandbox import generate, ports
 from oio.sandbox import layout as layouts
 from oio.sandbox.errors import SandboxError
 from oio.sandbox.layout import Layout, Service
+from oio.sandbox.network import Network
 from oio.sandbox.options import Options
 from oio.sandbox.readiness import Readiness, Report
-from oio.sandbox.supervision import Supervision
+from oio.sandbox.supervision import Supervision, is_paused
 
 #: How often ports are chosen again when others take them before the first start.
 _LAYOUT_ATTEMPTS = 5
@@ -120,7 +121,7 @@ class Sandbox:
         return {name: state["pid"] for name, state in states.items() if state["pid"]}
 
     def status(self, *targets: str) -> list[dict[str, Any]]:
-        """One entry per service (all without targets): name, type, address, id, state, pid, uptime, score."""
+        """One entry per service (all without targets): name, type, host group, address, id, state, and so on."""
         chosen = self.layout.select(list(targets))
         states = self._supervision().states()
         scores = self._scores() if states else {}
@@ -128,10 +129,11 @@ class Sandbox:
             {
                 "name": service.name,
                 "type": service.type,
+                "group": service.group,
                 "addr": service.addr if service.port else "",
                 "service_id": service.service_id,
                 "volume": service.volume,
-                "state": state.get("state", "STOPPED"),
+                "state": "PAUSED" if is_paused(state.get("pid", 0)) else state.get("state", "STOPPED"),
                 "pid": state.get("pid", 0),
                 "uptime_s": state.get("uptime_s", 0),
                 "score": scores.get(service.addr) if service.port else None,
@@ -190,7 +192,10 @@ class Sandbox:
         if orphans:
             report(f"{len(orphans)} processes outlived their supervisor: stopping them")
             supervision.shutdown()
-        self._check_ports(chosen, supervision)
+        if self.layout.subnet:
+            Network(self.layout).create()
+        else:
+            self._check_ports(chosen, supervision)
         supervision.launch()
         ready = Readiness(self.layout, supervision, timeout_s, report)
         try:
@@ -236,6 +241,8 @@ class Sandbox:
                 supervision.stop(self.layout.select(list(targets)))
         else:
             supervision.shutdown()
+            if self.layout.subnet:
+                Network(self.layout).remove()
             layouts.remove_alias(self.home)
 
     def restart(
@@ -251,8 +258,36 @@ class Sandbox:
 
     def kill(self, target: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to a service (or to a group); the supervisor restarts what dies."""
+        supervision = self._supervision()
         for service in self.layout.select([target]):
-            self._supervision().signal(service, number)
+            supervision.signal(service, number)
+
+    def pause(self, *targets: str) -> None:
+        """Stop processes where they are, as a machine that hangs: nothing is lost, nothing is answered."""
+        self._supervision().pause(self.layout.select(list(targets)))
+
+    def resume(self, *targets: str) -> None:
+        """Let processes that were paused go on."""
+        self._supervision().resume(self.layout.select(list(targets)))
+
+    def cut(self, group: str, peer: str = "", one_way: bool = False) -> None:
+        """Cut a host group (``@host2``) off from all others, or from one (``@host3``, ``@zookeeper``).
+
+        Without ``peer``, the clients do not reach it either. With ``one_way`` only what it sends is lost.
+
+        :raises SandboxError: when hosts are not isolated.
+        """
+        Network(self.layout).cut(group.removeprefix("@"), peer.removeprefix("@"), one_way)
+
+    def heal(self, *groups: str) -> None:
+        """Undo all that was cut from host groups (all without groups)."""
+        everything = (layouts.CENTRE, *self.layout.host_groups)
+        for group in groups or everything:
+            Network(self.layout).heal(group.removeprefix("@"))
+
+    def cuts(self) -> list[str]:
+        """Host groups without link: ``["host2"]``."""
+        return Network(self.layout).cuts() if self.layout.subnet else []
 
     def wait_restarted(self, name: str, former_pid: int, timeout_s: float = 20.0) -> int:
         """Wait until a service that was killed runs under another pid; returns this pid."""
@@ -308,7 +343,7 @@ class Sandbox:
             layout = self.init()
             if os.path.exists(os.path.join(layout.log_dir, "supervisord.log")):
                 return
-            listening = [service for service in layout.services if service.port]
+            listening = [service for service in layout.services if service.port and not layout.subnet]
             taken = [service for service in listening if not ports.is_free(service.host, service.port)]
             if not taken:
                 return

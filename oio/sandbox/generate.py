@@ -19,6 +19,7 @@ import yaml
 from oio.sandbox import conscience_conf, event_conf, queues, zookeeper
 from oio.sandbox.errors import SandboxError
 from oio.sandbox.layout import UNSCORED_TYPES, Layout, Service
+from oio.sandbox.network import Network
 
 #: First line of the namespace file: proof that it was written here, hence may be replaced or removed.
 SDS_CONF_MARK = "# Written by oio-sandbox"
@@ -69,7 +70,7 @@ def write_all(layout: Layout) -> None:
         elif service.type == "redis":
             files[f"{service.name}.conf"] = queues.redis_conf(layout, service)
         elif service.type == "zookeeper":
-            files[f"{service.name}.cfg"] = zookeeper.configuration(service)
+            files[f"{service.name}.cfg"] = zookeeper.configuration(layout, service)
         if service.port and service.type not in UNSCORED_TYPES:
             files[os.path.join("watch", f"{service.name}.yml")] = watch_conf(service)
     for name, text in files.items():
@@ -287,7 +288,9 @@ def supervisor_conf(layout: Layout) -> str:
     environment = service_environment(layout)
     # The supervisor has it from the launch; a value of this line cannot hold every path.
     environment.pop("PYTHONPATH", None)
+    joined = ",".join(f'{name}="{_escape(value)}"' for name, value in environment.items())
     run = layout.run_dir
+    network = Network(layout)
     lines = [
         "[unix_http_server]",
         f"file={_escape(layout.supervisor_socket)}",
@@ -304,11 +307,9 @@ def supervisor_conf(layout: Layout) -> str:
         "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface",
     ]
     for priority, service in enumerate(layout.services, start=100):
-        own = environment | (zookeeper.environment(layout) if service.type == "zookeeper" else {})
-        joined = ",".join(f'{name}="{_escape(value)}"' for name, value in own.items())
         lines += [
             f"[program:{service.name}]",
-            "command=" + " ".join(_quote(word) for word in command(layout, service)),
+            "command=" + " ".join(map(_quote, [*network.prefix(service), *command(layout, service)])),
             f"environment={joined}",
             f"priority={priority}",
             "autostart=false",

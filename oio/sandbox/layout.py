@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from oio.sandbox import ports
+from oio.sandbox import ports, subnet
 from oio.sandbox.errors import SandboxError
 from oio.sandbox.options import TYPES, Options
 
@@ -48,6 +48,8 @@ UNSCORED_TYPES = frozenset({"conscience", "zookeeper", "ecd", "event-agent", "we
 SPREAD_TYPES = frozenset({"meta0", "meta1", "meta2", "rawx"})
 #: The host group of what must stay within reach when a host is lost: proxy, conscience, queues, agents…
 CENTRE = "centre"
+#: The host group of ZooKeeper alone, so that others can be cut off from it, and from nothing else.
+ZOOKEEPER = "zookeeper"
 
 
 class Service(msgspec.Struct, kw_only=True):
@@ -62,7 +64,7 @@ class Service(msgspec.Struct, kw_only=True):
     volume: str = ""
     location: str = ""
     slots: list[str] = []
-    #: Host group: ``host2``, or the centre.
+    #: Host group: ``host2``, the centre or ZooKeeper's.
     group: str = CENTRE
 
     @property
@@ -85,6 +87,8 @@ class Layout(msgspec.Struct, kw_only=True):
     #: Mark in the environment of every process of this cluster: proof that a process is ours.
     mark: str
     version: int = 1
+    #: First three numbers of the addresses of isolated hosts, empty when hosts are not isolated.
+    subnet: str = ""
 
     @property
     def root(self) -> str:
@@ -144,6 +148,12 @@ class Layout(msgspec.Struct, kw_only=True):
         count = self.options.host_groups
         return [f"host{num}" for num in range(1, count + 1)] if count > 1 else []
 
+    def address_of(self, group: str) -> str:
+        """Address of an isolated host group."""
+        if group in (CENTRE, ZOOKEEPER):
+            return f"{self.subnet}.{1 if group == CENTRE else 2}"
+        return f"{self.subnet}.{10 + int(group.removeprefix('host'))}"
+
     def of_type(self, *types: str) -> list[Service]:
         """Services of these types."""
         return [service for service in self.services if service.type in types]
@@ -158,7 +168,7 @@ class Layout(msgspec.Struct, kw_only=True):
         for target in targets or [f"@{self.options.namespace}"]:
             if target == f"@{self.options.namespace}":
                 matching = self.services
-            elif target[1:] in (*self.host_groups, CENTRE) and target.startswith("@"):
+            elif target.startswith("@") and target[1:] in (*self.host_groups, CENTRE):
                 matching = [one for one in self.services if one.group == target[1:]]
             elif target.startswith("@"):
                 matching = self.of_type(target[1:])
@@ -269,6 +279,8 @@ def compute(home: str, options: Options) -> Layout:
     layout = Layout(
         home=plain_home(home), options=options, services=[], mark=uuid.uuid4().hex, version=VERSION
     )
+    if options.isolate_hosts:
+        layout.subnet = subnet.choose(layout.home)
     add = layout.services.append
     add(_service(layout, "proxy", 1))
     for type_ in TYPES:
@@ -282,9 +294,7 @@ def compute(home: str, options: Options) -> Layout:
     # The file must exist before ports are reserved in its name: a reservation whose layout is gone is void.
     layout.save()
     try:
-        found = ports.reserve(
-            [service.host for service in layout.services], options.base_port, count, layout_path(home)
-        )
+        found = _ports(layout, count, layout_path(home))
     except SandboxError:
         os.unlink(layout_path(home))
         raise
@@ -295,22 +305,30 @@ def compute(home: str, options: Options) -> Layout:
     return layout
 
 
+def _ports(layout: Layout, count: int, owner: str) -> list[int]:
+    first = layout.options.base_port
+    if layout.subnet:  # nobody else is there
+        return list(range(first, first + count))
+    return ports.reserve([service.host for service in layout.services], first, count, owner)
+
+
 def _service(layout: Layout, type_: str, num: int) -> Service:
     options = layout.options
     name = f"{options.namespace}-{type_}-{num}"
     hosts = options.hosts_of(type_)
-    host = hosts[(num - 1) % len(hosts)]
     service = Service(type=type_, num=num, name=name)
+    if type_ == "zookeeper":
+        service.group = ZOOKEEPER
+    elif layout.host_groups and type_ in SPREAD_TYPES:
+        service.group = layout.host_groups[(num - 1) % len(layout.host_groups)]
     if type_ == "conscience-agent":
         return service
-    service.host = host
+    service.host = layout.address_of(service.group) if layout.subnet else hosts[(num - 1) % len(hosts)]
     # Index and volume must not be at one place: a single index is at a place of its own.
     place = f"rdir-{num}" if type_ == "rdir" else str(num)
-    where = host.replace(".", "-").replace(":", "-")
-    if layout.host_groups and type_ in SPREAD_TYPES:
-        service.group = layout.host_groups[(num - 1) % len(layout.host_groups)]
-        if len(set(hosts)) == 1:
-            where = service.group
+    where = service.host.replace(".", "-").replace(":", "-")
+    if service.group in layout.host_groups and len(set(hosts)) == 1:
+        where = service.group
     service.location = f"rack.{where}.{place}"
     if options.service_ids and type_ in ("meta2", "rawx"):
         service.service_id = name

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Command line of the local cluster: ``oio-sandbox [options] COMMAND [targets]``.
 
-Targets: nothing for the whole cluster, ``@rawx`` for a type, ``NS-rawx-2`` for one service.
+Targets: nothing for the whole cluster, ``@rawx`` for a type, ``@host2`` for a host, ``NS-rawx-2`` for a service.
 """
 
 from __future__ import annotations
@@ -29,11 +29,18 @@ _COMMANDS = {
     "start": "start services and wait until they serve (lays out first if needed)",
     "stop": "stop services; everything without targets",
     "restart": "stop, then start",
+    "kill": "end processes at once; they are started again",
+    "pause": "stop processes where they are, as a machine that hangs",
+    "resume": "let them go on",
+    "cut": "cut isolated hosts off (--from: only from another one)",
+    "heal": "undo all that was cut; of all hosts without targets",
     "status": "show the services",
     "run": "start, stay in the foreground, stop at Ctrl-C",
     "env": "print what a shell needs to use the cluster: eval \"$(oio-sandbox env)\"",
     "destroy": "stop and remove everything, data included",
 }
+#: Commands that need targets.
+_PART_COMMANDS = ("kill", "pause", "cut")
 #: Commands that take no targets.
 _WHOLE_COMMANDS = ("init", "env", "destroy")
 
@@ -63,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="commands:\n"
         + "\n".join(f"  {name:9}{text}" for name, text in _COMMANDS.items())
-        + "\n\ntargets: nothing or @NS (everything), @rawx (a type), NS-rawx-2 (a service)",
+        + "\n\ntargets: nothing or @NS (everything), @rawx (a type), @host2 (a host), NS-rawx-2 (a service)",
     )
     # Options are accepted before, after and between the command and its targets.
     parser.add_argument("command", choices=sorted(_COMMANDS), metavar="COMMAND")
@@ -84,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--durability", choices=("durable", "relaxed"), help="what an acknowledgement means (durable)")
     add("--compression", choices=("off", "zlib"), help="of the chunks of even-numbered rawx (off)")
     add("--meta1-digits", type=int, metavar="N", help="significant digits of prefixes (2)")
+    add("--isolate-hosts", action="store_true", default=None,
+        help="each host in a network namespace, so that it can be cut off (root)")  # fmt: skip
+    add("--from", dest="peer", default="", metavar="@HOST", help="cut: from this one only")
+    add("--one-way", action="store_true", help="cut: only what goes to the host of --from is lost")
     add("--no-service-id", dest="service_ids", action="store_false", default=None,
         help="meta2 and rawx are known by their addresses")  # fmt: skip
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="variable for sds.conf")
@@ -99,6 +110,8 @@ def _run(args: argparse.Namespace) -> int:
     targets = args.targets
     if targets and args.command in _WHOLE_COMMANDS:
         raise SandboxError(f"{args.command} concerns the whole cluster, not {' '.join(targets)}")
+    if not targets and args.command in _PART_COMMANDS:
+        raise SandboxError(f"{args.command} what? Name targets")
     if args.command == "init":
         sandbox.init()
         report(f"{sandbox.namespace} laid out in {sandbox.home}, proxy {sandbox.proxy}")
@@ -109,6 +122,18 @@ def _run(args: argparse.Namespace) -> int:
         sandbox.stop(*targets)
     elif args.command == "restart":
         sandbox.restart(*targets, timeout_s=args.timeout, report=report)
+    elif args.command == "kill":
+        for target in targets:
+            sandbox.kill(target)
+    elif args.command == "pause":
+        sandbox.pause(*targets)
+    elif args.command == "resume":
+        sandbox.resume(*targets)
+    elif args.command == "cut":
+        for target in targets:
+            sandbox.cut(target, args.peer, args.one_way)
+    elif args.command == "heal":
+        sandbox.heal(*targets)
     elif args.command == "status":
         return _status(sandbox, targets, args.json)
     elif args.command == "env":
@@ -130,6 +155,7 @@ def _options(args: argparse.Namespace) -> Any:
     names = (
         "namespace", "base_port", "data_dir", "replicas", "host_groups", *TYPES, "proxy_workers", "storage_policy",
         "chunk_size", "durability", "compression", "meta1_digits", "service_ids",
+        "isolate_hosts",
     )  # fmt: skip
     given: dict[str, Any] = {
         name: getattr(args, name) for name in names if getattr(args, name) is not None
@@ -157,6 +183,8 @@ def _status(sandbox: Sandbox, targets: list[str], as_json: bool) -> int:
             " start or stop the cluster",
             file=sys.stderr,
         )
+    for group in sandbox.cuts():
+        print(f"oio-sandbox: @{group} is cut off", file=sys.stderr)
     if as_json:
         print(json.dumps(entries, indent=1))
     else:

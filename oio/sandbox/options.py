@@ -100,6 +100,8 @@ class Options(msgspec.Struct, kw_only=True):
     #: Groups of services that are stopped, paused or cut off together, ``@host1`` and so on. As needed: one
     #: for each of ``hosts`` when there are several, else one for each copy.
     host_groups: int = AS_NEEDED
+    #: Has each host group a network namespace and an address of its own, so that it can be cut off? Needs root.
+    isolate_hosts: bool = False
     #: Do meta2 and rawx have ids (``NS-rawx-1``) instead of addresses?
     service_ids: bool = True
     #: Do rawx emit events? Without them nothing knows which chunks a volume holds.
@@ -190,6 +192,10 @@ class Options(msgspec.Struct, kw_only=True):
             raise SandboxError(f"zookeeper_host is host:port,host:port, not {self.zookeeper_host!r}")
         if not 1 <= self.host_groups <= _COPIES_MAX:
             raise SandboxError(f"Number of host groups out of bounds (1..{_COPIES_MAX}): {self.host_groups}")
+        if self.isolate_hosts and self.host_groups == 1:
+            raise SandboxError("isolate_hosts needs several host groups: replicas, or host_groups")
+        if self.isolate_hosts and (self.type_hosts or self.hosts != ["127.0.0.1"]):
+            raise SandboxError("hosts cannot be named when they are isolated: they get addresses of their own")
 
 
 def load_file(path: str) -> dict[str, Any]:

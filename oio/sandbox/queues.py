@@ -50,6 +50,9 @@ def redis_conf(layout: Layout, service: Service) -> str:
         # The title would take the place of the environment, by which processes of a cluster are known.
         "set-proc-title no",
     ]
+    if layout.subnet:
+        # The network is private: only the cluster, and this machine, reach it.
+        lines.append("protected-mode no")
     return "\n".join(lines) + "\n"
 
 

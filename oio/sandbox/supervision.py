@@ -101,6 +101,7 @@ class Supervision:
 
     def _stop_at_once(self, services: list[Service]) -> None:
         names = {service.name for service in services}
+        self.resume(services)
         with self._rpc() as rpc:
             for service in services:
                 with _ignoring(_NOT_RUNNING):
@@ -118,10 +119,32 @@ class Supervision:
                     raise SandboxError(f"Still running: {', '.join(running)}")
                 time.sleep(_POLL_S)
 
+    def pause(self, services: list[Service]) -> None:
+        """Stop all the processes of services where they are: they keep everything, and answer nothing."""
+        for service in services:
+            paused: set[int] = set()
+            while new := [pid for pid in self.processes(service) if pid not in paused]:
+                _signal_all(new, signal.SIGSTOP)
+                paused.update(new)
+
+    def resume(self, services: list[Service]) -> None:
+        """Let all the processes of services go on."""
+        for service in services:
+            _signal_all(self.processes(service), signal.SIGCONT)
+
+    def processes(self, service: Service) -> list[int]:
+        """Process of a service, then its descendants; nothing when it does not run."""
+        pid = self.states().get(service.name, {}).get("pid", 0)
+        return descendants(pid) if pid else []
+
     def signal(self, service: Service, number: int) -> None:
-        """Send a signal to a service."""
+        """Send a signal to a service, paused or not."""
+        workers = self.processes(service)[1:]
         with self._rpc() as rpc, _ignoring(_NOT_RUNNING):
             rpc.signalProcess(f"{service.type}:{service.name}", str(int(number)))
+        if number == signal.SIGKILL:
+            # They end when they see that they are alone, which those that are paused do not.
+            _signal_all(workers, signal.SIGCONT)
 
     def states(self) -> dict[str, dict[str, Any]]:
         """State of every service: ``{"NS-rawx-1": {"state": "RUNNING", "pid": 12, "uptime_s": 3}}``."""
@@ -151,8 +174,8 @@ class Supervision:
             self._wait_gone(_SUPERVISOR_STOP_S)
         for number in (signal.SIGTERM, signal.SIGKILL):
             for pid in self.leftovers():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+                _signal_all([pid], number)
+                _signal_all([pid], signal.SIGCONT)
             if self._wait_gone(5.0):
                 break
         for path in (
@@ -199,6 +222,30 @@ class Supervision:
             yield xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport).supervisor
         finally:
             transport.close()
+
+
+def descendants(pid: int) -> list[int]:
+    """A process, then its children and theirs."""
+    children: list[int] = []
+    for path in glob.glob(f"/proc/{pid}/task/*/children"):
+        with contextlib.suppress(OSError), open(path, encoding="ascii") as listing:
+            children += map(int, listing.read().split())
+    return [pid, *(one for child in children for one in descendants(child))]
+
+
+def is_paused(pid: int) -> bool:
+    """Was this process stopped by a signal?"""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
+            return stream.read().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
+
+
+def _signal_all(pids: list[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ Small (one server, little memory), quick to notice that a client is gone, and on
 
 from __future__ import annotations
 
+from oio.common.zookeeper_server import find_zookeeper
 from oio.sandbox.errors import SandboxError
 from oio.sandbox.layout import Layout, Service
 
@@ -18,7 +19,7 @@ SESSION_MIN_MS, SESSION_MAX_MS = 500, 60_000
 _HEAP_MIB = 96
 
 
-def configuration(service: Service) -> str:
+def configuration(layout: Layout, service: Service) -> str:
     """The file ``zoo.cfg``."""
     keys = {
         "tickTime": TICK_MS,
@@ -31,6 +32,8 @@ def configuration(service: Service) -> str:
         # It would listen on a port of its own.
         "admin.enableServer": "false",
         "4lw.commands.whitelist": "ruok,srvr,stat,mntr,cons",
+        # A relaxed cluster does not wait for the disk. What an election holds ends with its session anyway.
+        "forceSync": "yes" if layout.options.durability == "durable" else "no",
         "preAllocSize": 1024,
         "autopurge.purgeInterval": 1,
         "autopurge.snapRetainCount": 3,
@@ -38,24 +41,13 @@ def configuration(service: Service) -> str:
     return "".join(f"{key}={value}\n" for key, value in keys.items())
 
 
-def environment(layout: Layout) -> dict[str, str]:
-    """Options of the Java machine, whatever wraps it."""
-    # A relaxed cluster does not wait for the disk. What an election holds ends with its session anyway.
-    words = [
-        f"-Xmx{_HEAP_MIB}m", "-Xss512k", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData",
-        f"-Dzookeeper.forceSync={'yes' if layout.options.durability == 'durable' else 'no'}",
-    ]  # fmt: skip
-    return {"JDK_JAVA_OPTIONS": " ".join(words)}
-
-
 def command(path: str) -> list[str]:
     """Command line for a configuration. :raises SandboxError: when there is no ZooKeeper on this machine."""
-    from oio.common.zookeeper_server import find_zookeeper
-
-    words = find_zookeeper()
+    words = find_zookeeper(heap=f"{_HEAP_MIB}m")
     if words is None:
         raise SandboxError(
             "No ZooKeeper on this machine, and copies need one for their elections: install the packages"
-            " zookeeper and default-jre-headless; or name one that runs (zookeeper_host in an option file)"
+            " libzookeeper-java and default-jre-headless, or unpack a distribution and name it in ZOOKEEPER_HOME;"
+            " or use one that runs (zookeeper_host in an option file)"
         )
     return [*words, path]

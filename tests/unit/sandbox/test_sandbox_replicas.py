@@ -4,9 +4,6 @@
 
 import configparser
 import json
-import shlex
-import sys
-import types
 
 import pytest
 from support import ROOT
@@ -28,9 +25,7 @@ def _own_surroundings(tmp_path, monkeypatch):
 
 
 def install(monkeypatch, words):
-    module = types.ModuleType("oio.common.zookeeper_server")
-    module.find_zookeeper = lambda: words
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(zookeeper, "find_zookeeper", lambda heap: words and [*words, heap])
 
 
 @pytest.fixture
@@ -71,8 +66,9 @@ def test_services_are_spread_over_host_groups(home):
     assert [one.location for one in found.of_type("meta2")] == ["rack.host1.1", "rack.host2.2", "rack.host3.3"]
     spread = {one.name for one in found.select(["@host1", "@host2", "@host3"])}
     centre = {one.name for one in found.select(["@centre"])}
-    assert spread | centre == {one.name for one in found.services} and not spread & centre
-    assert {"DEMO-proxy-1", "DEMO-zookeeper-1", "DEMO-conscience-1", "DEMO-redis-1"} <= centre
+    assert [one.name for one in found.select(["@zookeeper"])] == ["DEMO-zookeeper-1"]
+    assert spread | centre | {"DEMO-zookeeper-1"} == {one.name for one in found.services} and not spread & centre
+    assert {"DEMO-proxy-1", "DEMO-conscience-1", "DEMO-redis-1"} <= centre
     with pytest.raises(SandboxError, match="@host3"):
         found.select(["@host4"])
 
@@ -93,23 +89,13 @@ def test_zookeeper_is_small_and_quick(home):
     assert keys["dataDir"] == service.volume
     assert keys["admin.enableServer"] == "false"
     assert int(keys["minSessionTimeout"]) <= 1000
-    assert generate.command(found, service) == [*ZOOKEEPER, path]
+    assert generate.command(found, service) == [*ZOOKEEPER, "96m", path]
 
 
 @pytest.mark.parametrize(("durability", "word"), [("durable", "yes"), ("relaxed", "no")])
-def test_the_memory_of_zookeeper_is_bounded_whatever_starts_it(home, durability, word):
-    from supervisor.options import ServerOptions
-
-    found = Sandbox(home, Options(namespace="DEMO", replicas=3, rawx=0, durability=durability)).init()
-    options = ServerOptions()
-    options.realize(["-c", f"{found.conf_dir}/supervisord.conf"])
-    programs = {one.name: one for group in options.process_group_configs for one in group.process_configs}
-    server = programs.pop("DEMO-zookeeper-1")
-    java = server.environment["JDK_JAVA_OPTIONS"]
-    assert "-Xmx" in java and f"forceSync={word}" in java
-    assert server.environment["OIO_SANDBOX"] == found.mark
-    assert shlex.split(server.command)[:-1] == ZOOKEEPER
-    assert not any("JDK_JAVA_OPTIONS" in one.environment for one in programs.values())
+def test_only_a_durable_cluster_waits_for_the_disk(home, durability, word):
+    found = layout.compute(home, Options(replicas=3, rawx=0, durability=durability))
+    assert f"forceSync={word}\n" in zookeeper.configuration(found, found.of_type("zookeeper")[0])
 
 
 def test_without_zookeeper_on_this_machine_the_error_says_what_to_install(home, monkeypatch, capsys):
