@@ -10,7 +10,7 @@
   may lose the last ones.
 
 All is in ``<volume>/.replication/ledger``, a SQLite file in WAL mode. Writes that come together share a
-transaction and its fsync. After a failed write the file is opened again, and its WAL is emptied into it before
+transaction and its fsync. After a failed write, and when the file is opened, its WAL is emptied into it before
 anything else is written: no later success can stand on pages whose fsync failed.
 """
 
@@ -128,7 +128,6 @@ class Ledger:
         self._promises: dict[str, Promise] = {}
         self._late: dict[str, set[str]] = {}
         self._late_cached = 0
-        self._closed = False
         self._group = Group(self._run_batch)
         #: Taken in this order; the second one is held for the time of one short query.
         self._write_lock = threading.Lock()
@@ -136,12 +135,16 @@ class Ledger:
         self._writer: apsw.Connection | None = None
         self._reader: apsw.Connection | None = None
         self._sync = ""
+        #: A write failed: the frames that it left behind the valid ones of the WAL must go first.
+        self._suspect = False
         self._make_directory(volume)
         with self._write_lock:
             try:
                 self._open()
             except apsw.Error as exc:
                 raise translate(exc, self.path) from exc
+            except OSError as exc:
+                raise StatusError(status.UNAVAILABLE, f"cannot open {self.path}: {exc}") from exc
 
     # --- promises ----------------------------------------------------------------------------------
 
@@ -275,7 +278,6 @@ class Ledger:
     def close(self) -> None:
         """Close the file; the promises stay readable."""
         with self._write_lock:
-            self._closed = True
             self._close_connections()
 
     def _make_directory(self, volume: str) -> None:
@@ -288,18 +290,14 @@ class Ledger:
             raise StatusError(status.UNAVAILABLE, f"cannot create {self.directory}: {exc}") from exc
 
     def _open(self) -> None:
-        """Open the file, and empty its WAL: what a former process or a failed write left there is not trusted
-        to be on disk. The write lock is held."""
+        """Open the file, and empty its WAL: what a former process left there is not trusted to be on disk."""
         writer = apsw.Connection(self.path)
         try:
             writer.set_busy_timeout(BUSY_TIMEOUT_MS)
             writer.execute("PRAGMA journal_mode=WAL").fetchall()
-            self._sync = ""
             self._set_sync(writer, relaxed=False)
             writer.execute(_SCHEMA)
-            ((busy, _, _),) = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            if busy:
-                raise apsw.BusyError("its WAL cannot be emptied")
+            _empty_wal(writer)
             if self._fsync:
                 fsync_directory(self.directory)
             rows: list[Any] = writer.execute("SELECT group_key, epoch, owner FROM promises").fetchall()
@@ -309,10 +307,7 @@ class Ledger:
             writer.close()
             raise
         self._promises = {key: Promise(epoch, owner) for key, epoch, owner in rows}
-        self._late, self._late_cached = {}, 0
-        self._writer = writer
-        with self._read_lock:
-            self._reader = reader
+        self._writer, self._reader = writer, reader
 
     def _close_connections(self) -> None:
         with self._read_lock:
@@ -333,9 +328,6 @@ class Ledger:
             self._sync = level
 
     def _read(self, sql: str, bindings: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        if self._reader is None:
-            # After a failed write whose repair failed too.
-            self._write(lambda connection: None, relaxed=True)
         with self._read_lock:
             reader = self._reader
             if reader is None:
@@ -352,12 +344,13 @@ class Ledger:
     def _run_batch(self, members: list[Member]) -> None:
         """Never raises: every member gets its error, or none."""
         with self._write_lock:
-            if self._closed:
+            writer = self._writer
+            if writer is None:
                 for member in members:
                     member.error = self._unavailable()
                 return
             try:
-                callbacks = self._commit(members)
+                callbacks = self._commit(writer, members)
             except Exception as exc:
                 error = translate(exc, self.path)
                 if isinstance(error, StatusError):
@@ -368,16 +361,17 @@ class Ledger:
                 for member in members:
                     if member.error is None:
                         member.error = StatusError(error.code, error.message)
-                self._reopen()
+                self._suspect = True
+                _roll_back(writer, self.path)
                 return
             for callback in callbacks:
                 callback()
 
-    def _commit(self, members: list[Member]) -> list[Callable[[], object]]:
-        if self._writer is None:
-            self._open()
-        connection = self._writer
-        assert connection is not None
+    def _commit(self, connection: apsw.Connection, members: list[Member]) -> list[Callable[[], object]]:
+        if self._suspect:
+            self._set_sync(connection, relaxed=False)
+            _empty_wal(connection)
+            self._suspect = False
         self._set_sync(connection, all(member.relaxed for member in members))
         callbacks = []
         connection.execute("BEGIN IMMEDIATE")
@@ -393,18 +387,24 @@ class Ledger:
         connection.execute("COMMIT")
         return callbacks
 
-    def _reopen(self) -> None:
-        """After a failed write: what the connections hold cannot be trusted. The write lock is held."""
-        self._close_connections()
-        try:
-            self._open()
-        except (apsw.Error, OSError) as exc:
-            # The next call tries again; promises in memory are those that were told to somebody.
-            logger.error("%s cannot be opened again: %s", self.path, exc)
-
     def _unavailable(self) -> StatusError:
         return StatusError(status.UNAVAILABLE, f"{self.path} is closed")
 
 
 def _run(connection: apsw.Connection, sql: str, bindings: tuple[Any, ...]) -> None:
     connection.execute(sql, bindings)
+
+
+def _empty_wal(connection: apsw.Connection) -> None:
+    """Write the valid frames of the WAL into the file, sync it, and cut the WAL to nothing."""
+    ((busy, _, _),) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    if busy:
+        raise apsw.BusyError("its WAL cannot be emptied")
+
+
+def _roll_back(connection: apsw.Connection, path: str) -> None:
+    if connection.in_transaction:
+        try:
+            connection.execute("ROLLBACK")
+        except apsw.Error as exc:
+            logger.error("%s: rollback: %s", path, exc)

@@ -286,16 +286,37 @@ def test_a_failed_sync_is_told_and_repaired(tmp_path: Path, disk: BrokenVFS) -> 
     ledger.bury("base", HERE, DESTROYED, [])
     disk.broken = True
     for _ in range(2):
-        with pytest.raises(StatusError) as caught:
-            ledger.store_promise("K", 2, "peer-2")
-        assert caught.value.code in (500, 503)
+        for write in (lambda: ledger.store_promise("K", 2, "peer-2"), lambda: ledger.exhume("base")):
+            with pytest.raises(StatusError) as caught:
+                write()
+            assert caught.value.code in (500, 503)
+        # Readers never see what was told to have failed.
         assert ledger.promise("K") == Promise(1, "peer-1")
+        assert ledger.grave("base") is not None
     disk.broken = False
-    assert ledger.grave("base") is not None
-    ledger.store_promise("K", 3, "peer-3")
+    ledger.store_promise("K", 2, "peer-3")
+    ledger.add_late("peer", "base")
     ledger.close()
     ledger = Ledger(str(tmp_path))
-    assert ledger.promise("K") == Promise(3, "peer-3")
+    assert ledger.promise("K") == Promise(2, "peer-3")
+    assert ledger.grave("base") is not None
+    assert ledger.late("peer") == ["base"]
+    ledger.close()
+
+
+def test_what_a_failed_sync_left_in_the_wal_goes_before_the_next_write(tmp_path: Path, disk: BrokenVFS) -> None:
+    ledger = Ledger(str(tmp_path))
+    ledger.store_promise("K", 1, "peer-1")
+    disk.broken = True
+    with pytest.raises(StatusError):
+        ledger.bury("base", HERE, DESTROYED, [])
+    disk.broken = False
+    wal = tmp_path / ".replication" / "ledger-wal"
+    suspect = wal.read_bytes()
+    ledger.store_promise("K", 2, "peer-1")
+    # The WAL began anew: its salt is another one, and no frame of the former one is left.
+    assert wal.read_bytes()[16:24] != suspect[16:24]
+    assert wal.stat().st_size < len(suspect)
     ledger.close()
 
 
