@@ -44,7 +44,7 @@ class Undecided(Exception):
 
 def fits(value, operation):
     """Does a register of this value allow the operation?"""
-    if operation.kind in ("write", "ensure"):
+    if operation.kind == "write":
         return True
     if operation.kind == "create":
         return value is None
@@ -68,10 +68,6 @@ def apply(value, operation):
         return None
     if operation.kind == "cas":
         return operation.argument[1]
-    if operation.kind == "ensure":
-        if operation.outcome is Outcome.OK:
-            return operation.result if value in (None, operation.result) else _IMPOSSIBLE
-        return operation.argument if value is None else value
     return operation.argument
 
 
@@ -208,7 +204,7 @@ def _shrunk(operations, initial, everything):
     for operation in everything:
         argument = operation.argument
         anything |= set(argument) if isinstance(argument, tuple) else {argument}
-        anything |= {operation.result} if operation.kind in ("read", "ensure") else set()
+        anything |= {operation.result} if operation.kind == "read" else set()
     shown = [one for one in operations if _matters(one)]
     starts = sorted({one.start for one in shown})
     low, high = 0, len(starts) - 1
@@ -236,10 +232,31 @@ def _fails(operations, values):
         return False
 
 
-def check_registers(history, initial=None):
-    """All the violations of a history, key by key."""
-    found = (check_register(key, operations, initial) for key, operations in history.by_key().items())
+def check_registers(history, keys=None, view=lambda _key, operations: operations):
+    """All the violations of a history, key by key. A history that still goes on can be judged too.
+
+    :param view: what is judged of the operations on a key.
+    """
+    found = (check_register(key, view(key, operations)) for key, operations in history.by_key(keys).items())
     return [violation for violation in found if violation]
+
+
+def without_witnesses_of(kind, operations, unknown_s):
+    """Without what was only looked at, or refused, while a change of this kind was going on.
+
+    For changes that are done in several steps, each of which may be seen.
+
+    :param unknown_s: how long one that was given up by its client may go on.
+    """
+    times = [
+        (one.start, one.start + unknown_s if math.isinf(one.end) else one.end)
+        for one in operations
+        if one.kind == kind and one.changes()
+    ]
+    return [
+        one for one in operations
+        if one.changes() or not any(start <= one.end and one.start <= end for start, end in times)
+    ]  # fmt: skip
 
 
 # --- what is there at the end ----------------------------------------------------------------------------
@@ -255,8 +272,8 @@ def check_final(key, operations, final, initial=None):
     changes = [one for one in operations if one.kind != "read" and one.changes()]
     surely = [one for one in changes if one.outcome is Outcome.OK]
     if final is None:
-        deletes = [one for one in changes if one.kind == "delete"]
-        writes = [one for one in surely if one.kind != "delete"]
+        deletes = [one for one in changes if written(one) is None]
+        writes = [one for one in surely if written(one) is not None]
         for write in writes:
             if not any(delete.end > write.start for delete in deletes):
                 return Violation("acknowledged write is lost", key, [write])
@@ -269,7 +286,7 @@ def check_final(key, operations, final, initial=None):
     ends = max((one.end for one in writers), default=-math.inf)
     later = [one for one in surely if one.start > ends and written(one) != final]
     if later:
-        what = "deleted value is back" if later[-1].kind == "delete" else "overwritten value is back"
+        what = "deleted value is back" if written(later[-1]) is None else "overwritten value is back"
         return Violation(f"{what}: {final!r}", key, [*writers, *later[-3:]])
     return None
 
@@ -280,8 +297,6 @@ def written(operation):
         return None
     if operation.kind == "cas":
         return operation.argument[1]
-    if operation.kind == "ensure" and operation.outcome is Outcome.OK:
-        return operation.result
     return operation.argument
 
 

@@ -7,8 +7,10 @@ An operation that ended without a clear answer may take effect at any time after
 infinite. One that was refused for a reason that has nothing to do with the state (busy, not sent) had no effect.
 """
 
+import bisect
 import contextlib
 import enum
+import itertools
 import json
 import math
 import threading
@@ -38,12 +40,11 @@ REFUSED = _Refused()
 
 #: What an operation does to a register whose value is None when there is nothing.
 #:   read              result: the value
-#:   write(v)          always fits
+#:   write(v)          always fits; v may be None
 #:   create(v)         fits when there is nothing
-#:   cas((old, v))     fits when the value is ``old``
+#:   cas((old, v))     fits when the value is ``old``; v may be None
 #:   delete            fits when there is something
-#:   ensure(v)         link: sets ``v`` when there is nothing; result: the value afterwards
-KINDS = ("read", "write", "create", "cas", "delete", "ensure")
+KINDS = ("read", "write", "create", "cas", "delete")
 
 
 class Operation:
@@ -64,25 +65,30 @@ class Operation:
 
     def ok(self, result=True, end=None):
         """It is over: done, or evaluated and refused."""
-        self._close(Outcome.OK, end)
         self.result = result
+        self.end = time.monotonic() if end is None else end
+        self.outcome = Outcome.OK  # last: who sees it sees the others
         return self
 
     def failed(self, note="", end=None):
         """It was certainly not done."""
-        self._close(Outcome.FAILED, end)
         self.note = str(note)
+        self.end = time.monotonic() if end is None else end
+        self.outcome = Outcome.FAILED
         return self
 
     def unknown(self, note=""):
         """Nobody knows whether it is, or will be, done."""
-        self.outcome = Outcome.UNKNOWN
         self.note = str(note)
         return self
 
-    def _close(self, outcome, end):
-        self.outcome = outcome
-        self.end = time.monotonic() if end is None else end
+    def as_seen_now(self):
+        """A copy that does not change when its client closes the operation."""
+        outcome = self.outcome
+        seen = Operation(self.client, self.kind, self.key, self.argument, self.start)
+        seen.result, seen.note, seen.outcome = self.result, self.note, outcome
+        seen.end = math.inf if outcome is Outcome.UNKNOWN else self.end
+        return seen
 
     def changes(self):
         """May it have changed anything?"""
@@ -99,38 +105,60 @@ class Operation:
         return f"{self.key}: {self.told()}"
 
 
+def _start_s(operation):
+    return operation.start
+
+
 class History:
     """All the operations of a run, from all clients."""
 
     def __init__(self):
         self._lock = threading.Lock()
         self._operations = []
+        self._keys: dict[Any, list[Operation]] = {}
+        self._touched = set()
         self.origin_s = time.monotonic()
 
     def begin(self, client, kind, key, argument=None):
         """Note an operation that starts now; it is unknown until its caller closes it."""
-        operation = Operation(client, kind, key, argument, time.monotonic())
         with self._lock:
+            operation = Operation(client, kind, key, argument, time.monotonic())
             self._operations.append(operation)
+            self._keys.setdefault(key, []).append(operation)
+            self._touched.add(key)
         return operation
 
-    def add(self, operation):
-        """Note an operation that was made elsewhere: the part of a listing that is about one name."""
+    def add_reads(self, client, start, end, values):
+        """Note what one answer said of many keys: ``values`` maps keys to what was read."""
         with self._lock:
-            self._operations.append(operation)
+            for key, value in values.items():
+                operation = Operation(client, "read", key, None, start).ok(value, end)
+                self._keys.setdefault(key, []).append(operation)
+                self._touched.add(key)
 
     def operations(self):
-        """All of them until now, by time of their start."""
+        """All of them until now, without the parts of answers about many keys, by time of their start."""
         with self._lock:
-            found = list(self._operations)
-        return sorted(found, key=lambda operation: operation.start)
+            return list(self._operations)
 
-    def by_key(self):
-        """Operations of each key, by time of their start."""
-        groups: dict[Any, list[Operation]] = {}
-        for operation in self.operations():
-            groups.setdefault(operation.key, []).append(operation)
-        return groups
+    def by_key(self, keys=None):
+        """Operations of each key (of all) as they are now, by time of their start."""
+        with self._lock:
+            chosen = self._keys if keys is None else keys
+            found = {key: [operation.as_seen_now() for operation in self._keys[key]] for key in chosen}
+        return {key: sorted(operations, key=_start_s) for key, operations in found.items()}
+
+    def lost(self, key):
+        """How many changes of a key ended without a clear answer, or have not ended."""
+        with self._lock:
+            found = self._keys.get(key, ())
+            return sum(one.outcome is Outcome.UNKNOWN and one.kind != "read" for one in found)
+
+    def touched(self):
+        """Keys with operations since the last call."""
+        with self._lock:
+            keys, self._touched = self._touched, set()
+        return keys
 
     def counts(self):
         """How many are ok, failed, unknown."""
@@ -139,20 +167,24 @@ class History:
             counts[operation.outcome.value] += 1
         return counts
 
-    def last_change_s(self, after_s):
-        """End of the first change that was acknowledged, and begun after this time; None: there is none yet."""
+    def first_changes_s(self, after_s, group):
+        """For each group of keys: end of its first change that was acknowledged, and begun after this time.
+
+        :param group: gives the group of a key.
+        """
         with self._lock:
-            ends = [
-                operation.end
-                for operation in self._operations
-                if operation.start >= after_s and operation.outcome is Outcome.OK and operation.changes()
-            ]
-        return min(ends, default=None)
+            recent = self._operations[bisect.bisect_left(self._operations, after_s, key=_start_s) :]
+        found = {}
+        for operation in recent:
+            if operation.outcome is Outcome.OK and operation.changes():
+                name = group(operation.key)
+                found[name] = min(operation.end, found.get(name, math.inf))
+        return found
 
     def dump(self, path):
         """Write everything, one JSON object a line."""
         with open(path, "w", encoding="utf-8") as file:
-            for operation in self.operations():
+            for operation in sorted(itertools.chain(*self.by_key().values()), key=_start_s):
                 line = {name: getattr(operation, name) for name in Operation.__slots__}
                 line["outcome"] = operation.outcome.value
                 line["end"] = None if math.isinf(operation.end) else operation.end

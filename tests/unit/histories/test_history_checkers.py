@@ -6,9 +6,18 @@
 import itertools
 import json
 import random
+import time
 
 import pytest
-from histories.checkers import apply, check_counters, check_final, check_register, check_registers, check_same
+from histories.checkers import (
+    apply,
+    check_counters,
+    check_final,
+    check_register,
+    check_registers,
+    check_same,
+    without_witnesses_of,
+)
 from histories.history import REFUSED, History, Operation, Outcome, never_closed
 
 
@@ -49,10 +58,10 @@ GOOD = {
     ],
     "an unknown read": [op(0, 1, "write", "a"), Operation("c", "read", "k", None, 2).unknown()],
     "a failed write": [op(0, 1, "write", "a"), Operation("c", "write", "k", "b", 2).failed(end=3)],
-    "the same link for all": [
-        op(0, 5, "ensure", None, "h1"), op(1, 6, "ensure", None, "h1"), op(7, 8, "delete"),
-        op(9, 10, "ensure", None, "h2"), read(11, 12, "h2"),
+    "a deletion of what was read": [
+        op(0, 1, "write", "a"), op(2, 3, "cas", ("a", None)), op(4, 5, "cas", ("a", None), REFUSED),
     ],
+    "a property that is removed whether it is there or not": [op(0, 1, "write", None), op(2, 3, "write", None)],
     "three unknown deletions": [
         op(0, 1, "write", "a"), lost(1.1, "delete"), lost(1.2, "delete"), lost(1.3, "delete"),
         read(2, 3, None), op(4, 5, "create", "b"), read(6, 7, None), op(8, 9, "create", "c"), read(10, 11, "c"),
@@ -81,7 +90,7 @@ BAD = {
     "one unknown deletion for two": [
         op(0, 1, "write", "a"), lost(2, "delete"), op(3, 4, "create", "b"), op(5, 6, "create", "c"),
     ],
-    "two links": [op(0, 5, "ensure", None, "h1"), op(6, 7, "ensure", None, "h2")],
+    "a deletion of something else": [op(0, 1, "write", "a"), op(2, 3, "write", "b"), op(4, 5, "cas", ("a", None))],
     "seen after a later write was seen": [
         op(0, 9, "write", "a"), op(0, 9, "write", "b"), read(1, 2, "a"), read(3, 4, "b"), read(5, 6, "a"),
     ],
@@ -208,6 +217,17 @@ def test_keys_are_judged_one_by_one():
     assert [violation.key for violation in check_registers(history)] == ["bad"]
 
 
+def test_steps_of_a_change_may_be_seen_and_nothing_else():
+    seen = [op(0, 1, "write", "a"), op(2, 9, "delete"), op(3, 4, "delete", None, REFUSED), read(5, 6, "a")]
+    assert check_register("k", seen) is not None
+    assert check_register("k", without_witnesses_of("delete", seen, 5)) is None
+    assert check_register("k", without_witnesses_of("delete", [*seen, read(10, 11, "a")], 5)) is not None
+    given_up = [op(0, 1, "write", "a"), lost(2, "delete"), read(3, 4, None), read(5, 6, "a")]
+    assert check_register("k", without_witnesses_of("delete", given_up, 5)) is None
+    later = [*given_up, read(8, 9, None), read(10, 11, "a")]
+    assert check_register("k", without_witnesses_of("delete", later, 5)) is not None
+
+
 @pytest.mark.parametrize(
     ("operations", "final", "word"),
     [
@@ -215,6 +235,8 @@ def test_keys_are_judged_one_by_one():
         ([op(0, 1, "write", "a")], None, "lost"),
         ([op(0, 1, "write", "a"), op(2, 3, "delete")], None, None),
         ([op(0, 1, "write", "a"), op(2, 3, "delete")], "a", "deleted value is back"),
+        ([op(0, 1, "write", "a"), op(2, 3, "cas", ("a", None))], None, None),
+        ([op(0, 1, "write", "a"), op(2, 3, "write", None)], "a", "deleted value is back"),
         ([op(0, 1, "write", "a"), op(2, 3, "write", "b")], "a", "overwritten value is back"),
         ([op(0, 1, "write", "a"), op(0.5, 3, "write", "b")], "a", None),
         ([op(0, 1, "write", "a"), lost(0, "delete")], None, None),
@@ -260,4 +282,29 @@ def test_a_history_is_written_for_later(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["write", "cas", "delete"]
     assert lines[2]["end"] is None
-    assert history.last_change_s(0.0) == lines[0]["end"]
+
+
+def test_recovery_is_the_first_change_that_begins_afterwards():
+    history = History()
+    history.begin("c", "write", ("x", 1), "a").ok()
+    early = history.begin("c", "write", ("x", 1), "b")
+    struck_s = time.monotonic()
+    early.ok()
+    history.begin("c", "read", ("x", 1)).ok("b")
+    history.begin("c", "create", ("x", 1), "c").ok(REFUSED)
+    history.begin("c", "create", ("y", 1), "c").failed()
+    first = history.begin("c", "delete", ("x", 2)).ok()
+    history.begin("c", "write", ("x", 1), "d").ok()
+    assert history.first_changes_s(struck_s, lambda key: key[0]) == {"x": first.end}
+
+
+def test_what_a_listing_says_is_judged_name_by_name():
+    history = History()
+    history.begin("c", "create", "a", 1).ok()
+    history.begin("c", "create", "b", 2).ok()
+    assert history.touched() == {"a", "b"}
+    now = time.monotonic()
+    history.add_reads("c", now, now + 1, {"a": 1, "b": None})
+    assert history.touched() == {"a", "b"}
+    assert [violation.key for violation in check_registers(history)] == ["b"]
+    assert check_registers(history, ["a"]) == []

@@ -1,0 +1,237 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A cluster at work while misfortunes happen to it, and the judgement of all that its clients were told."""
+
+import statistics
+import time
+from collections import Counter
+from typing import NamedTuple
+
+from histories import copies
+from histories.checkers import check_counters, check_final, check_registers, without_witnesses_of
+from histories.clients import Client, LastReader
+from histories.history import History
+from histories.workloads import Lives, References, Registers, Sets, counters_of
+from support import ACCOUNT, eventually
+
+from oio import ObjectStorageApi
+from oio.common.exceptions import OioException
+from oio.consistency.main import check_namespace
+
+#: Time within which every part of the work must go on after a misfortune has ended.
+RECOVERY_MAX_S = 60.0
+#: How long each client waits: some give up early, and go on with the next operation.
+PATIENCE_S = (2.0, 15.0, 15.0)
+#: How long a service may go on with the destruction of a container after its client gave up.
+DESTRUCTION_MAX_S = 30.0
+#: Nobody cleans after an upload that was interrupted.
+LEFT_BY_UPLOADS = frozenset({"chunk-orphan", "index-unknown"})
+
+
+def judged(key, operations):
+    """What is judged of the operations on a key: a container is destroyed in steps, in several services."""
+    if key[0] != "container":
+        return operations
+    return without_witnesses_of("delete", operations, DESTRUCTION_MAX_S)
+
+
+class Round(NamedTuple):
+    """What happened, and how long it was felt."""
+
+    kind: str
+    words: str
+    struck_s: float
+    healed_s: float
+    #: Time from its beginning, and from its end, until every part of the work had gone on.
+    after_beginning_s: float
+    after_end_s: float
+
+
+class Trial:
+    """Clients at work on a cluster.
+
+    :param seed: what the clients draw follows from it.
+    :param clients: how many work at once.
+    """
+
+    def __init__(self, cluster, seed, clients=6, lives=True, name="trial"):
+        self._cluster = cluster
+        self._seed = seed
+        self.history = History()
+        self._proxies = [service.addr for service in cluster.services("proxy")]
+        self._api = ObjectStorageApi(cluster.namespace, endpoint=self._proxies[0], read_timeout=15.0)
+        self.fixed = [f"{name}-objects{number}" for number in range(3)]
+        self._workloads = [
+            Registers(self.history, self.fixed),
+            Sets(self.history, f"{name}-list"),
+            References(self.history, [f"{name}-reference{number}" for number in range(3)]),
+        ]
+        if lives:
+            self._workloads.append(Lives(self.history, f"{name}-life"))
+        self._clients = [self._client(Client, number) for number in range(clients)]
+        self.rounds = []
+
+    def _client(self, kind, number):
+        proxy = self._proxies[number % len(self._proxies)]
+        patience_s = PATIENCE_S[number % len(PATIENCE_S)]
+        return kind(number, self._cluster.namespace, proxy, self.history, self._workloads, self._seed, patience_s)
+
+    def start(self):
+        """Make what the workloads need, and begin to work."""
+        for workload in self._workloads:
+            workload.prepare(self._api)
+        for client in self._clients:
+            client.start()
+        self._await_progress(time.monotonic(), "the beginning")
+
+    def stop(self):
+        """End the work."""
+        for client in self._clients:
+            client.stop()
+        for client in self._clients:
+            if client.is_alive():
+                client.wait()
+
+    # --- misfortunes --------------------------------------------------------------------------------
+
+    def suffer(self, misfortune):
+        """One round: it happens, it lasts, it ends, and work must go on."""
+        struck_s = time.monotonic()
+        words = misfortune.happen()
+        try:
+            misfortune.last()
+        finally:
+            misfortune.end()
+        healed_s = time.monotonic()
+        recovery_s = self._await_progress(healed_s, words)
+        first_s = max(self._first_changes_s(struck_s).values(), default=struck_s) - struck_s
+        self.rounds.append(Round(misfortune.kind, words, struck_s, healed_s, first_s, recovery_s))
+
+    def _first_changes_s(self, after_s):
+        return self.history.first_changes_s(after_s, self._group)
+
+    def _group(self, key):
+        return key[:2] if key[0] in ("object", "property") else key[:1]
+
+    def _await_progress(self, after_s, words):
+        """Wait until a change was acknowledged in each group of keys."""
+        groups = {("object", container) for container in self.fixed} | {("property",), ("name",)}
+
+        def went_on():
+            found = self._first_changes_s(after_s)
+            kinds = {*found, *((name[0],) for name in found)}
+            if groups <= kinds or self.complaints():
+                return max(found.values(), default=after_s) - after_s + 1e-9  # true
+            return None
+
+        try:
+            return eventually(went_on, RECOVERY_MAX_S, f"work goes on after {words}")
+        except AssertionError:
+            missing = groups - set(self._first_changes_s(after_s))
+            recent = [one for one in self.history.operations()[-40:] if one.note]
+            raise AssertionError(
+                f"no change of {missing} within {RECOVERY_MAX_S} s after {words}\n" + self._told(recent)
+            ) from None
+
+    def complaints(self):
+        """Answers that are wrong by themselves."""
+        return [complaint for client in self._clients for complaint in client.complaints]
+
+    # --- judgement ----------------------------------------------------------------------------------
+
+    def judge_so_far(self):
+        """Violations on keys that were used since the last time."""
+        violations = check_registers(self.history, self.history.touched(), judged)
+        return self.complaints() + [violation.told(self.history.origin_s) for violation in violations]
+
+    def judge(self):
+        """All that is wrong, once the work has ended and the cluster is whole."""
+        reader = self._client(LastReader, 1)
+        for workload in self._workloads:
+            workload.conclude(reader)
+        found = self.complaints() + reader.complaints
+        found += [one.told(self.history.origin_s) for one in check_registers(self.history, view=judged)]
+        found += self._judge_last_values()
+        found += self._judge_counters()
+        found += self._judge_copies()
+        return found
+
+    def _judge_last_values(self):
+        found = []
+        for key, operations in self.history.by_key().items():
+            final = operations[-1]
+            if final.kind == "read" and final.client == "client-1":
+                violation = check_final(key, operations, final.result)
+                if violation:
+                    found.append(violation.told(self.history.origin_s))
+        return found
+
+    def _judge_counters(self):
+        found = []
+        for container in [name for workload in self._workloads for name in workload.containers()]:
+            page = self._api.object_list(ACCOUNT, container, limit=10_000)
+            counters = counters_of(self._api.container_get_properties(ACCOUNT, container))
+            found += check_counters(container, counters, [entry["size"] for entry in page["objects"]])
+        return found
+
+    def _judge_copies(self):
+        """Copies that were away need a moment: what matters is that they become equal by themselves."""
+        left = []
+
+        def equal():
+            left[:] = copies.differences(self._cluster.services())
+            return not left
+
+        try:
+            eventually(equal, RECOVERY_MAX_S, "equal copies")
+        except AssertionError:
+            return left[:20]
+        return []
+
+    def judge_agreement(self):
+        """What containers, accounts and indexes say of each other, as the consistency check finds it."""
+        left = []
+
+        def agreed():
+            try:
+                report = check_namespace(self._cluster.namespace, self._proxies[0], passes=1)
+                left[:] = [*report.unchecked, *(one for one in report.findings if one.kind not in LEFT_BY_UPLOADS)]
+            except OioException as exc:
+                left[:] = [exc]
+            return not left
+
+        try:
+            eventually(agreed, RECOVERY_MAX_S, "agreement")
+        except AssertionError:
+            return [str(one) for one in left[:20]]
+        return []
+
+    # --- words --------------------------------------------------------------------------------------
+
+    def _told(self, operations):
+        return "\n".join(f"  {one.key}: {one.told(self.history.origin_s)}" for one in operations)
+
+    def schedule(self):
+        """The rounds until now, one a line."""
+        origin_s = self.history.origin_s
+        return "\n".join(
+            f"  {one.struck_s - origin_s:8.3f} … {one.healed_s - origin_s:8.3f}  {one.words}"
+            for one in self.rounds
+        )
+
+    def summary(self):
+        """Rounds by kind, operations by outcome, times until work went on."""
+        lines = ["operations: " + ", ".join(f"{count} {name}" for name, count in self.history.counts().items())]
+        for kind, count in sorted(Counter(one.kind for one in self.rounds).items()):
+            mine = [one for one in self.rounds if one.kind == kind]
+            begun = _spread([one.after_beginning_s for one in mine])
+            ended = _spread([one.after_end_s for one in mine])
+            lines.append(f"{kind:24} {count:4} rounds; work goes on {begun} after it began, {ended} after its end")
+        return "\n".join(lines)
+
+
+def _spread(times_s):
+    return f"p50 {statistics.median(times_s):.2f} s, max {max(times_s):.2f} s"
+
+
