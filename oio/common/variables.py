@@ -132,7 +132,7 @@ DECLARED: dict[str, Variable] = _declare(
     Variable("proxy.period.refresh.csurl", "duration", 30.0, "Consciences reread", 0.05, 3600),
     Variable("proxy.period.refresh.srvtypes", "duration", 30.0, "Types are read again", 0.05, 3600),
     Variable("proxy.prefer.master_for_read", "bool", False, "Read from the master of a base"),
-    Variable("proxy.prefer.slave_for_read", "bool", True, "Read from the slaves of a base first"),
+    Variable("proxy.prefer.slave_for_read", "bool", False, "Read from slaves first, which may be late"),
     Variable("proxy.prefer.master_for_write", "bool", True, "Write to the master of a base first"),
     Variable("proxy.quirk.local_scores", "bool", False, "Real scores in local/list"),
     Variable("proxy.request.max_delay", "duration", 60.0, "Default deadline", 0.01, 86400),

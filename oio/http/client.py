@@ -35,7 +35,7 @@ import ssl
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -148,13 +148,15 @@ class HttpPool:
         deadline: float | None = None,
         retries: int = 1,
         idempotent: bool | None = None,
+        on_silence: Callable[[], bool] | None = None,
         **_ignored: Any,
     ) -> HttpResponse:
         """Send a request and give its whole answer.
 
         `timeout` is the longest silence, or (connect, read); `deadline` a monotonic time that bounds
-        everything. `retries` bounds the repetitions described at the top of this module. Raises
-        `HttpClientError`.
+        everything. `retries` bounds the repetitions described at the top of this module. With
+        `on_silence` a silence ends nothing by itself: this is called (it may take its time, and look at
+        the peer in another way), and the wait goes on while it answers True. Raises `HttpClientError`.
         """
         connect_s, read_s = self.connect_timeout_s, self.read_timeout_s
         if timeout is not None:
@@ -172,6 +174,8 @@ class HttpPool:
             connection.read_timeout_s = read_s
             connection.write_timeout_s = self.write_timeout_s
             connection.deadline = deadline
+            if on_silence is not None:
+                connection.on_silence = on_silence
             try:
                 return self._exchange(connection, method, target, fields, data)
             except ConnectionClosed as error:

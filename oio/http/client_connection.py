@@ -88,6 +88,7 @@ class ClientConnection(Source):
         "idle_since",
         "key",
         "on_release",
+        "on_silence",
         "read_timeout_s",
         "received",
         "reused",
@@ -115,6 +116,8 @@ class ClientConnection(Source):
         self.deadline: float | None = None
         self.idle_since = 0.0
         self.on_release: Callable[[ClientConnection], None] | None = None
+        #: Asked after each silence of `read_timeout_s`: shall one wait on? None: a silence ends the request.
+        self.on_silence: Callable[[], bool] | None = None
         self.read_timeout_s = read_timeout_s
         self.write_timeout_s = write_timeout_s
         self._method = ""
@@ -264,6 +267,7 @@ class ClientConnection(Source):
         """Give the connection back to its pool; it must be between two requests."""
         self.side = None
         self.deadline = None
+        self.on_silence = None
         if self.on_release is None or self.pos != self.end or self._out:
             self.close()
             return
@@ -322,7 +326,14 @@ class ClientConnection(Source):
         """See `Source.stalled`."""
         if not self._waiting:
             raise WouldBlock
-        raise ReadTimeout("read timeout", self.address, self.sent)
+        on_silence = self.on_silence
+        if on_silence is None:
+            raise ReadTimeout("read timeout", self.address, self.sent)
+        # Raises when the deadline is reached; then what remains of it bounds the next silence.
+        self._arm_receive()
+        if not on_silence() and not _is_readable(self.sock.fileno()):
+            raise ReadTimeout("no answer, and no sign of life", self.address, self.sent)
+        self._arm_receive()
 
     def broken(self, error: OSError) -> BaseException:
         """See `Source.broken`."""

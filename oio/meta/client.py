@@ -10,8 +10,8 @@ A call either returns the decoded reply of the operation (``None`` for operation
 one of the network codes (2 refused, 3 reset, 4 closed, 5 connection timeout, 7 read timeout, 9 other).
 
 An operation that changes something is sent once. After the codes 3, 4 and 7 it may have been executed all the
-same: the caller knows whether it is safe to send it again. One that only reads is sent a second time when the
-pooled connection it took turns out to be closed.
+same: the caller knows whether it is safe to send it again. One that only reads, or that has an id by which it is
+made once, is sent a second time when the pooled connection it took turns out to be closed.
 
 This stands on the path of every object operation, so what depends only on the type of the request (path,
 decoder) is prepared once, and an unused header is not sent.
@@ -19,7 +19,8 @@ decoder) is prepared once, and an unused header is not sent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -56,6 +57,12 @@ TIMEOUT_DEFAULT_S = 30.0
 
 #: A meta service is one hop away on the local network: a longer wait means that it is down (seconds).
 CONNECT_TIMEOUT_S = 2.0
+
+#: A silence of that long is worth a look at the service, when the caller wants one (seconds).
+PATIENCE_S = 1.0
+
+#: A service that is well answers a ping within that time (seconds).
+PING_S = 0.5
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_error = msgspec.msgpack.Decoder(ErrorReply).decode
@@ -125,11 +132,14 @@ class MetaClient:
         admin: bool = False,
         origin: str = "",
         route: Route | None = None,
+        on_silence: Callable[[], bool] | None = None,
     ) -> Any:
         """Execute ``request`` on the service at ``address`` ("host:port") and return its reply.
 
         ``origin`` is the user agent of the client at the source of the operation; it travels to the events.
         ``route`` tells how to treat a base that has copies; 303 then names the master.
+        ``on_silence`` is asked after each :data:`PATIENCE_S` without an answer whether to wait on; False is a
+        read timeout.
         """
         kind = type(request)
         prepared = _prepared.get(kind) or _prepare(kind)
@@ -140,8 +150,14 @@ class MetaClient:
             headers["x-oio-admin"] = "1"
         if origin:
             headers["user-agent"] = origin
+        idempotent, deadline, silence_s = prepared.idempotent, None, timeout_s
         if route is not None:
             route.add_to(headers)
+            idempotent = idempotent or bool(route.operation)
+        if on_silence is not None:
+            deadline = time.monotonic() + timeout_s
+            if silence_s > PATIENCE_S:
+                silence_s = PATIENCE_S
         try:
             response = self._request(
                 "POST",
@@ -150,9 +166,11 @@ class MetaClient:
                 _encode(request),
                 timeout=(
                     CONNECT_TIMEOUT_S if timeout_s > CONNECT_TIMEOUT_S else timeout_s,
-                    timeout_s,
+                    silence_s,
                 ),
-                idempotent=prepared.idempotent,
+                deadline=deadline,
+                idempotent=idempotent,
+                on_silence=on_silence,
             )
         except HttpClientError as err:
             raise StatusError(network_code(err), f"{address}: {err}") from err
@@ -166,6 +184,20 @@ class MetaClient:
         if response.status == 204:
             return None
         raise _failure(address, prepared.path, response.status, response.data)
+
+    def is_alive(self, address: str, timeout_s: float = PING_S) -> bool:
+        """Does anything answer at this address, whatever it says?"""
+        try:
+            self._request(
+                "POST",
+                f"http://{address}/v1/ping",
+                timeout=timeout_s,
+                deadline=time.monotonic() + timeout_s,
+                idempotent=True,
+            )
+        except HttpClientError:
+            return False
+        return True
 
 
 def network_code(err: HttpClientError) -> int:

@@ -65,7 +65,7 @@ class Errand:
     It keeps the request id and the origin; other rights, other services or another deadline may go with it.
     """
 
-    __slots__ = ("_call", "_deadline", "admin", "only", "origin", "reqid")
+    __slots__ = ("_call", "_deadline", "admin", "force_master", "only", "origin", "prefer_slave", "reqid")
 
     def __init__(
         self, call: Call, *, admin: bool | None = None, only: list[str] | None = None, grace_s: float | None = None
@@ -79,6 +79,8 @@ class Errand:
         self._deadline = None if grace_s is None else time.monotonic() + grace_s
         self.admin = call.admin if admin is None else admin
         self.only: list[str] = only or []
+        self.force_master = call.force_master
+        self.prefer_slave = call.prefer_slave
         self.origin = call.origin
         self.reqid = call.reqid
 
@@ -244,6 +246,16 @@ class Call:
         """Does the request bypass the modes of the namespace?"""
         text = self.headers.get("x-oio-admin")
         return text is not None and _boolean(text)
+
+    @property
+    def force_master(self) -> bool:
+        """Shall the master answer, whatever else is preferred?"""
+        return self.header_boolean("x-oio-force-master")
+
+    @property
+    def prefer_slave(self) -> bool:
+        """Is a copy of a base good enough to read, though it may be late?"""
+        return self.header_boolean("x-oio-prefer-slave")
 
     @property
     def only(self) -> list[str]:

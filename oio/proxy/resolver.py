@@ -9,7 +9,6 @@ drops the entry and the operation is tried again. Locks are held for dictionary 
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,16 @@ from oio.common.status import StatusError
 from oio.common.variables import Variables
 from oio.conscience.messages import valid_address
 from oio.meta.client import MetaClient
-from oio.meta.messages import Meta0Get, Operation, PrefixMapping, ReferenceReply, ReferenceShow, ServiceLink
+from oio.meta.messages import (
+    BaseStatus,
+    Meta0Get,
+    Operation,
+    PrefixMapping,
+    ReferenceReply,
+    ReferenceShow,
+    ServiceLink,
+)
+from oio.proxy.copies import NETWORK_CODES, UNCERTAIN_CODES, CopiesCall, new_operation
 
 if TYPE_CHECKING:
     from oio.proxy.feed import Feed
@@ -33,10 +41,6 @@ REDIRECTION_WAITS_S = (0.0, 0.2, 0.4, 0.8)
 
 #: Answers that show that a remembered location is wrong.
 STALE_CODES = frozenset({431, 450, 453, 409})
-#: Failures of the network: the next replica may do better.
-NETWORK_CODES = frozenset(range(2, 10))
-#: After these the request may have been executed: it must not be sent to another replica if it writes.
-UNCERTAIN_CODES = frozenset({3, 4, 5, 7})
 #: Begins the message of a failure to find the services of a container.
 _DIRECTORY_ERROR = "Directory error: "
 
@@ -64,6 +68,14 @@ class Context(Protocol):
     @property
     def origin(self) -> str:
         """User agent of the client."""
+
+    @property
+    def force_master(self) -> bool:
+        """Read from the master, and from nobody else."""
+
+    @property
+    def prefer_slave(self) -> bool:
+        """A copy that may be late is good enough to read."""
 
     def timeout_s(self, at_most_s: float) -> float:
         """Time left for one exchange."""
@@ -121,7 +133,8 @@ class Resolver:
     """Finds services and calls them."""
 
     def __init__(self, variables: Variables, meta: MetaClient, feed: Feed) -> None:
-        self._variables, self._meta, self._feed = variables, meta, feed
+        self._variables, self._feed = variables, feed
+        self.meta = meta
         self.csm0 = Cache(
             lambda: variables["resolver.cache.csm0.max.default"],
             lambda: variables["resolver.cache.csm0.ttl.default"],
@@ -226,14 +239,21 @@ class Resolver:
         :param only: services to send it to, whatever the directory says.
         """
         cid: str = request.cid
+        operation = ""
 
         def attempt() -> Any:
+            nonlocal operation
             try:
                 services = list(only) or self.meta1(cid, context)
             except StatusError as exc:
                 raise StatusError(exc.code, f"{_DIRECTORY_ERROR}{exc.message}") from exc
             try:
-                return self._call_any("meta1", services, request, context, write)
+                if only:
+                    known = self.csm0.get(self.prefix_of(cid)) if self._cached else None
+                    return self._call_named("meta1", services, request, context, write, known)
+                if write and not operation and len(services) > 1:
+                    operation = new_operation()
+                return self._call_any("meta1", services, request, context, write, operation)
             except StatusError as exc:
                 if exc.code == status.UNAVAILABLE:
                     self.csm0.drop(self.prefix_of(cid))
@@ -246,25 +266,59 @@ class Resolver:
         """Send an operation to the meta2 of ``request.cid``; locates it again when it is elsewhere."""
         cid: str = request.cid
         cached = False
+        operation = ""
 
         def attempt() -> Any:
-            nonlocal cached
+            nonlocal cached, operation
             begin = time.perf_counter()
             only = context.only
             services, cached = (only, False) if only else self.services(cid, "meta2", context)
             middle = time.perf_counter()
             context.measure("resolve", middle - begin)
-            reply = self._call_any("meta2", services, request, context, write)
+            if only:
+                known = self.links.get((cid, "meta2")) if self._cached else None
+                reply = self._call_named("meta2", only, request, context, write, known)
+            elif len(services) == 1:
+                reply = self._call_single("meta2", services, request, context, write)
+            else:
+                if write and not operation:
+                    operation = new_operation()
+                reply = self._call_any("meta2", services, request, context, write, operation)
             context.measure("meta2", time.perf_counter() - middle)
             return reply
 
         return self._retried(attempt, lambda: self.links.drop((cid, "meta2")) and cached)
 
     def call_services(
-        self, service_type: str, services: list[str], request: Operation, context: Context, write: bool
+        self,
+        service_type: str,
+        services: list[str],
+        request: Operation,
+        context: Context,
+        write: bool,
+        *,
+        peers: Sequence[str] | None = None,
+        ceiling_s: float | None = None,
     ) -> Any:
-        """Send an operation to one of the given services, without any resolution."""
-        return self._call_any(service_type, services, request, context, write)
+        """Send an operation to the master among the given services, without any resolution.
+
+        When they are those that the context names and no other, the first of them that answers is the one.
+
+        :param peers: services that hold the base, when they are not those that are asked.
+        :param ceiling_s: longest exchange with a service of a base that has copies.
+        """
+        if context.only and services == context.only:
+            return self._call_named(service_type, services, request, context, write, peers, ceiling_s)
+        operation = new_operation() if write and len(services) > 1 else ""
+        return self._call_any(service_type, services, request, context, write, operation, ceiling_s)
+
+    def master_of(self, service_type: str, services: list[str], base: str, context: Context) -> str:
+        """Name of the service that is the master of a base. :raises StatusError: 503 when there is none."""
+        if len(services) == 1:
+            return services[0]
+        call = CopiesCall(self, service_type, services, BaseStatus(base=base), context, write=False)
+        call.run_on_master()
+        return call.answered.name if call.answered is not None else services[0]
 
     @staticmethod
     def _retried(attempt: Callable[[], T], forget: Callable[[], bool]) -> T:
@@ -281,11 +335,46 @@ class Resolver:
         return attempt()
 
     def _call_any(
-        self, service_type: str, services: list[str], request: Operation, context: Context, write: bool
+        self,
+        service_type: str,
+        services: list[str],
+        request: Operation,
+        context: Context,
+        write: bool,
+        operation: str = "",
+        ceiling_s: float | None = None,
     ) -> Any:
-        """Call one replica after the other until one answers."""
-        if len(services) > 1:
-            services = self._ordered(service_type, services, request, write)
+        """Call the only service of a base, or its master."""
+        if len(services) == 1:
+            return self._call_single(service_type, services, request, context, write)
+        return CopiesCall(
+            self, service_type, services, request, context,
+            write=write, operation=operation, ceiling_s=ceiling_s,
+        ).run()  # fmt: skip
+
+    def _call_named(
+        self,
+        service_type: str,
+        services: Sequence[str],
+        request: Operation,
+        context: Context,
+        write: bool,
+        peers: Sequence[str] | None,
+        ceiling_s: float | None = None,
+    ) -> Any:
+        """Call the services that a request names; ``peers`` are those of the base, None when nobody knows."""
+        if peers is not None and len(peers) == 1:
+            return self._call_single(service_type, services, request, context, write)
+        operation = new_operation() if write else ""
+        return CopiesCall(
+            self, service_type, services, request, context,
+            write=write, operation=operation, told=peers or (), ceiling_s=ceiling_s,
+        ).ask_named()  # fmt: skip
+
+    def _call_single(
+        self, service_type: str, services: Sequence[str], request: Operation, context: Context, write: bool
+    ) -> Any:
+        """Call the service of a base that has one copy (or the first that answers of those that are named)."""
         last: StatusError | None = None
         for service in services:
             try:
@@ -306,13 +395,12 @@ class Resolver:
         raise StatusError(status.UNAVAILABLE, f"No service replied (last error: {last})") from last
 
     def _call_one(self, service_type: str, address: str, request: Operation, context: Context) -> Any:
-        """Call a service, follow its redirections, remember its master, or that it is down."""
+        """Call a service, follow its redirections, remember that it is down."""
         ceiling = self._variables["proxy.outgoing.timeout.common"]
-        master = ""
         for wait_s in (*REDIRECTION_WAITS_S, None):
             timeout_s = context.timeout_s(ceiling)
             try:
-                reply = self._meta.call(
+                return self.meta.call(
                     address,
                     request,
                     reqid=context.reqid,
@@ -325,7 +413,7 @@ class Resolver:
                 if exc.code in NETWORK_CODES and not (
                     exc.code in _TIMEOUT_CODES and timeout_s < min(ceiling, _PATIENCE_S)
                 ):
-                    self._mark_down(address)
+                    self.mark_down(address)
                 if exc.code != status.REDIRECT or wait_s is None or context.only:
                     if exc.code == status.REDIRECT and wait_s is None:
                         raise StatusError(
@@ -334,44 +422,61 @@ class Resolver:
                     raise
                 if wait_s:
                     time.sleep(min(wait_s, context.timeout_s(ceiling)))
-                master = exc.message.strip()
-                address = self.address(service_type, master)
-                continue
-            if master:
-                self.masters.put(self._base_key(service_type, request), master)
-            return reply
+                address = self.address(service_type, exc.message.strip())
         raise AssertionError("unreachable")
 
-    def _base_key(self, service_type: str, request: Any) -> tuple[str, str]:
+    # --- what a call to a base with copies wants to know --------------------------------------------------
+
+    def base_key(self, service_type: str, request: Any) -> tuple[str, str]:
         """What tells the base that an operation is about."""
-        cid: str = getattr(request, "cid", "")
-        return service_type, self.prefix_of(cid) if service_type == "meta1" else cid
+        cid: str = getattr(request, "cid", "") or getattr(request, "base", "")
+        if service_type == "meta0":
+            return service_type, ""
+        return service_type, self.prefix_of(cid) if service_type == "meta1" else cid[:64]
 
-    def _ordered(
-        self, service_type: str, services: list[str], request: Operation, write: bool
-    ) -> list[str]:
-        """Replicas in the order of preference: those not known as down, then the wanted role, then by chance."""
-        services = list(services)
+    @property
+    def ceiling_s(self) -> float:
+        """Longest exchange with a meta service."""
+        seconds: float = self._variables["proxy.outgoing.timeout.common"]
+        return seconds
+
+    def wants_master(self, context: Context) -> bool:
+        """Must a read be answered by the master, whatever else is asked for?"""
+        return context.force_master or self._variables["proxy.force.master"]
+
+    def reads_copies(self, context: Context) -> bool:
+        """Is a copy that may be late good enough for a read?"""
         variables = self._variables
+        preferred = variables["proxy.prefer.slave_for_read"] and not variables["proxy.prefer.master_for_read"]
+        return (preferred or context.prefer_slave) and not self.wants_master(context)
+
+    @property
+    def prefers_master_to_write(self) -> bool:
+        """Shall the known master be asked first for what is written?"""
+        return bool(self._variables["proxy.prefer.master_for_write"])
+
+    def shuffles(self, service_type: str) -> bool:
+        """Are services otherwise alike asked in any order?"""
         name = "proxy.dir_shuffle" if service_type == "meta1" else "proxy.srv_shuffle"
-        if variables[name]:
-            random.shuffle(services)
-        master = self.masters.get(self._base_key(service_type, request))
-        if master is not None:
-            if variables["proxy.prefer.master_for_write" if write else "proxy.prefer.master_for_read"]:
-                services.sort(key=lambda service: service != master)
-            elif not write and variables["proxy.prefer.slave_for_read"]:
-                services.sort(key=lambda service: service == master)
-        if self.down:
-            services.sort(key=lambda service: self._is_down(service_type, service))
-        return services
+        return bool(self._variables[name])
 
-    def _is_down(self, service_type: str, service: str) -> bool:
-        world = self._feed.world
-        item = world.find(service_type, service) if world is not None else None
-        return self.down.get(item.addr if item is not None else service, 0.0) > time.monotonic()
+    def forget_location(self, service_type: str, base: str) -> None:
+        """Drop what is remembered of the place of a base, as its :meth:`base_key` names it."""
+        if service_type == "meta2":
+            self.links.drop((base, service_type))
+        elif service_type == "meta1":
+            self.csm0.drop(base)
 
-    def _mark_down(self, address: str) -> None:
+    def is_down(self, address: str) -> bool:
+        """Did a service fail to answer lately?"""
+        return self.down.get(address, 0.0) > time.monotonic() if self.down else False
+
+    def mark_up(self, address: str) -> None:
+        """A service answered."""
+        if address in self.down:
+            self.down = {known: until for known, until in self.down.items() if known != address}
+
+    def mark_down(self, address: str) -> None:
         """Remember for a while that a service does not answer; what is over is swept on the way."""
         now = time.monotonic()
         ttl_s = self._variables["proxy.ttl.services.down"]

@@ -61,8 +61,8 @@ class Backend:
         if kind == "meta1":
             table = {"0000": [addr]}
             meta0 = cluster.conscience.services["meta0"][0].addr
-            cluster.app.resolver._meta.call(meta0, Meta0Set(mapping=table))
-            assert cluster.app.resolver._meta.call(meta0, Meta0Get(prefix="0000")) == PrefixMapping(mapping=table)
+            cluster.app.resolver.meta.call(meta0, Meta0Set(mapping=table))
+            assert cluster.app.resolver.meta.call(meta0, Meta0Get(prefix="0000")) == PrefixMapping(mapping=table)
 
     def stop(self):
         """Stop the servers, close the bases."""

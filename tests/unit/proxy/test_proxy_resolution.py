@@ -18,7 +18,6 @@ from oio.meta.messages import (
     Properties,
     ReferenceReply,
     ReferenceShow,
-    ReferenceUnlink,
     ServiceLink,
 )
 from oio.proxy.lb import build_world
@@ -34,7 +33,7 @@ STOPPING = (305, 503, 504, 509)
 class Context:
     """A request without peculiarities."""
 
-    reqid, admin, origin = "REQ", False, "tests"
+    reqid, admin, origin, force_master, prefer_slave = "REQ", False, "tests", False, False
 
     def __init__(self, only=(), left_s=60.0):
         self.only, self.left_s, self.measures = list(only), left_s, []
@@ -212,74 +211,56 @@ def test_no_meta0_is_known(backend, variables):
     assert message.startswith("Directory error: No META0: ")
 
 
-# --- replicas
+# --- bases of one copy (for the others see test_proxy_masters)
 
 
+@pytest.fixture
+def single(backend):
+    """Containers have one copy."""
+    backend.answers["reference_show"] = linked("meta2-1")
+    return backend
+
+
+@pytest.mark.parametrize("request_", [READ, WRITE])
 @pytest.mark.parametrize("code", range(2, 10))
-def test_reads_go_to_the_next_replica(resolver, backend, code):
-    backend.answers[ADDRESSES["meta2-1"]] = StatusError(code, "network")
-    resolver.call_meta2(READ, Context(), write=False)
-    assert backend.asked("meta2") == ["meta2-1", "meta2-2"]
-    resolver.call_meta2(READ, Context(), write=False)
-    assert backend.asked("meta2")[2:] == ["meta2-2"], "the one that is down is tried last"
-
-
-def test_services_are_not_down_for_ever(resolver, backend, monkeypatch):
-    backend.answers[ADDRESSES["meta2-1"]] = StatusError(2, "refused")
-    resolver.call_meta2(READ, Context(), write=False)
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + 5.1)
-    resolver.call_meta2(READ, Context(), write=False)
-    assert backend.asked("meta2")[2:] == ["meta2-1", "meta2-2"]
-
-
-@pytest.mark.parametrize("code", [3, 4, 5, 7])
-def test_a_write_that_may_have_been_done_is_not_sent_again(resolver, backend, code):
-    backend.answers[ADDRESSES["meta2-1"]] = StatusError(code, "network")
-    message = refused(resolver.call_meta2, WRITE, Context(), code=503, write=True)
+def test_the_only_copy_does_not_answer(resolver, single, code, request_):
+    single.answers[ADDRESSES["meta2-1"]] = StatusError(code, "network")
+    message = refused(resolver.call_meta2, request_, Context(), code=503, write=request_ is WRITE)
     assert message == f"No service replied (last error: ({code}) network)"
-    assert backend.asked("meta2") == ["meta2-1"]
-
-
-def test_reads_that_want_the_master_are_not_sent_again(resolver, backend, variables):
-    variables.set("proxy.prefer.master_for_read", "on")
-    backend.answers[ADDRESSES["meta2-1"]] = StatusError(4, "closed")
-    refused(resolver.call_meta2, READ, Context(), code=503, write=False)
-    assert backend.asked("meta2") == ["meta2-1"]
-
-
-def test_a_write_that_was_not_received_is_sent_to_the_next(resolver, backend):
-    backend.answers[ADDRESSES["meta2-1"]] = StatusError(2, "refused")
-    resolver.call_meta2(WRITE, Context(), write=True)
-    assert backend.asked("meta2") == ["meta2-1", "meta2-2"]
-
-
-def test_nobody_replies(resolver, backend):
-    for name in ("meta2-1", "meta2-2", "meta2-3"):
-        backend.answers[ADDRESSES[name]] = StatusError(2, f"{name} refused")
-    message = refused(resolver.call_meta2, READ, Context(), code=503, write=False)
-    assert message == "No service replied (last error: (2) meta2-3 refused)"
+    assert single.asked("meta2") == ["meta2-1"]
+    assert list(resolver.down) == [ADDRESSES["meta2-1"]]
 
 
 @pytest.mark.parametrize("code", STOPPING)
-def test_some_answers_end_the_search(resolver, backend, code):
-    backend.answers[ADDRESSES["meta2-1"]] = StatusError(code, "enough")
+def test_answers_of_the_only_copy_come_back(resolver, single, code):
+    single.answers[ADDRESSES["meta2-1"]] = StatusError(code, "enough")
     assert refused(resolver.call_meta2, READ, Context(), code=code, write=False) == "enough"
-    assert backend.asked("meta2") == ["meta2-1"]
+    assert single.asked("meta2") == ["meta2-1"]
 
 
-def test_replicas_are_shuffled(resolver, backend, variables):
-    variables.set("proxy.srv_shuffle", "on")
-    for _ in range(100):
-        resolver.call_meta2(READ, Context(), write=False)
-    assert set(backend.asked("meta2")) == {"meta2-1", "meta2-2", "meta2-3"}
-
-
-def test_a_client_in_a_hurry_tells_nothing_about_the_service(resolver, backend):
-    backend.answers[ADDRESSES["meta2-1"]] = StatusError(7, "too late")
-    resolver.call_meta2(READ, Context(left_s=0.01), write=False)
-    assert not resolver.down
+def test_nothing_is_said_of_copies_when_there_is_one(resolver, single):
+    seen = []
+    single.call = lambda address, request, **options: seen.append(options) or Properties()
+    resolver.learn(CID, "meta2", ["meta2-1"])
+    resolver.call_meta2(WRITE, Context(), write=True)
     resolver.call_meta2(READ, Context(), write=False)
+    assert [sorted(options) for options in seen] == [["admin", "origin", "reqid", "timeout_s"]] * 2
+
+
+def test_services_are_not_down_for_ever(resolver, single, monkeypatch):
+    single.answers[ADDRESSES["meta2-1"]] = StatusError(2, "refused")
+    refused(resolver.call_meta2, READ, Context(), code=503, write=False)
+    assert resolver.is_down(ADDRESSES["meta2-1"]) and not resolver.is_down(ADDRESSES["meta2-2"])
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 5.1)
+    assert not resolver.is_down(ADDRESSES["meta2-1"])
+
+
+def test_a_client_in_a_hurry_tells_nothing_about_the_service(resolver, single):
+    single.answers[ADDRESSES["meta2-1"]] = StatusError(7, "too late")
+    refused(resolver.call_meta2, READ, Context(left_s=0.01), code=503, write=False)
+    assert not resolver.down
+    refused(resolver.call_meta2, READ, Context(), code=503, write=False)
     assert list(resolver.down) == [ADDRESSES["meta2-1"]]
 
 
@@ -289,61 +270,23 @@ def test_a_service_that_vanished_from_the_conscience_is_passed_over(resolver, ba
     assert backend.asked("meta2") == ["meta2-2"]
 
 
-# --- masters
-
-
-@pytest.fixture
-def waits(monkeypatch):
-    """Durations of the pauses, which are not made."""
-    made = []
-    monkeypatch.setattr(time, "sleep", made.append)
-    return made
-
-
-def test_a_redirection_is_followed_and_the_master_remembered(resolver, backend, waits, variables):
-    for slave in ("meta2-1", "meta2-3"):
-        backend.answers[ADDRESSES[slave]] = StatusError(303, "meta2-2")
+def test_redirections_of_the_only_copy_have_an_end(resolver, single, monkeypatch):
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    single.answers[ADDRESSES["meta2-1"]] = [StatusError(303, "meta2-2"), StatusError(303, "meta2-2")]
     resolver.call_meta2(WRITE, Context(), write=True)
-    assert backend.asked("meta2") == ["meta2-1", "meta2-2"]
-    assert waits == []
-    resolver.call_meta2(WRITE, Context(), write=True)
-    assert backend.asked("meta2")[2:] == ["meta2-2"], "writes prefer the master"
-    backend.answers[ADDRESSES["meta2-1"]] = None
-    resolver.call_meta2(READ, Context(), write=False)
-    assert backend.asked("meta2")[3:] == ["meta2-1"], "reads prefer slaves"
-    variables.set("proxy.prefer.master_for_read", "on")
-    resolver.call_meta2(READ, Context(), write=False)
-    assert backend.asked("meta2")[4:] == ["meta2-2"]
-    variables.set("proxy.prefer.master_for_write", "off")
-    resolver.call_meta2(WRITE, Context(), write=True)
-    assert backend.asked("meta2")[5:] == ["meta2-1"]
-
-
-def test_a_master_that_is_down_comes_last(resolver, backend, waits):
-    resolver.masters.put(("meta2", CID), "meta2-2")
-    backend.answers[ADDRESSES["meta2-2"]] = StatusError(2, "refused")
-    resolver.call_meta2(WRITE, Context(), write=True)
-    resolver.call_meta2(WRITE, Context(), write=True)
-    assert backend.asked("meta2") == ["meta2-2", "meta2-1", "meta2-1"]
-
-
-def test_redirections_have_an_end(resolver, backend, waits):
+    assert single.asked("meta2") == ["meta2-1", "meta2-2"] and waits == []
     for name, other in (("meta2-1", "meta2-2"), ("meta2-2", "meta2-1")):
-        backend.answers[ADDRESSES[name]] = StatusError(303, other)
+        single.answers[ADDRESSES[name]] = StatusError(303, other)
     refused(resolver.call_meta2, WRITE, Context(), code=305, write=True)
-    assert len(backend.asked("meta2")) == 5
+    assert len(single.asked("meta2")) == 2 + 5
     assert waits == [0.2, 0.4, 0.8]
 
 
-def test_the_master_of_a_meta1_base_is_that_of_its_prefix(resolver, backend, waits):
-    resolver.csm0.put("ABAB", ["meta1-1", "meta1-2"])
-    backend.answers = {ADDRESSES["meta1-1"]: StatusError(303, "meta1-2")}
-    for cid in (CID, "ABAB" + "0" * 60):
-        resolver.call_meta1(ReferenceUnlink(cid=cid, type="meta2"), Context(), write=True)
-    assert backend.asked("meta1") == ["meta1-1", "meta1-2", "meta1-2"]
+# --- services that are named
 
 
-def test_services_that_are_named_are_asked_and_no_other(resolver, backend, waits):
+def test_services_that_are_named_are_asked_and_no_other(resolver, backend):
     context = Context(only=["meta2-3"])
     resolver.call_meta2(READ, context, write=False)
     assert backend.calls == [(ADDRESSES["meta2-3"], "container_get_properties")]
