@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from oio.common.exceptions import OioException
 
@@ -104,7 +104,7 @@ def _open_bar(**options: Any) -> Any:
 
 
 class Progress:
-    """Context manager that counts bytes; silent when standard error is not a terminal.
+    """Context manager that counts bytes, from any thread; silent when standard error is not a terminal.
 
     >>> with Progress("file", 10) as progress:
     ...     progress.advance(10)
@@ -112,6 +112,8 @@ class Progress:
 
     def __init__(self, label: str, total_bytes: int | None) -> None:
         self._bar: Any = None
+        self._lock = threading.Lock()
+        self._later: threading.Thread | None = None
         worth_it = total_bytes is None or total_bytes >= MINIMUM_BYTES
         if worth_it and sys.stderr.isatty():
             self._bar = _open_bar(total=total_bytes, unit="B", unit_scale=True, desc=_printable(label))
@@ -119,11 +121,27 @@ class Progress:
     def advance(self, size_bytes: int) -> None:
         """Count bytes."""
         if self._bar is not None:
-            self._bar.update(size_bytes)
+            with self._lock:
+                if self._bar is not None:
+                    self._bar.update(size_bytes)
 
-    def reader(self, source: BinaryIO) -> BinaryIO:
-        """The source itself, or one that counts what is read from it."""
-        return source if self._bar is None else _CountingReader(source, self)  # type: ignore[return-value]
+    def add_total(self, size_bytes: int) -> None:
+        """Count bytes that are to come."""
+        with self._lock:
+            if self._bar is not None:
+                self._bar.total = (self._bar.total or 0) + size_bytes
+
+    def set_total_later(self, count: Callable[[], int]) -> None:
+        """Have the total counted in another thread: the time left is shown from then on."""
+        if self._bar is not None:
+            self._later = threading.Thread(target=lambda: self.add_total(count()), daemon=True)
+            self._later.start()
+
+    def clear(self) -> None:
+        """Leave the line to a message; the bar comes back after it."""
+        if self._bar is not None:
+            with self._lock:
+                self._bar.clear()
 
     def blocks(self, stream: Iterable[bytes]) -> Iterator[bytes]:
         """Pass blocks through, counting them."""
@@ -138,30 +156,12 @@ class Progress:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with self._lock:
+                self._bar.close()
+                self._bar = None
 
 
 def _printable(label: str) -> str:
     """Label that cannot drive the terminal, nor leave no room for the bar."""
     text = "".join(char if char.isprintable() else "?" for char in label)
     return text if len(text) <= LABEL_COLUMNS else "…" + text[1 - LABEL_COLUMNS :]
-
-
-class _CountingReader:
-    def __init__(self, source: BinaryIO, progress: Progress) -> None:
-        self._source = source
-        self._progress = progress
-        self.name = getattr(source, "name", None)
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._source.read(size)
-        self._progress.advance(len(data))
-        return data
-
-    def readinto(self, buffer: Any) -> int:
-        count = self._source.readinto(buffer)  # type: ignore[attr-defined]
-        self._progress.advance(count or 0)
-        return int(count or 0)
-
-    def close(self) -> None:
-        self._source.close()

@@ -17,7 +17,8 @@ from oio.cli.common.autocontainer import (
     make_flat_builder,
     objects_of,
 )
-from oio.cli.object import CreateObject, DeleteObject
+from oio.cli.object import DeleteObject
+from oio.cli.object_create import CreateObject
 from oio.common.autocontainer import HashedContainerBuilder
 from oio.common.exceptions import CommandError
 

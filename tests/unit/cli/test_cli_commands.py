@@ -14,7 +14,7 @@ from oio.cli import cluster as cluster_module
 from oio.cli.auto_listing import list_containers
 from oio.cli.clientmanager import ClientManager
 from oio.cli.cluster import ClusterList, ClusterWait
-from oio.cli.object import ListObject
+from oio.cli.object_list import ListObject
 from oio.common.autocontainer import HashedContainerBuilder
 from oio.common.exceptions import NoSuchContainer, OioException, ServiceBusy
 

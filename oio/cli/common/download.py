@@ -1,0 +1,144 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Downloads to files that are whole or absent.
+
+Data go to a hidden file beside the target, which takes the name of the target once it is complete. When a
+download is interrupted, that file is deleted; or kept, when the download may be resumed: then it is named after
+the content of the object, so that only the same content can be added to it, and the whole is checked at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from oio.cli.common.progress import Progress
+from oio.common.exceptions import CommandError, OioException
+
+_BLOCK = 2**20
+
+
+class Download:
+    """The objects of one container, to files.
+
+    :param fetch: ``fetch(name, ranges, reqid)`` gives the metadata of an object and its blocks.
+    :param check: called between blocks; what it raises interrupts the download.
+    """
+
+    def __init__(
+        self,
+        fetch: Callable[[str, Any, str], tuple[dict[str, Any], Iterator[bytes]]],
+        check: Callable[[], None],
+        progress: Progress,
+        resume: bool,
+    ) -> None:
+        self._fetch = fetch
+        self._check = check
+        self._progress = progress
+        self._resume = resume
+
+    def save(self, name: str, target: str, reqid: str) -> None:
+        """Download an object.
+
+        :raises OSError: when the file cannot be written. :raises CommandError: when what was resumed is not the
+            content of the object.
+        """
+        metadata, stream = self._fetch(name, None, reqid)
+        size = int(metadata["length"])
+        if os.path.exists(target) and not os.path.isfile(target):
+            # A pipe or a device cannot be replaced: write to it as it is.
+            with open(target, "wb") as out:
+                self._pour(stream, out)
+            return
+        target = os.path.realpath(target)
+        if self._resume and _has_content(target, size, metadata.get("hash"), self._check):
+            _close(stream)
+            self._progress.advance(size)
+            return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if self._resume and metadata.get("id"):
+            _close(stream)
+            self._save_rest(name, target, metadata, size, reqid)
+        else:
+            self._save_whole(stream, target)
+
+    def _save_whole(self, stream: Iterator[bytes], target: str) -> None:
+        partial = _beside(target, f"{os.getpid()}-{threading.get_ident()}")
+        try:
+            with open(partial, "xb") as out:
+                self._pour(stream, out)
+            os.replace(partial, target)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
+            raise
+
+    def _save_rest(self, name: str, target: str, metadata: dict[str, Any], size: int, reqid: str) -> None:
+        partial = _beside(target, str(metadata["id"]))
+        with open(partial, "ab") as out:
+            try:
+                fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise CommandError(f"Somebody else downloads {name!r} to {target!r}") from exc
+            if (start := out.tell()) > size:
+                out.truncate(start := 0)
+            self._progress.advance(start)
+            if start < size:
+                _metadata, stream = self._fetch(name, [(start, None)] if start else None, reqid)
+                if _metadata.get("id") != metadata["id"]:
+                    _close(stream)
+                    raise CommandError(f"Object {name!r} was overwritten meanwhile")
+                self._pour(stream, out)
+                out.flush()
+            if start and not _has_content(partial, size, metadata.get("hash"), self._check):
+                os.unlink(partial)
+                raise CommandError(f"The beginning of {name!r}, downloaded before, is damaged: start again")
+            os.replace(partial, target)
+
+    def _pour(self, stream: Iterator[bytes], out: BinaryIO) -> None:
+        try:
+            for block in stream:
+                self._check()
+                out.write(block)
+                self._progress.advance(len(block))
+        finally:
+            _close(stream)
+
+
+def _beside(target: str, suffix: str) -> str:
+    # Short: the name of the target may be as long as names can be.
+    head, tail = os.path.split(target)
+    digest = hashlib.sha256(os.fsencode(tail)).hexdigest()[:16]
+    return os.path.join(head, f".openio-{digest}-{suffix}.part")
+
+
+def _close(stream: Iterator[bytes]) -> None:
+    close = getattr(stream, "close", None)
+    if close is not None:
+        close()
+
+
+def _has_content(path: str, size: int, checksum: Any, check: Callable[[], None]) -> bool:
+    """Whether a file has the size of an object, and its checksum when that is an MD5."""
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size != size:
+                return False
+            told = str(checksum or "").upper()
+            if len(told) != 32:
+                return False
+            found = hashlib.md5(usedforsecurity=False)
+            while block := file.read(_BLOCK):
+                check()
+                found.update(block)
+            return found.hexdigest().upper() == told
+    except FileNotFoundError:
+        return False
+    except IsADirectoryError as exc:
+        raise OioException(f"Is a directory: {path!r}") from exc

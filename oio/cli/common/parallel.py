@@ -1,0 +1,107 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Work done by several threads, with results in the order of the items, and an orderly end at Ctrl-C."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
+
+from oio.common.exceptions import OioException
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Items handed out for each thread: one under way, the others wait so that it never does.
+AHEAD = 4
+
+
+class Stopped(OioException):
+    """Raised in a thread when the user interrupts the command: what it was doing is undone."""
+
+
+class Workers(Generic[T, R]):
+    """Threads that do the same to many items; no more than a few results wait in memory.
+
+    >>> list(Workers(2, lambda number: number * 2).map([1, 2, 3]))
+    [2, 4, 6]
+
+    :param work: called in the threads. It should call :meth:`check` between its steps, and has to give a result,
+        rather than raise, when that raises :class:`Stopped`.
+    """
+
+    def __init__(self, concurrency: int, work: Callable[[T], R]) -> None:
+        self._concurrency = concurrency
+        self._work = work
+        self._stopped = threading.Event()
+        self.interrupted = False
+
+    def check(self) -> None:
+        """:raises Stopped: when the work should end."""
+        if self._stopped.is_set():
+            raise Stopped("Interrupted")
+
+    def map(self, items: Iterable[T]) -> Iterator[R]:
+        """Yield the results, in order.
+
+        At Ctrl-C no more work begins, that under way ends by itself, and its results are the last ones;
+        ``interrupted`` is then true.
+        """
+        pool = ThreadPoolExecutor(self._concurrency)
+        pending: deque[Future[R]] = deque()
+        try:
+            try:
+                for item in items:
+                    pending.append(pool.submit(self._work, item))
+                    while len(pending) >= self._concurrency * AHEAD or (pending and pending[0].done()):
+                        # Looked at before it is taken out: Ctrl-C may come while waiting.
+                        result = pending[0].result()
+                        pending.popleft()
+                        yield result
+                while pending:
+                    result = pending[0].result()
+                    pending.popleft()
+                    yield result
+            except KeyboardInterrupt:
+                self.interrupted = True
+                self._stopped.set()
+                for future in pending:
+                    future.cancel()
+                for future in pending:
+                    if not future.cancelled():
+                        yield future.result()
+        finally:
+            self._stopped.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def reader(source: Any, check: Callable[[], None], advance: Callable[[int], Any]) -> Any:
+    """File whose reading counts bytes, and ends when the user interrupts the command."""
+    return _CheckedReader(source, check, advance)
+
+
+class _CheckedReader:
+    def __init__(self, source: Any, check: Callable[[], None], advance: Callable[[int], Any]) -> None:
+        self._source = source
+        self._check = check
+        self._advance = advance
+        self.name = getattr(source, "name", None)
+
+    def read(self, size: int = -1) -> bytes:
+        self._check()
+        data: bytes = self._source.read(size)
+        self._advance(len(data))
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        self._check()
+        count = int(self._source.readinto(buffer) or 0)
+        self._advance(count)
+        return count
+
+    def close(self) -> None:
+        self._source.close()
