@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from oio.sandbox import generate, ports
+from oio.sandbox import generate, ports, zookeeper
 from oio.sandbox import layout as layouts
 from oio.sandbox.errors import SandboxError
 from oio.sandbox.layout import Layout, Service
@@ -212,6 +212,8 @@ class Sandbox:
             for service in chosen:
                 if service not in first:
                     supervision.start(service)
+            if wait and self.layout.zookeeper:
+                zookeeper.make_tree(self.layout, report)
             if wait:
                 ready.wait_all(chosen)
         finally:

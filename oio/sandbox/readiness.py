@@ -14,6 +14,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -54,7 +55,7 @@ _SCORED_TYPES = frozenset({"meta0", "meta1", "meta2", "rawx", "account", "rdir"}
 #: Types that ask others, and are asked nothing.
 _AGENT_TYPES = frozenset({"conscience-agent", "event-agent"})
 #: Name of a reference that is only asked for: "not found" is the answer that shows a meta1 serves.
-_PROBE = "oio-sandbox probe"
+_PROBE = "oio-sandbox-probe"
 
 Report = Callable[[str], None]
 
@@ -178,15 +179,11 @@ class Readiness:
     def _missing_directory(self) -> dict[str, str]:
         """Complete the prefix table once, then ask every meta1 for a reference of one of its prefixes."""
         options = self._layout.options
+        if options.directory_replicas > 1:
+            return self._missing_copies_of_directory()
         meta0 = self._layout.of_type("meta0")[0]
         try:
-            if not self._bootstrapped:
-                added = mapping.bootstrap_namespace(
-                    self._registry, self._meta, options.meta1_digits, options.directory_replicas
-                )
-                if added:
-                    self._report(f"prefix table: {added} entries added")
-                self._bootstrapped = True
+            self._bootstrap()
             cid = hashlib.sha256(_PROBE.encode()).hexdigest().upper()
             prefix = cid[: mapping.DIGITS_MAX]
             reply = self._meta.call(
@@ -204,6 +201,37 @@ class Readiness:
                 if err.code != status.REFERENCE_NOT_FOUND:
                     missing[names.get(address, address)] = str(err)
         return missing
+
+    def _missing_copies_of_directory(self) -> dict[str, str]:
+        """Ask the proxy for a reference: whichever host is down, it finds a copy once masters are elected.
+
+        Before the prefix table is complete it does not; all services must run for that.
+        """
+        proxy = self._layout.of_type("proxy")[0]
+        url = f"http://{proxy.addr}/v3.0/{self._layout.options.namespace}/reference/show"
+        try:
+            answer = self._pool.request("GET", f"{url}?acct={_PROBE}&ref={_PROBE}")
+        except HttpClientError as err:
+            return {proxy.name: str(err)}
+        try:
+            told = msgspec.json.decode(answer.data, type=dict[str, Any])
+        except msgspec.MsgspecError:
+            told = {}
+        if told.get("status") == status.REFERENCE_NOT_FOUND:
+            return {}
+        self._bootstrap()
+        return {proxy.name: f"{url} answers {told.get('status', answer.status)} {told.get('message', '')}"}
+
+    def _bootstrap(self) -> None:
+        options = self._layout.options
+        if self._bootstrapped:
+            return
+        added = mapping.bootstrap_namespace(
+            self._registry, self._meta, options.meta1_digits, options.directory_replicas
+        )
+        if added:
+            self._report(f"prefix table: {added} entries added")
+        self._bootstrapped = True
 
     def _missing_placement(self) -> dict[str, str]:
         """Ask each process of the proxy, as far as fresh connections reach them all, for all there is to choose.

@@ -7,6 +7,9 @@ Small (one server, little memory), quick to notice that a client is gone, and on
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from oio.common.exceptions import OioException
 from oio.common.zookeeper_server import find_zookeeper
 from oio.sandbox.errors import SandboxError
 from oio.sandbox.layout import Layout, Service
@@ -39,6 +42,19 @@ def configuration(layout: Layout, service: Service) -> str:
         "autopurge.snapRetainCount": 3,
     }
     return "".join(f"{key}={value}\n" for key, value in keys.items())
+
+
+def make_tree(layout: Layout, report: Callable[[str], None]) -> None:
+    """Make the directories of the elections, as tools expect them. Services make those that they miss."""
+    from oio.zk import admin  # it needs a library that clusters of one copy do not
+
+    try:
+        with admin.connection(layout.zookeeper) as client:
+            if not admin.seems_complete(client, layout.options.namespace):
+                made = admin.bootstrap(client, layout.options.namespace)
+                report(f"ZooKeeper: {made} directories made")
+    except OioException as err:
+        report(f"ZooKeeper: no directories made: {err}")
 
 
 def command(path: str) -> list[str]:

@@ -98,6 +98,14 @@ def test_only_a_durable_cluster_waits_for_the_disk(home, durability, word):
     assert f"forceSync={word}\n" in zookeeper.configuration(found, found.of_type("zookeeper")[0])
 
 
+def test_a_missing_tree_is_told_and_no_obstacle(home, monkeypatch):
+    monkeypatch.setattr("oio.zk.admin.CONNECTION_TIMEOUT_S", 0.2)
+    found = layout.compute(home, Options(replicas=3, zookeeper_host="127.0.0.1:1", rawx=0))
+    told = []
+    zookeeper.make_tree(found, told.append)
+    assert len(told) == 1 and "127.0.0.1:1 does not answer" in told[0]
+
+
 def test_without_zookeeper_on_this_machine_the_error_says_what_to_install(home, monkeypatch, capsys):
     install(monkeypatch, None)
     assert main(["--home", home, "--replicas", "3", "init"]) == 1
