@@ -1,61 +1,41 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""The prefix table: which meta1 services hold the references whose container id starts with a prefix.
+"""Which services hold which bases: plans of changes, and the table of the directory.
 
-The table has one entry for each of the 65536 prefixes of 4 hexadecimal digits. With fewer significant digits
-(``ns.meta1_digits``), all prefixes that share them form one *base* and have the same services.
-
-:func:`compute` is a function of its arguments; :func:`bootstrap` stores its result in meta0. Bootstrapping
-again never changes an entry that exists: references would be lost from sight.
+:class:`MetaMapping` is what plans of all types have in common. The functions are about the table of prefixes,
+which tells the meta1 services of each: :func:`compute` is a function of its arguments; :func:`bootstrap` stores
+its result in meta0. Bootstrapping again never changes an entry that exists: references would be lost from sight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
 
 from oio.common import status
 from oio.common.exceptions import ConfigurationException
 from oio.common.status import StatusError
 from oio.conscience.messages import Service
 from oio.conscience.registry_client import RegistryClient
+from oio.directory.meta_mapping import MetaMapping
+from oio.directory.prefixes import (
+    DIGITS_MAX,
+    PREFIXES,
+    base_of,
+    count_prefixes,
+    generate_prefixes,
+    generate_short_prefixes,
+    siblings,
+)
 from oio.meta.client import MetaClient
 from oio.meta.messages import Meta0Get, Meta0Set
 
-DIGITS_MAX = 4
-PREFIXES = 16**DIGITS_MAX
-_HEX = "0123456789ABCDEF"
+__all__ = [
+    "DIGITS_MAX", "PREFIXES", "MetaMapping", "base_of", "bootstrap", "bootstrap_namespace", "compute",
+    "count_prefixes", "expand", "generate_prefixes", "generate_short_prefixes", "load", "siblings",
+]  # fmt: skip
 
 #: Storing the whole table is one transaction of 65536 rows (seconds).
 _TIMEOUT_S = 30.0
-
-
-def count_prefixes(digits: int) -> int:
-    """Number of bases. :raises ValueError: when ``digits`` is not 0 to 4."""
-    if not 0 <= digits <= DIGITS_MAX:
-        raise ValueError(f"A prefix has 0 to {DIGITS_MAX} significant digits, not {digits}")
-    return int(16**digits)
-
-
-def generate_short_prefixes(digits: int) -> Iterable[str]:
-    """Every prefix of this many digits, in order; one empty prefix for 0 digits."""
-    count_prefixes(digits)
-    return ("".join(letters) for letters in product(_HEX, repeat=digits)) if digits else ("",)
-
-
-def generate_prefixes(digits: int) -> Iterable[str]:
-    """Names of the bases: short prefixes filled up to 4 digits with zeros."""
-    return (short.ljust(DIGITS_MAX, "0") for short in generate_short_prefixes(digits))
-
-
-def base_of(cid_or_prefix: str, digits: int) -> str:
-    """Name of the base of a container id: ``base_of("ABCDEF…", 2) == "AB00"``."""
-    return cid_or_prefix[:digits].ljust(DIGITS_MAX, "0")
-
-
-def siblings(base: str, digits: int) -> Iterable[str]:
-    """The prefixes of 4 digits that belong to a base."""
-    return (base[:digits] + end for end in generate_short_prefixes(DIGITS_MAX - digits))
 
 
 def compute(locations: Mapping[str, str], digits: int, replicas: int) -> dict[str, list[str]]:

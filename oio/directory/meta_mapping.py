@@ -1,0 +1,153 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""``MetaMapping``: which services hold which bases, as it is and as it shall be."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from oio.common.exceptions import OioException
+from oio.common.logger import get_logger
+from oio.conscience.client import ConscienceClient
+from oio.directory.admin import AdminClient
+from oio.directory.moves import Change, Mover, NoBaseToCopy
+from oio.rdir.client import RdirClient
+
+CID_CHARS = 64
+_BASE = re.compile(r"^([0-9A-Fa-f]{1,64})(?:\.([0-9]+))?\Z")
+
+#: A service, as the conscience describes it, and what plans add.
+Service = dict[str, Any]
+
+
+class MetaMapping:
+    """Bases and their services.
+
+    :param conf: must hold ``namespace``.
+    :param service_types: types of services whose list is needed.
+    :param rdir_client: to tell the reverse directory what moves.
+    :ivar services_by_base: services of each base, as they shall be.
+    :ivar raw_services_by_base: what the directory stores for each base.
+    :ivar services_by_service_type: services by type, then by id.
+    """
+
+    def __init__(
+        self,
+        conf: Mapping[str, Any],
+        service_types: Iterable[str],
+        admin_client: AdminClient | None = None,
+        conscience_client: ConscienceClient | None = None,
+        logger: Any = None,
+        rdir_client: RdirClient | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.conf = conf
+        self.logger = logger or get_logger(dict(conf), "oio.directory")
+        self.service_types = [*service_types]
+        self._kwargs = {**kwargs, "logger": self.logger}
+        given = {"admin": admin_client, "conscience": conscience_client, "rdir": rdir_client}
+        # The cached properties of these names are not computed then.
+        self.__dict__.update({name: client for name, client in given.items() if client is not None})
+        self.services_by_base: dict[str, list[Service]] = {}
+        self.raw_services_by_base: dict[str, list[Any]] = {}
+        self.services_by_service_type: dict[str, dict[str, Service]] = {}
+        self.reset()
+
+    @functools.cached_property
+    def admin(self) -> AdminClient:
+        """Client of the administration of bases."""
+        return AdminClient(self.conf, **self._kwargs)
+
+    @functools.cached_property
+    def conscience(self) -> ConscienceClient:
+        """Client of the registry of services."""
+        return ConscienceClient(self.conf, **self._kwargs)
+
+    @functools.cached_property
+    def rdir(self) -> RdirClient:
+        """Client of the reverse directory."""
+        return RdirClient(self.conf, **self._kwargs)
+
+    @functools.cached_property
+    def mover(self) -> Mover:
+        """Makes the steps of moves."""
+        return Mover(self.admin, self.logger)
+
+    def reset(self) -> None:
+        """Forget the bases, and list the services again."""
+        self.services_by_base.clear()
+        self.raw_services_by_base.clear()
+        for service_type in self.service_types:
+            services = self.services_by_service_type[service_type] = {}
+            for service in self.conscience.all_services(service_type):
+                tags = service.get("tags") or {}
+                service.setdefault("id", tags.get("tag.service_id") or service["addr"])
+                services[service["id"]] = service
+
+    @staticmethod
+    def get_cid_and_seq(base: str) -> tuple[str, int | None]:
+        """Container id and sequence number of a base.
+
+        >>> MetaMapping.get_cid_and_seq("AB00")[0][:8], MetaMapping.get_cid_and_seq("AB" * 32 + ".1")[1]
+        ('AB000000', 1)
+
+        :raises ValueError: when the name is not one of a base.
+        """
+        found = _BASE.match(base)
+        if not found:
+            raise ValueError(f"{base!r} is not the name of a base, CID or CID.SEQUENCE is expected")
+        cid, sequence = found.groups()
+        return cid.upper().ljust(CID_CHARS, "0"), None if sequence is None else int(sequence)
+
+    # --- applying a plan ------------------------------------------------------------------------------------
+
+    def change_of(self, base: str) -> Change:
+        """What has to be done with a base."""
+        raise NotImplementedError
+
+    def link(self, bases: list[str], **kwargs: Any) -> None:
+        """Change the directory for these bases, all of them or none. :raises OioException: when it fails."""
+        raise NotImplementedError
+
+    def apply(self, moved: Iterable[str] | None = None, **kwargs: Any) -> list[str]:
+        """Carry the plan out: copy the bases, change the directory, reset elections.
+
+        :param moved: bases whose services change. Without them only the directory is written, for all bases.
+        :returns: those that were moved. What prevented the others is logged.
+        :raises OioException: without ``moved``, when the directory cannot be written.
+        """
+        if moved is None:
+            self.link([*self.services_by_base], **kwargs)
+            return []
+        return [base for base in sorted(moved) if self._apply_one(base, **kwargs)]
+
+    def _apply_one(self, base: str, **kwargs: Any) -> bool:
+        change = self.change_of(base)
+        exists = True
+        try:
+            try:
+                self.mover.copy(change, **kwargs)
+            except NoBaseToCopy:
+                if not self.may_be_missing:
+                    raise
+                exists = False
+            try:
+                self.link([base], **kwargs)
+            except OioException:
+                if exists:
+                    self.mover.undo(change, **kwargs)
+                raise
+        except OioException as exc:
+            self.logger.error("Base %s not moved: %s", base, exc)
+            return False
+        if exists:
+            self.mover.clean(change, **kwargs)
+        self.raw_services_by_base[base] = [*change.after]
+        self.logger.info("Base %s moved from %s to %s", base, ",".join(change.before), ",".join(change.after))
+        return True
+
+    #: May a base that was never used have no copy at all?
+    may_be_missing = False
