@@ -169,12 +169,12 @@ class Resolver:
         )
 
     def meta0(self) -> list[str]:
-        """Addresses of the meta0 services. :raises StatusError: 503 when there is none."""
+        """Ids or addresses of the meta0 services, sorted. :raises StatusError: 503 when there is none."""
         world = self._feed.world
-        found = [item.addr for item in world.items if item.type == "meta0"] if world is not None else []
+        found = [item.id for item in world.items if item.type == "meta0"] if world is not None else []
         if not found:
             raise StatusError(status.UNAVAILABLE, "No META0: none is known to the conscience")
-        return found
+        return sorted(found)
 
     def prefix_of(self, cid: str) -> str:
         """Name of the meta1 base of a container."""
@@ -305,7 +305,7 @@ class Resolver:
         When they are those that the context names and no other, the first of them that answers is the one.
 
         :param peers: services that hold the base, when they are not those that are asked.
-        :param ceiling_s: longest exchange with a service of a base that has copies.
+        :param ceiling_s: longest exchange with one service; None for that of the configuration.
         """
         if context.only and services == context.only:
             return self._call_named(service_type, services, request, context, write, peers, ceiling_s)
@@ -346,7 +346,7 @@ class Resolver:
     ) -> Any:
         """Call the only service of a base, or its master."""
         if len(services) == 1:
-            return self._call_single(service_type, services, request, context, write)
+            return self._call_single(service_type, services, request, context, write, ceiling_s)
         return CopiesCall(
             self, service_type, services, request, context,
             write=write, operation=operation, ceiling_s=ceiling_s,
@@ -364,7 +364,7 @@ class Resolver:
     ) -> Any:
         """Call the services that a request names; ``peers`` are those of the base, None when nobody knows."""
         if peers is not None and len(peers) == 1:
-            return self._call_single(service_type, services, request, context, write)
+            return self._call_single(service_type, services, request, context, write, ceiling_s)
         operation = new_operation() if write else ""
         return CopiesCall(
             self, service_type, services, request, context,
@@ -372,7 +372,13 @@ class Resolver:
         ).ask_named()  # fmt: skip
 
     def _call_single(
-        self, service_type: str, services: Sequence[str], request: Operation, context: Context, write: bool
+        self,
+        service_type: str,
+        services: Sequence[str],
+        request: Operation,
+        context: Context,
+        write: bool,
+        ceiling_s: float | None = None,
     ) -> Any:
         """Call the service of a base that has one copy (or the first that answers of those that are named)."""
         last: StatusError | None = None
@@ -383,7 +389,7 @@ class Resolver:
                 last = exc
                 continue
             try:
-                return self._call_one(service_type, address, request, context)
+                return self._call_one(service_type, address, request, context, ceiling_s)
             except StatusError as exc:
                 if exc.code not in NETWORK_CODES:
                     raise
@@ -394,9 +400,11 @@ class Resolver:
                 last = exc
         raise StatusError(status.UNAVAILABLE, f"No service replied (last error: {last})") from last
 
-    def _call_one(self, service_type: str, address: str, request: Operation, context: Context) -> Any:
+    def _call_one(
+        self, service_type: str, address: str, request: Operation, context: Context, ceiling_s: float | None
+    ) -> Any:
         """Call a service, follow its redirections, remember that it is down."""
-        ceiling = self._variables["proxy.outgoing.timeout.common"]
+        ceiling = ceiling_s or self._variables["proxy.outgoing.timeout.common"]
         for wait_s in (*REDIRECTION_WAITS_S, None):
             timeout_s = context.timeout_s(ceiling)
             try:
@@ -466,6 +474,11 @@ class Resolver:
             self.links.drop((base, service_type))
         elif service_type == "meta1":
             self.csm0.drop(base)
+
+    def forget_base(self, service_type: str, base: str) -> None:
+        """The same, and its master."""
+        self.masters.drop((service_type, base))
+        self.forget_location(service_type, base)
 
     def is_down(self, address: str) -> bool:
         """Did a service fail to answer lately?"""

@@ -7,6 +7,7 @@ from __future__ import annotations
 from oio.proxy.app import RouteDefinition
 from oio.proxy.routes import (
     admin,
+    admin_mapping,
     conscience,
     container,
     container_list,
@@ -41,6 +42,7 @@ _MODULES = (
     content_properties,
     content_change,
     admin,
+    admin_mapping,
 )
 
 

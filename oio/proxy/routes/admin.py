@@ -10,106 +10,52 @@ kind *master* change the base, and say nothing but ``{}``, unless ``service_id``
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 
 from oio.common import status
 from oio.common.status import StatusError
+from oio.conscience.messages import valid_address
 from oio.http.client import HttpClientError
 from oio.http.messages import Response
 from oio.meta.client import network_code
 from oio.meta.messages import (
+    BaseCopyFrom,
+    BaseDebug,
+    BaseDelProperties,
+    BaseDescription,
     BaseFile,
     BaseFind,
     BaseGetProperties,
+    BaseLeave,
+    BasePing,
+    BaseRemove,
+    BaseSetProperties,
+    BaseStatus,
+    BaseSync,
+    BaseVacuum,
     ContainerSetStatus,
-    Meta0Get,
-    Meta0Set,
     Operation,
-    PrefixMapping,
     Properties,
 )
 from oio.proxy.app import RouteDefinition
+from oio.proxy.bases import Base, ask_peer, base_of, container_base, per_peer
 from oio.proxy.call import Call, Errand, bad_request, json_reply
 from oio.proxy.routes.container_properties import (
     deletion_of,
+    names_to_delete,
+    properties_to_set,
     remember_setting,
-    setting_of,
+    settings_of,
     split_properties,
 )
 
-_OK = 200
-TYPES = ("meta0", "meta1", "meta2")
+#: What moves or rewrites a whole base takes its time: only the deadline of the client bounds it (seconds).
+_WHOLE_BASE_S = 3600.0
 
-
-class Base(NamedTuple):
-    """The base that a request is about, and who holds it."""
-
-    service_type: str
-    name: str
-    peers: list[str]
-
-
-class _PeerStatus(msgspec.Struct):
-    status: int
-    message: str
-
-
-class _PeerReply(msgspec.Struct):
-    status: _PeerStatus
-    body: Any = ""
-
-
-#: Asks one peer and gives the body of its answer, as JSON will hold it.
-Ask = Callable[[Base, str, Errand], Any]
-
-
-# --- which base ---------------------------------------------------------------------------------------
-
-
-def _base(call: Call) -> Base:
-    """The base of the query. :raises StatusError: 400; 404 when the directory knows no peer."""
-    service_type = call.args.get("type")
-    if not service_type:
-        raise bad_request("No service type: missing parameter 'type'")
-    if service_type not in TYPES:
-        raise bad_request(f"Invalid parameter 'type': one of {', '.join(TYPES)} is expected")
-    resolver, only = call.proxy.resolver, call.only
-    if service_type == "meta0":
-        return Base(service_type, call.proxy.namespace, only or resolver.meta0())
-    cid = call.target.cid
-    if service_type == "meta1":
-        return Base(service_type, resolver.prefix_of(cid), only or resolver.meta1(cid, call))
-    if not only:
-        # What is remembered serves those who work on containers; here the directory itself is asked.
-        resolver.forget(cid, "meta2")
-        only, _ = resolver.services(cid, "meta2", call)
-    return Base(service_type, f"{cid}.1", only)
-
-
-def _container_base(call: Call) -> Base:
-    """The same, when it must be a container. :raises StatusError: 400 for another type."""
-    base = _base(call)
-    if base.service_type != "meta2":
-        raise bad_request("Invalid parameter 'type': this can be done to the bases of meta2 only")
-    return base
-
-
-def _send(call: Call, base: Base, peer: str, request: Operation, errand: Errand, write: bool = False) -> Any:
-    return call.proxy.resolver.call_services(base.service_type, [peer], request, errand, write)
-
-
-def _per_peer(call: Call, base: Base, ask: Ask, admin: bool | None = None) -> Response:
-    """Ask each peer; one that fails does not hide the others."""
-    replies: dict[str, _PeerReply] = {}
-    for peer in base.peers:
-        errand = Errand(call, admin=admin, only=[peer])
-        try:
-            replies[peer] = _PeerReply(_PeerStatus(_OK, "OK"), ask(base, peer, errand))
-        except StatusError as exc:
-            replies[peer] = _PeerReply(_PeerStatus(exc.code, exc.message))
-    return json_reply(replies)
+#: Time for the master to tell the properties of a base; beyond, any copy is good enough (seconds).
+_MASTER_WAIT_S = 5.0
 
 
 # --- routes of the kind "all" -------------------------------------------------------------------------
@@ -117,41 +63,95 @@ def _per_peer(call: Call, base: Base, ask: Ask, admin: bool | None = None) -> Re
 
 def has(call: Call) -> Response:
     """``admin/has``: path of the file of the base on each peer."""
+    base = base_of(call)
 
-    def ask(base: Base, peer: str, errand: Errand) -> str:
-        found: BaseFile = _send(call, base, peer, BaseFind(base=base.name), errand)
+    def ask(peer: str, errand: Errand) -> str:
+        found: BaseFile = ask_peer(call, base, peer, BaseFind(base=base.name), errand)
         return found.path
 
-    return _per_peer(call, _base(call), ask, admin=True)
+    return per_peer(call, base.asked, ask, admin=True)
 
 
-def present(call: Call) -> Response:
-    """``admin/ping`` and ``admin/status``: with one copy of each base, whoever has it is its master."""
+def ping(call: Call) -> Response:
+    """``admin/ping``: have the election begin, or go on."""
+    return _election(call, BasePing)
 
-    def ask(base: Base, peer: str, errand: Errand) -> str:
-        _send(call, base, peer, BaseFind(base=base.name), errand)
+
+def show_status(call: Call) -> Response:
+    """``admin/status``: 200 for the master, 303 naming it for the others."""
+    return _election(call, BaseStatus)
+
+
+def _election(call: Call, kind: type[BasePing] | type[BaseStatus]) -> Response:
+    base = base_of(call)
+    # With one copy of a base there is no election: whoever has it is its master.
+    request = (BaseFind if base.single else kind)(base=base.name)
+    return _tell_each(call, base, request)
+
+
+def _tell_each(call: Call, base: Base, request: Operation, ceiling_s: float | None = None) -> Response:
+    """Send an operation without reply to each peer."""
+
+    def ask(peer: str, errand: Errand) -> str:
+        ask_peer(call, base, peer, request, errand, write=True, ceiling_s=ceiling_s)
         return ""
 
-    return _per_peer(call, _base(call), ask, admin=True)
+    return per_peer(call, base.asked, ask, admin=True)
+
+
+def sync(call: Call) -> Response:
+    """``admin/sync``: the slaves take the state of the master, which answers 301."""
+    check_type = call.number("check_type", -1)
+    if "check_type" in call.args and not 0 <= check_type <= 2:
+        raise bad_request("Invalid parameter 'check_type': 0, 1 or 2 is expected")
+    base = base_of(call)
+    return _tell_each(call, base, BaseSync(base=base.name, check_type=check_type), _WHOLE_BASE_S)
+
+
+def leave(call: Call) -> Response:
+    """``admin/leave``: each peer leaves the election."""
+    base = base_of(call)
+    return _tell_each(call, base, BaseLeave(base=base.name))
+
+
+def remove(call: Call) -> Response:
+    """``admin/remove``: delete the copies of the peers that are named."""
+    if not call.only:
+        raise bad_request("Missing parameter 'service_id': the copies to remove")
+    base = base_of(call)
+    return _tell_each(call, base, BaseRemove(base=base.name))
+
+
+def debug(call: Call) -> Response:
+    """``admin/debug``: the election as each peer sees it, ``{}`` for a base that has none."""
+    base = base_of(call)
+
+    def ask(peer: str, errand: Errand) -> Any:
+        told: BaseDescription = ask_peer(call, base, peer, BaseDebug(base=base.name), errand)
+        return {} if told.election is None and base.single else told.election
+
+    return per_peer(call, base.asked, ask, admin=True)
 
 
 def info(call: Call) -> Response:
     """``admin/info``: what each peer says of itself."""
+    base = base_of(call)
 
-    def ask(base: Base, peer: str, errand: Errand) -> msgspec.Raw:
+    def ask(peer: str, errand: Errand) -> msgspec.Raw:
         return msgspec.Raw(_exchange(call, base, peer, errand, "GET", "/status"))
 
-    return _per_peer(call, _base(call), ask)
+    return per_peer(call, base.asked, ask)
 
 
 def drop_cache(call: Call) -> Response:
     """``admin/drop_cache``: each peer gives back what memory it can."""
+    base = base_of(call)
 
-    def ask(base: Base, peer: str, errand: Errand) -> str:
+    def ask(peer: str, errand: Errand) -> str:
         _exchange(call, base, peer, errand, "POST", "/v1/lean_sqlx")
         return ""
 
-    return _per_peer(call, _base(call), ask)
+    return per_peer(call, base.asked, ask)
 
 
 def _exchange(call: Call, base: Base, peer: str, errand: Errand, method: str, path: str) -> bytes:
@@ -174,86 +174,140 @@ def _exchange(call: Call, base: Base, peer: str, errand: Errand, method: str, pa
 # --- routes of the kind "master" ----------------------------------------------------------------------
 
 
-def _change(call: Call, base: Base, request: Operation) -> Response:
+def _change(
+    call: Call,
+    base: Base,
+    requests: list[Operation],
+    *,
+    admin: bool | None = None,
+    ceiling_s: float | None = None,
+) -> Response:
     """Change a base, by its master or by the peers that the request names."""
     if call.only:
-        return _per_peer(
-            call, base, lambda base, peer, errand: _send(call, base, peer, request, errand, write=True) or ""
+
+        def ask(peer: str, errand: Errand) -> str:
+            for request in requests:
+                ask_peer(call, base, peer, request, errand, write=True, ceiling_s=ceiling_s)
+            return ""
+
+        return per_peer(call, base.asked, ask, admin=admin)
+    errand = Errand(call, admin=admin)
+    for request in requests:
+        call.proxy.resolver.call_services(
+            base.service_type, base.peers, request, errand, write=True, ceiling_s=ceiling_s
         )
-    call.proxy.resolver.call_services(base.service_type, base.peers, request, call, write=True)
     return json_reply({})
+
+
+def vacuum(call: Call) -> Response:
+    """``admin/vacuum``: defragment the base, everywhere."""
+    base = base_of(call)
+    return _change(call, base, [BaseVacuum(base=base.name)], admin=True, ceiling_s=_WHOLE_BASE_S)
 
 
 def freeze(call: Call) -> Response:
     """``admin/freeze``: objects can be read, and do not change."""
-    base = _container_base(call)
-    return _change(call, base, ContainerSetStatus(**call.container(), status="frozen"))
+    return _set_status(call, "frozen")
 
 
 def enable(call: Call) -> Response:
     """``admin/enable``: the end of a freeze, or of a disablement."""
-    base = _container_base(call)
-    return _change(call, base, ContainerSetStatus(**call.container(), status="enabled"))
+    return _set_status(call, "enabled")
 
 
 def disable(call: Call) -> Response:
     """``admin/disable``: objects cannot even be read."""
-    base = _container_base(call)
-    return _change(call, base, ContainerSetStatus(**call.container(), status="disabled"))
+    return _set_status(call, "disabled")
+
+
+def _set_status(call: Call, wanted: Literal["enabled", "frozen", "disabled"]) -> Response:
+    base = container_base(call)
+    return _change(call, base, [ContainerSetStatus(**call.container(), status=wanted)])
 
 
 def set_properties(call: Call) -> Response:
     """``admin/set_properties``: body and flag of ``container/set_properties``."""
-    base = _container_base(call)
-    request = setting_of(call)
-    response = _change(call, base, request)
-    remember_setting(call, request)
+    base = base_of(call)
+    if base.service_type != "meta2":
+        properties, clear = properties_to_set(call)
+        return _change(call, base, [BaseSetProperties(base=base.name, properties=properties, clear=clear)])
+    requests = settings_of(call)
+    response = _change(call, base, requests)
+    remember_setting(call, requests)
     return response
 
 
 def del_properties(call: Call) -> Response:
     """``admin/del_properties``: body of ``container/del_properties``."""
-    base = _container_base(call)
-    return _change(call, base, deletion_of(call))
+    base = base_of(call)
+    if base.service_type != "meta2":
+        return _change(call, base, [BaseDelProperties(base=base.name, names=names_to_delete(call))])
+    return _change(call, base, [deletion_of(call)])
 
 
 def get_properties(call: Call) -> Response:
-    """``admin/get_properties``: of the first peer that answers, with the statistics of the base."""
-    base = _base(call)
-    errand = Errand(call, admin=True, only=call.only)
-    reply: Properties = call.proxy.resolver.call_services(
-        base.service_type, base.peers, BaseGetProperties(base=base.name, stats=True), errand, write=False
-    )
-    user, system = split_properties(reply.properties)
+    """``admin/get_properties``: of the copy that is named, else of the master, else of any peer that answers.
+
+    The statistics of the base are there too.
+    """
+    base = base_of(call)
+    user, system = split_properties(_read_properties(call, base).properties)
     return json_reply({"properties": user, "system": system})
 
 
-# --- mapping of meta0 -----------------------------------------------------------------------------------
+def _read_properties(call: Call, base: Base) -> Properties:
+    request = BaseGetProperties(base=base.name, stats=True)
 
+    def ask(errand: Errand) -> Properties:
+        reply: Properties = call.proxy.resolver.call_services(
+            base.service_type, base.asked, request, errand, write=False, peers=base.peers
+        )
+        return reply
 
-def meta0_list(call: Call) -> Response:
-    """``admin/meta0_list``: the meta1 services of each prefix."""
-    resolver = call.proxy.resolver
-    reply: PrefixMapping = resolver.call_services(
-        "meta0", call.only or resolver.meta0(), Meta0Get(), call, write=False
-    )
-    return json_reply(reply.mapping)
-
-
-def meta0_force(call: Call) -> Response:
-    """``admin/meta0_force``: replace the meta1 services of the prefixes of the body, on every meta0."""
+    if call.only or base.single:
+        return ask(Errand(call, admin=True, only=call.only))
     try:
-        request = Meta0Set(mapping=msgspec.json.decode(call.raw_body(), type=dict[str, list[str]]))
-    except msgspec.MsgspecError as exc:
-        raise bad_request(f"Invalid mapping: {exc}") from None
-    if not request.mapping:
-        raise bad_request("Invalid mapping: it names no prefix")
-    resolver = call.proxy.resolver
-    for service in resolver.meta0():
-        resolver.call_services("meta0", [service], request, call, write=True)
-    resolver.csm0.clear()
-    call.proxy.tell_siblings(call, target="/v3.0/cache/flush/high")
-    return Response(204)
+        return ask(Errand(call, admin=True, grace_s=min(_MASTER_WAIT_S, call.timeout_s(_MASTER_WAIT_S) / 2)))
+    except StatusError as exc:
+        if exc.code != status.UNAVAILABLE:
+            raise
+    # Without a majority of its peers a base has no master, but its copies can still be looked at.
+    return ask(Errand(call, admin=True, only=base.asked))
+
+
+# --- copies ------------------------------------------------------------------------------------------------
+
+
+def copy(call: Call) -> Response:
+    """``admin/copy``: have the service ``to`` make a copy of a base, from the service ``from`` or the master."""
+    body = call.json_object_or_nothing()
+    base = base_of(call)
+    target = _service(call, base, body, "to")
+    if target is None:
+        raise bad_request("Missing 'to': the id or the address of a service is expected")
+    source = _service(call, base, body, "from")
+    found = source
+    if found is None:
+        errand = Errand(call, admin=True)
+        peers = base.peers or base.asked
+        found = call.proxy.resolver.master_of(base.service_type, peers, base.name, errand)
+    request = BaseCopyFrom(base=base.name, source=found)
+    errand = Errand(call, admin=True, only=[target])
+    ask_peer(call, base, target, request, errand, write=True, ceiling_s=_WHOLE_BASE_S)
+    return json_reply({}) if source is None else Response(204)
+
+
+def _service(call: Call, base: Base, body: dict[str, Any], field: str) -> str | None:
+    """A service that a body names, None when it does not. :raises StatusError: 400 when there is no such one."""
+    name = body.get(field)
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name:
+        raise bad_request(f"Invalid '{field}': the id or the address of a service is expected")
+    world = call.proxy.feed.world
+    if (world is None or world.find(base.service_type, name) is None) and not valid_address(name):
+        raise bad_request(f"Invalid '{field}': no service {name!r} of type {base.service_type} is known")
+    return name
 
 
 def _post(name: str, handler: Callable[[Call], Response]) -> RouteDefinition:
@@ -261,17 +315,21 @@ def _post(name: str, handler: Callable[[Call], Response]) -> RouteDefinition:
 
 
 ROUTES = [
-    _post("ping", present),
-    _post("status", present),
+    _post("ping", ping),
+    _post("status", show_status),
     _post("has", has),
     _post("info", info),
     _post("drop_cache", drop_cache),
+    _post("sync", sync),
+    _post("leave", leave),
+    _post("debug", debug),
+    _post("vacuum", vacuum),
     _post("freeze", freeze),
     _post("enable", enable),
     _post("disable", disable),
+    _post("copy", copy),
+    _post("remove", remove),
     _post("get_properties", get_properties),
     _post("set_properties", set_properties),
     _post("del_properties", del_properties),
-    RouteDefinition("GET", "admin/meta0_list", meta0_list),
-    _post("meta0_force", meta0_force),
 ]

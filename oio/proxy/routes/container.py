@@ -204,11 +204,16 @@ def destroy(call: Call) -> Response:
         "name": target.name or shown.name,
     }
     force = call.flag("force")
-    frozen = _freeze(call, hosts, names, only_empty=not force)
+    there, frozen = _freeze(call, hosts, names, only_empty=not force)
+    unlinked = False
     try:
         resolver.call_meta1(ReferenceUnlink(**names, type="meta2"), call, write=True)
+        unlinked = True
         resolver.call_services("meta2", hosts, ContainerDestroy(**names, force=force), call, write=True)
     except StatusError as exc:
+        if exc.code == status.CONTAINER_NOT_FOUND and unlinked and there:
+            # Nobody else destroys what this unlinked: it is done, by a request whose answer was lost on the way.
+            return Response(204)
         if exc.code == status.NO_SERVICE_LINKED:
             # Somebody else is destroying it: the link is theirs to put back.
             links = []
@@ -218,8 +223,8 @@ def destroy(call: Call) -> Response:
     return Response(204)
 
 
-def _freeze(call: Call, hosts: list[str], names: dict[str, Any], only_empty: bool) -> bool:
-    """Make sure that a base does not change any more; did this freeze it?
+def _freeze(call: Call, hosts: list[str], names: dict[str, Any], only_empty: bool) -> tuple[bool, bool]:
+    """Make sure that a base does not change any more; is there a base, and did this freeze it?
 
     :raises StatusError: 438 when it is not empty.
     """
@@ -229,9 +234,9 @@ def _freeze(call: Call, hosts: list[str], names: dict[str, Any], only_empty: boo
     except StatusError as exc:
         # Frozen or disabled already: as good. Linked but absent: what remains is the link, to be removed.
         if exc.code in (status.CONTAINER_FROZEN, status.CONTAINER_DISABLED, status.CONTAINER_NOT_FOUND):
-            return False
+            return exc.code != status.CONTAINER_NOT_FOUND, False
         raise
-    return True
+    return True, True
 
 
 def _put_back(

@@ -8,9 +8,11 @@ import re
 
 from oio.http.messages import Response
 from oio.meta.messages import (
+    BaseSetProperties,
     ContainerDelProperties,
     ContainerGetProperties,
     ContainerSetProperties,
+    Operation,
     Properties,
 )
 from oio.proxy.app import RouteDefinition
@@ -20,6 +22,9 @@ from oio.proxy.routes.container import SYSTEM, USER, check_policy, prefixed_prop
 
 _NOT_ALPHANUMERIC = re.compile(r"[^A-Za-z0-9]")
 _META = "x-oio-container-meta-"
+
+#: Services that hold the copies of a base, as it says itself.
+PEERS = "sys.peers"
 
 #: User properties beyond this number, or this number of bytes, are in the body only: common clients refuse an
 #: answer of 100 headers, or a line of 64 KiB, and could not list the container any more.
@@ -55,9 +60,15 @@ def _properties(call: Call) -> dict[str, str]:
 
 def set_properties(call: Call) -> Response:
     """``container/set_properties``: 200 with an empty object."""
-    request = setting_of(call)
-    call.proxy.resolver.call_meta2(request, call, write=True)
-    remember_setting(call, request)
+    requests = settings_of(call)
+    resolver = call.proxy.resolver
+    for request in requests:
+        if isinstance(request, BaseSetProperties):
+            services, _ = resolver.services(call.target.cid, "meta2", call)
+            resolver.call_services("meta2", call.only or services, request, call, write=True, peers=services)
+        else:
+            resolver.call_meta2(request, call, write=True)
+    remember_setting(call, requests)
     return json_reply({})
 
 
@@ -67,28 +78,55 @@ def del_properties(call: Call) -> Response:
     return json_reply({})
 
 
-def setting_of(call: Call) -> ContainerSetProperties:
-    """What a request to set properties says. :raises StatusError: 400 when it says nothing, 480."""
-    container = call.container()
+def properties_to_set(call: Call) -> tuple[dict[str, str], bool]:
+    """Complete keys of the body, and whether user properties that are not there go away.
+
+    :raises StatusError: 400 when it says nothing.
+    """
     properties = prefixed_properties(call.json_object_or_nothing())
     if not properties:
         raise bad_request("No properties found in the body")
+    return properties, call.flag("flush") or call.args.get("flush") == ""
+
+
+def settings_of(call: Call) -> list[Operation]:
+    """What a request to set properties of a container asks of meta2, one operation after the other.
+
+    The services that hold the base are a matter of the base, not of the container, and are set last: those who set
+    the rest are the ones before.
+
+    :raises StatusError: 400 when it says nothing, 480.
+    """
+    container = call.container()
+    properties, clear = properties_to_set(call)
     check_policy(call, properties)
-    clear = call.flag("flush") or call.args.get("flush") == ""
-    return ContainerSetProperties(**container, properties=properties, clear=clear)
+    peers = properties.pop(PEERS, None)
+    requests: list[Operation] = []
+    if properties or clear:
+        requests.append(ContainerSetProperties(**container, properties=properties, clear=clear))
+    if peers is not None:
+        requests.append(BaseSetProperties(base=f"{container['cid']}.1", properties={PEERS: peers}))
+    return requests
 
 
-def remember_setting(call: Call, request: ContainerSetProperties) -> None:
+def remember_setting(call: Call, requests: list[Operation]) -> None:
     """Have this proxy follow properties that were set."""
-    if STORAGE_POLICY in request.properties:
-        policy_changed(call, request.cid)
+    cid = call.target.cid
+    for request in requests:
+        if isinstance(request, BaseSetProperties):
+            call.proxy.resolver.forget_base("meta2", cid)
+        elif isinstance(request, ContainerSetProperties) and STORAGE_POLICY in request.properties:
+            policy_changed(call, cid)
+
+
+def names_to_delete(call: Call) -> list[str]:
+    """Complete keys that a body names. :raises StatusError: 400 unless it is an array of names."""
+    return [USER + name for name in string_list(call.json(), "body")]
 
 
 def deletion_of(call: Call) -> ContainerDelProperties:
     """What a request to delete properties says. :raises StatusError: 400 unless it is an array of names."""
-    container = call.container()
-    names = string_list(call.json(), "body")
-    return ContainerDelProperties(**container, names=[USER + name for name in names])
+    return ContainerDelProperties(**call.container(), names=names_to_delete(call))
 
 
 def split_properties(properties: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -121,7 +121,9 @@ def show(call: Call) -> Response:
         if exc.code in (REFERENCE_NOT_FOUND, UNAVAILABLE):
             raise
         raise StatusError(exc.code, f"META1 error: {exc.message}") from exc
-    directory = [_link_item(1, "meta0", address, "") for address in resolver.meta0()]
+    directory = [
+        _link_item(1, "meta0", resolver.address("meta0", service), "") for service in resolver.meta0()
+    ]
     for service in resolver.meta1(target.cid, call):
         directory.append(_link_item(1, "meta1", resolver.address("meta1", service), ""))
     return json_reply(

@@ -58,7 +58,9 @@ def snapshot(call: Call) -> Response:
     resolver = call.proxy.resolver
     resolver.forget(source.cid, "meta2")
     hosts, _ = resolver.services(source.cid, "meta2", call)
-    address = resolver.address("meta2", hosts[0])
+    # What was written is in the copy that the master has, not yet in all the others perhaps.
+    master = resolver.master_of("meta2", hosts, f"{source.cid}.1", call)
+    address = resolver.address("meta2", master)
     peers = propose(call, "meta2")
     created = _claim(call, destination, peers)
     names: dict[str, Any] = destination._asdict()
