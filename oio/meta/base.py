@@ -23,13 +23,15 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import apsw
+import msgspec
 
 from oio.common import status
 from oio.common.batching import BATCH_MAX, Group, Member
 from oio.common.status import StatusError
-from oio.meta.base_type import TOMBSTONE, BaseType
+from oio.meta.base_type import PEERS, TOMBSTONE, BaseType
 from oio.meta.changeset import Capture, Replicator
 from oio.meta.outbox import Batch, Outbox
+from oio.meta.replication import operations
 from oio.meta.transaction import Reader, Transaction
 
 logger = logging.getLogger("oio.meta.base")
@@ -53,6 +55,9 @@ _WAL_HEADER, _FRAME_HEADER = 32, 24
 COPY_PAGES = 1024
 #: Prepared statements kept by a connection.
 STATEMENT_CACHE = 48
+_PENDING = "SELECT 1 FROM events LIMIT 1"
+
+_encode = msgspec.msgpack.Encoder().encode
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,36 @@ def translate(exc: BaseException, base_name: str) -> BaseException:
     return exc
 
 
+class Write(Member):
+    """A write that is made once, however often it is sent: ``operation`` is its id, '' when it has none."""
+
+    __slots__ = ("operation",)
+
+    def __init__(self, work: Callable[[Transaction], object], relaxed: bool, operation: str) -> None:
+        super().__init__(work, relaxed)
+        self.operation = operation
+
+
+class Replay(Member):
+    """Work on the connection of the writer, in a transaction of its own, which no replicator sees.
+
+    ``follows``: it makes the base follow another copy, whose master delivers the events.
+    """
+
+    __slots__ = ("after", "follows")
+
+    def __init__(
+        self,
+        work: Callable[[apsw.Connection], object],
+        relaxed: bool,
+        follows: bool,
+        after: Callable[[], object] | None,
+    ) -> None:
+        super().__init__(work, relaxed)
+        self.follows = follows
+        self.after = after
+
+
 class Base:
     """One open base. Only the repository makes them; ``pins`` and ``doomed`` are protected by its lock."""
 
@@ -113,6 +148,8 @@ class Base:
         self._writer: apsw.Connection | None = None
         self._sync = ""
         self._replicator: Replicator | None = None
+        #: Called when the peers of the base have changed.
+        self.on_peers: Callable[[], object] | None = None
         self._group = Group(self._run_batch, queue_max=options.waiting_max * BATCH_MAX)
         self._readers_lock = threading.Condition(threading.Lock())
         self._idle_readers: list[apsw.Connection] = []
@@ -325,14 +362,36 @@ class Base:
         self._replicator = replicator
 
     def write(
-        self, fn: Callable[[Transaction], T], relaxed: bool = False, deadline: float | None = None
+        self,
+        fn: Callable[[Transaction], T],
+        relaxed: bool = False,
+        deadline: float | None = None,
+        operation: str = "",
     ) -> T:
         """Run a function in a batch of the writer; returns once its change is durable.
 
         It is not run when its turn comes after the deadline. ``relaxed``: the commit needs not be durable
-        (housekeeping of the outbox).
+        (housekeeping of the outbox). ``operation``: its id, when it may be sent again.
+
+        :raises AlreadyDone: when the copies of the base know this operation.
         """
-        return self._group.submit(Member(fn, relaxed), wait_within(self._options.wait_s, deadline))
+        return self._group.submit(Write(fn, relaxed, operation), wait_within(self._options.wait_s, deadline))
+
+    def exclusively(
+        self,
+        work: Callable[[apsw.Connection], T],
+        relaxed: bool = False,
+        deadline: float | None = None,
+        follows: bool = False,
+        after: Callable[[], object] | None = None,
+    ) -> T:
+        """Run a function on the connection of the writer, in a transaction that nobody else shares.
+
+        No replicator sees it. ``follows``: it makes the base follow a copy that is led elsewhere; ``after``: to
+        be called after the commit, in the same turn.
+        """
+        member = Replay(work, relaxed, follows, after)
+        return self._group.submit(member, wait_within(self._options.wait_s, deadline))
 
     def defragment(self) -> None:
         """Rewrite the file without its free pages; only the leader of the writers may call it."""
@@ -351,6 +410,64 @@ class Base:
 
     def _run_batch(self, members: list[Member]) -> None:
         """Never raises: every member gets its result or its error."""
+        writes: list[Member] = []
+        for member in members:
+            if isinstance(member, Replay):
+                if writes:
+                    self._run_writes(writes)
+                    writes = []
+                self._run_replay(member)
+            else:
+                writes.append(member)
+        if writes:
+            self._run_writes(writes)
+
+    def _run_replay(self, member: Replay) -> None:
+        try:
+            self._execute_replay(member)
+        except Exception as exc:
+            error = translate(exc, self.name)
+            member.error = error
+            writer = self._writer
+            if writer is not None and writer.in_transaction:
+                writer.execute("ROLLBACK")
+            if isinstance(exc, apsw.Error):
+                logger.error("base %s: %s", self.name, error)
+                self._reopen()
+
+    def _execute_replay(self, member: Replay) -> None:
+        connection = self._ready_writer()
+        self._set_sync(connection, member.relaxed)
+        connection.execute("BEGIN IMMEDIATE")
+        member.result = member.work(connection)
+        admin = dict(connection.execute("SELECT k, v FROM admin"))
+        follows = member.follows and self._outbox.enabled
+        pending = follows and bool(connection.execute(_PENDING).fetchall())
+        if pending:
+            self._outbox.follow(self.name)
+        connection.execute("COMMIT")
+        if follows and not pending:
+            self._outbox.follow_nothing(self.name)
+        self._adopt_admin(admin)
+        self.commits += 1
+        if member.after is not None:
+            member.after()
+
+    def _adopt_admin(self, admin: dict[str, str]) -> None:
+        changed = admin.get(PEERS) != self.admin.get(PEERS)
+        self.admin = admin
+        if changed and self.on_peers is not None:
+            self.on_peers()
+
+    def _ready_writer(self) -> apsw.Connection:
+        if self._writer is None:
+            # The former batch failed and the base could not be opened again.
+            self._open_writer()
+        connection = self._writer
+        assert connection is not None
+        return connection
+
+    def _run_writes(self, members: list[Member]) -> None:
         try:
             survivors = self._execute_batch(members)
         except Exception as exc:
@@ -360,9 +477,7 @@ class Base:
                 error = StatusError(status.INTERNAL_ERROR, f"base {self.name}: {exc}")
             else:
                 logger.error("base %s: batch of %d writes failed: %s", self.name, len(members), error)
-            for member in members:
-                if member.error is None:
-                    member.error = StatusError(error.code, error.message)  # type: ignore[attr-defined]
+            _fail_all(members, error)
             self._reopen()
             return
         for callback in survivors:
@@ -373,13 +488,18 @@ class Base:
                 logger.exception("base %s: after the commit", self.name)
 
     def _execute_batch(self, members: list[Member]) -> list[Callable[[], object]]:
-        if self._writer is None:
-            # The former batch failed and the base could not be opened again.
-            self._open_writer()
-        connection = self._writer
-        assert connection is not None
-        self._set_sync(connection, all(member.relaxed for member in members))
-        capture = Capture(connection) if self._replicator is not None else None
+        connection = self._ready_writer()
+        relaxed = all(member.relaxed for member in members)
+        self._set_sync(connection, relaxed)
+        replicator = self._replicator
+        capture = None
+        if replicator is not None:
+            try:
+                replicator.begin()
+            except StatusError as exc:
+                _fail_all(members, exc)
+                return []
+            capture = Capture(connection, self._type.replicated)
         try:
             connection.execute("BEGIN IMMEDIATE")
             tx = Transaction(self.name, connection, self.admin, self._outbox.enabled)
@@ -391,15 +511,26 @@ class Base:
                 connection.execute("ROLLBACK")
                 return []
             admin, batch = self._flush(tx)
-            if capture is not None and self._replicator is not None:
+            replicated = False
+            if capture is not None and replicator is not None:
+                replicator.tidy(connection)
                 changes = capture.changeset()
                 if changes:
-                    self._replicator.replicate(self.name, changes)
+                    try:
+                        replicator.replicate(connection, changes, relaxed)
+                    except StatusError as exc:
+                        connection.execute("ROLLBACK")
+                        logger.warning("base %s: %d writes rolled back: %s", self.name, len(members), exc)
+                        _fail_all(members, exc)
+                        return []
+                    replicated = True
             connection.execute("COMMIT")
+            if replicated and replicator is not None:
+                replicator.committed()
         finally:
             if capture is not None:
                 capture.close()
-        self.admin = admin
+        self._adopt_admin(admin)
         self.commits += 1
         if batch is not None:
             self._outbox.committed(batch)
@@ -424,12 +555,20 @@ class Base:
         try:
             if TOMBSTONE in self.admin:
                 raise StatusError(status.CONTAINER_NOT_FOUND, f"base {self.name} is destroyed")
-            member.result = member.work(tx)
+            self._work(tx, member)
         except Exception as exc:
             self._fail(tx, member, exc)
             return 0
         tx.keep_member()
         return 1
+
+    def _work(self, tx: Transaction, member: Member) -> None:
+        operation = member.operation if isinstance(member, Write) and self._replicator is not None else ""
+        if operation:
+            operations.check_new(tx.connection, operation)
+        member.result = member.work(tx)
+        if operation:
+            operations.note(tx.connection, operation, b"" if member.result is None else _encode(member.result))
 
     def _run_in_savepoint(self, tx: Transaction, member: Member) -> int:
         execute = tx.connection.execute
@@ -437,7 +576,7 @@ class Base:
         try:
             if tx.get(TOMBSTONE) is not None:
                 raise StatusError(status.CONTAINER_NOT_FOUND, f"base {self.name} is destroyed")
-            member.result = member.work(tx)
+            self._work(tx, member)
         except Exception as exc:
             self._fail(tx, member, exc)
             execute("ROLLBACK TO member")
@@ -453,7 +592,7 @@ class Base:
             # Some errors (disk full, I/O) make SQLite roll back everything: it concerns all members.
             raise exc
         error = translate(exc, self.name)
-        if not isinstance(error, StatusError):
+        if not isinstance(error, StatusError | operations.AlreadyDone):
             logger.error("base %s: a write failed", self.name, exc_info=exc)
         member.error = error
 
@@ -493,6 +632,12 @@ class Base:
                 os.truncate(self.path + "-wal", end)
         except (OSError, struct.error) as exc:
             logger.error("base %s: a failed write may still appear: %s", self.name, exc)
+
+
+def _fail_all(members: list[Member], error: StatusError) -> None:
+    for member in members:
+        if member.error is None:
+            member.error = StatusError(error.code, error.message)
 
 
 def wait_within(wait_s: float, deadline: float | None) -> float:

@@ -19,6 +19,8 @@ ENGINE_SCHEMA = """
 CREATE TABLE admin (k TEXT PRIMARY KEY NOT NULL, v BLOB) WITHOUT ROWID;
 CREATE TABLE events (id INTEGER PRIMARY KEY NOT NULL, event BLOB) ;
 """
+#: Admin key: ids of the services that hold copies of the base, separated by commas.
+PEERS = "sys.peers"
 #: Admin key of a base whose destruction is committed but whose file is still in place.
 TOMBSTONE = "sys.destroyed"
 
@@ -61,6 +63,11 @@ class BaseType:
     def tables(self) -> list[str]:
         """Names of the tables whose versions are counted (all but the outbox)."""
         return ["admin", *_TABLE.findall(self.schema)]
+
+    @property
+    def replicated(self) -> list[str]:
+        """Names of the tables that copies of a base have in common."""
+        return [*self.tables(), "events", "operations"]
 
     def first_admin(self, base_name: str) -> dict[str, str]:
         """Admin keys that every new base has."""

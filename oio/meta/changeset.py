@@ -19,10 +19,22 @@ AVAILABLE = hasattr(apsw, "Session")
 
 
 class Replicator(Protocol):
-    """Sends changesets to the other copies of a base."""
+    """The lead of a base that has copies: gives each transaction to the others. Called by the writer only."""
 
-    def replicate(self, base_name: str, changeset: bytes) -> None:
-        """Return once a quorum holds the changeset; raise ``StatusError`` otherwise."""
+    def begin(self) -> None:
+        """A transaction is about to begin. :raises StatusError: when somebody else leads the base now."""
+
+    def tidy(self, connection: apsw.Connection) -> None:
+        """The transaction is made but for what the replicator itself wants to change in the copies."""
+
+    def replicate(self, connection: apsw.Connection, changeset: bytes, relaxed: bool) -> None:
+        """Return once a majority holds the changeset; raise ``StatusError`` otherwise.
+
+        It runs in the transaction; ``relaxed``: the copies need not be on disk.
+        """
+
+    def committed(self) -> None:
+        """The transaction is committed here too."""
 
 
 class Capture:

@@ -34,6 +34,11 @@ class Context:
         #: What the caller knows of the copies of the base.
         self.route = route
 
+    @property
+    def steps(self) -> Route:
+        """Route for an operation of several writes: none of them is the operation."""
+        return self.route._replace(operation="")
+
 
 def nothing_to_refresh(request: object, context: Context) -> None:
     """Handler of ``Refresh`` for services that remember nothing of others."""

@@ -52,15 +52,18 @@ class Dumps:
         self._repository = repository
         self._turns = threading.BoundedSemaphore(DUMPS_MAX)
 
-    def answer(self, base_name: str, deadline: float | None) -> Response:
-        """An image of a base. :raises StatusError: 400 bad name, 431 absent, 504 too late, 509 busy."""
+    def answer(self, base_name: str, deadline: float | None, draft: str = "") -> Response:
+        """An image of a base, or of the draft of one.
+
+        :raises StatusError: 400 bad name, 431 absent, 504 too late, 509 busy.
+        """
         if not base_name:
             raise StatusError(status.BAD_REQUEST, "Missing parameter 'base'")
         self._repository.path(base_name)
         if not self._turns.acquire(timeout=TURN_TIMEOUT_S):
             raise StatusError(status.EXCESSIVE_LOAD, f"{DUMPS_MAX} images are being sent already")
         try:
-            body, digest = self._image(base_name, deadline)
+            body, digest = self._draft(draft) if draft else self._image(base_name, deadline)
         except BaseException:
             self._turns.release()
             raise
@@ -75,6 +78,19 @@ class Dumps:
             except OSError as exc:
                 raise StatusError(status.UNAVAILABLE, f"cannot read {path}: {exc}") from exc
         # The name is gone: whatever happens now, the system frees the space.
+        return self._digested(fd)
+
+    def _draft(self, draft: str) -> tuple[FileBody, str]:
+        replication = self._repository.replication
+        path = replication.drafts.get(draft, "") if replication is not None else ""
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except OSError as exc:
+            raise StatusError(status.CONTAINER_NOT_FOUND, f"no draft {draft!r}") from exc
+        return self._digested(fd)
+
+    @staticmethod
+    def _digested(fd: int) -> tuple[FileBody, str]:
         try:
             digest, size = blake3(), 0
             while piece := os.pread(fd, _PIECE_BYTES, size):
@@ -86,9 +102,9 @@ class Dumps:
         return FileBody(fd, 0, size), digest.hexdigest()
 
 
-def requested_base(request: Request) -> str:
-    """Name of the base that a request wants."""
-    return request.query.get("base", "")
+def requested_base(request: Request) -> tuple[str, str]:
+    """Name of the base that a request wants, and of the draft of it, mostly ''."""
+    return request.query.get("base", ""), request.query.get("draft", "")
 
 
 def fetch(
@@ -100,8 +116,11 @@ def fetch(
     *,
     reqid: str = "",
     deadline: float | None = None,
+    draft: str = "",
 ) -> None:
     """Get an image of a base from the service at ``address`` into a file that does not exist yet.
+
+    ``draft``: name of one that is not in its place there yet.
 
     :raises StatusError: what the service answered (431: it has no such base), a network code, 9 when the
         bytes are not those that were sent, 511 when they are no sound base.
@@ -120,7 +139,8 @@ def fetch(
             if deadline is not None:
                 left_us = int((deadline - time.monotonic()) * 1e6)
                 headers["x-oio-timeout"] = str(max(0, left_us))
-            connection.put_request("GET", f"{ROUTE}?base={quote(base_name, safe='')}", headers)
+            target = f"{ROUTE}?base={quote(base_name, safe='')}"
+            connection.put_request("GET", target + (f"&draft={draft}" if draft else ""), headers)
             connection.flush()
             response = connection.getresponse()
             if response.status != 200:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Protocol
 import apsw
 import msgspec
 
+from oio.common import status
 from oio.common.status import StatusError
 from oio.event.queue import EventsRefused
 from oio.meta.base_type import TOMBSTONE, BaseType
@@ -144,6 +145,8 @@ class Outbox:
         self._bases: dict[str, BaseOutbox] = {}
         self._ready: deque[BaseOutbox] = deque()
         self._tidy: dict[str, float] = {}
+        #: Bases that are led elsewhere, whose events wait here in case that their master is lost.
+        self._followed: set[str] = set()
         self._leftovers: deque[str] = deque()
         #: Last event of the first leftover that was delivered.
         self._leftover_done = 0
@@ -277,11 +280,8 @@ class Outbox:
     def forget(self, name: str) -> None:
         """The base is destroyed: its file, if it holds events, has moved to :meth:`adopt`."""
         with self._lock:
-            state = self._bases.pop(name, None)
-            self._tidy.pop(name, None)
-            if state is not None:
-                state.dead = True
-                self._forget_first(state, len(state.pending))
+            self._forget_state(name)
+            self._followed.discard(name)
         self._unlink(os.path.join(self.directory, name))
 
     def leftover_path(self, name: str) -> str:
@@ -310,6 +310,58 @@ class Outbox:
             state = self._bases.get(name)
             if state is not None:
                 self._enqueue(state)
+
+    # --- bases that have copies: the master delivers, the others keep what it has not delivered yet ----------
+
+    def follow(self, name: str) -> None:
+        """A base that is led elsewhere is about to hold events."""
+        if name in self._followed:
+            return
+        self._make_marker(name)
+        with self._lock:
+            self._forget_state(name)
+            self._followed.add(name)
+
+    def follow_nothing(self, name: str) -> None:
+        """A base that is led elsewhere holds no event any more. Called in the turn of its writer."""
+        with self._lock:
+            marked = name in self._followed or name in self._bases
+            self._forget_state(name)
+            self._followed.discard(name)
+        if marked:
+            self._unlink(os.path.join(self.directory, name))
+
+    def followed(self) -> list[str]:
+        """Bases that hold events for their master to deliver."""
+        with self._lock:
+            return list(self._followed)
+
+    def rediscover(self, name: str) -> None:
+        """The base is led here from now on: deliver what its former master did not."""
+        if not self.enabled:
+            return
+        with self._lock:
+            self._forget_state(name)
+            self._followed.discard(name)
+            if os.path.exists(os.path.join(self.directory, name)):
+                state = self._bases[name] = BaseOutbox(name, loaded=False)
+                self._enqueue(state)
+                self._tidy.setdefault(name, time.monotonic() + self._delay_s)
+
+    def _leave_to_master(self, name: str) -> None:
+        """Somebody else leads the base, and delivers its events."""
+        with self._lock:
+            if self._forget_state(name):
+                self._followed.add(name)
+
+    def _forget_state(self, name: str) -> bool:
+        state = self._bases.pop(name, None)
+        self._tidy.pop(name, None)
+        if state is None:
+            return False
+        state.dead = True
+        self._forget_first(state, len(state.pending))
+        return True
 
     # --- internals -----------------------------------------------------------------------------
 
@@ -470,6 +522,9 @@ class Outbox:
 
     def _unreadable(self, state: BaseOutbox, exc: Exception) -> None:
         """A base with a marker cannot be read: absent means that its creation never ended."""
+        if isinstance(exc, StatusError) and exc.code == status.REDIRECT:
+            self._leave_to_master(state.name)
+            return
         if self._repository.forget_absent(state.name):
             return
         if state.dead or self._repository.end_destruction(state.name):

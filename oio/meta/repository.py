@@ -20,7 +20,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import apsw
 
@@ -35,9 +36,18 @@ from oio.meta.base import (
     translate,
     wait_within,
 )
-from oio.meta.base_type import ENGINE_SCHEMA, TOMBSTONE, BaseType
+from oio.meta.base_type import ENGINE_SCHEMA, PEERS, TOMBSTONE, BaseType
+from oio.meta.client import Route
+from oio.meta.context import NO_ROUTE
 from oio.meta.outbox import TIDY_DELAY_S, EventSink, Outbox, fsync_directory
+from oio.meta.replication import journal
+from oio.meta.replication.images import declare_position, look_at_image
+from oio.meta.replication.positions import Position
 from oio.meta.transaction import Reader, Transaction
+
+if TYPE_CHECKING:
+    from oio.meta.replication.engine import Replication
+    from oio.meta.replication.leading import Lead
 
 logger = logging.getLogger("oio.meta.repository")
 
@@ -47,6 +57,8 @@ T = TypeVar("T")
 OPEN_MAX = 1024
 #: Directory of the volume where bases are built.
 WORKSHOP = ".new"
+#: Admin key: when a base was defragmented by request (seconds).
+LAST_VACUUM = "sys.last_vacuum"
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 # Offsets of the "file format" bytes in a SQLite header; 2 says WAL.
 _FORMAT_BYTES = (18, 19)
@@ -65,7 +77,12 @@ class Repository:
         queue: EventSink | None = None,
         events_memory_max: int = 10000,
         state_delay_s: float = TIDY_DELAY_S,
+        replication: Replication | None = None,
     ) -> None:
+        #: The copies of the bases; None when each base has one copy.
+        self.replication = replication
+        if replication is not None:
+            replication.attach(self)
         self.volume = os.path.abspath(volume)
         self.type = base_type
         self._options = options or BaseOptions()
@@ -97,20 +114,27 @@ class Repository:
         fn: Callable[[Reader], T],
         short: bool = False,
         deadline: float | None = None,
+        route: Route = NO_ROUTE,
     ) -> T:
         """Run a function on a consistent view of a base. :raises StatusError: 431 when it is absent.
 
         ``short`` promises that the function needs well below a millisecond. Waits end with ``deadline``
-        (monotonic clock), with 503 or 504; the function has not run then.
+        (monotonic clock), with 503 or 504; the function has not run then. ``route``: what the caller knows
+        of the copies of the base; unless it wants this very one, 303 tells who leads it.
         """
+        lead = self._lead(base_name, route, deadline)
         base = self._pin(base_name, deadline)
         try:
             base.open()
             if TOMBSTONE in base.admin:
                 raise StatusError(status.CONTAINER_NOT_FOUND, f"base {base_name} is destroyed")
-            return base.read(fn, short, deadline)
+            result = base.read(fn, short, deadline)
         finally:
             self._unpin(base)
+        if lead is not None:
+            # Whoever is master now, it was not somebody else when we read.
+            lead.confirm(deadline)
+        return result
 
     def write(
         self,
@@ -118,45 +142,153 @@ class Repository:
         fn: Callable[[Transaction], T],
         relaxed: bool = False,
         deadline: float | None = None,
+        route: Route = NO_ROUTE,
     ) -> T:
         """Run a function in a group commit of a base; returns after the commit is durable.
 
         The function may run in another thread, must not block, and must change nothing but its
-        transaction: it is rolled back when it raises. ``deadline`` as for :meth:`read`.
+        transaction: it is rolled back when it raises. ``deadline`` as for :meth:`read`; ``route``: what the
+        caller knows of the copies of the base, which all get the change.
+
+        :raises AlreadyDone: when the copies know the operation of the route: it was sent before.
         """
+        lead = self._lead(base_name, route, deadline)
         base = self._pin(base_name, deadline)
         try:
             base.open()
-            return base.write(fn, relaxed, deadline)
+            base.replicate_with(lead)
+            return base.write(fn, relaxed, deadline, route.operation)
         finally:
             self._unpin(base)
 
-    def create(self, base_name: str, init: Callable[[Transaction], object]) -> bool:
+    def create(
+        self,
+        base_name: str,
+        init: Callable[[Transaction], object],
+        deadline: float | None = None,
+        route: Route = NO_ROUTE,
+    ) -> bool:
         """Create a base that ``init`` fills; False (and nothing done) when it exists.
 
-        Events that ``init`` emits leave once the base is in place.
+        Events that ``init`` emits leave once the base is in place. With several peers in ``route`` all of them
+        get it.
         """
-        path = self.path(base_name)
-        if os.path.exists(path) and not self.end_destruction(base_name):
-            return False
-        image, has_events = self._build_image(base_name, init)
+
+        def init_copies(tx: Transaction) -> None:
+            init(tx)
+            if len(route.peers) > 1:
+                tx.set(PEERS, ",".join(sorted(route.peers)))
+
+        def make(path: str) -> bool:
+            image, has_events = self._build_image(base_name, init_copies)
+            _write_file(path, image)
+            return has_events
+
         with self.workshop_file() as temporary:
-            _write_file(temporary, image)
-            return self._place(base_name, temporary, has_events)
+            return self._create(base_name, temporary, make, deadline, route)
 
     def install(
-        self, base_name: str, image_path: str, change: Callable[[Transaction], object]
+        self,
+        base_name: str,
+        image_path: str,
+        change: Callable[[Transaction], object],
+        deadline: float | None = None,
+        route: Route = NO_ROUTE,
     ) -> bool:
         """Make a base of an image in the workshop, as :meth:`create` does; False when the base exists.
 
         ``change`` runs first on the image, without the events that waited in its outbox. The file of the
         image belongs to the caller, as :meth:`workshop_file` says, and is changed.
         """
-        path = self.path(base_name)
-        if os.path.exists(path) and not self.end_destruction(base_name):
+        return self._create(
+            base_name, image_path, lambda path: self._change_image(base_name, path, change), deadline, route
+        )
+
+    def _create(
+        self, base_name: str, path: str, make: Callable[[str], bool], deadline: float | None, route: Route
+    ) -> bool:
+        """Place a base that ``make`` builds in a file (and tells whether it holds events)."""
+        has_events = False
+
+        def make_copy(target: str, position: Position) -> None:
+            nonlocal has_events
+            has_events = make(target)
+            declare_position(target, position)
+
+        if self.replication is not None and len(route.peers) > 1:
+            return self.replication.create(
+                base_name, route, path, make_copy, lambda: self._place(base_name, path, has_events), deadline
+            )
+        if os.path.exists(self.path(base_name)) and not self.end_destruction(base_name):
             return False
-        has_events = self._change_image(base_name, image_path, change)
-        return self._place(base_name, image_path, has_events)
+        return self._place(base_name, path, make(path))
+
+    def replace(self, base_name: str, image_path: str, wanted: Callable[[], bool]) -> bool:
+        """Put an image in the place of a base, or of no base, as one step; False when it is not wanted any more.
+
+        It waits until nobody uses the base; ``wanted`` is asked then.
+        """
+        path = self.path(base_name)
+        admin, has_events = look_at_image(image_path)
+        with self._name_lock(base_name):
+            base = self._doom(base_name)
+            try:
+                base.close()
+                if not wanted():
+                    return False
+                self._sync_place(path)
+                _fsync_file(image_path) if self._fsync else None
+                if has_events and self.outbox.enabled:
+                    self.outbox.follow(base_name)
+                for suffix in _SIDE_FILES:
+                    with suppress(FileNotFoundError):
+                        os.unlink(path + suffix)
+                os.rename(image_path, path)
+                self._sync_directory(os.path.dirname(path))
+                if not has_events and self.outbox.enabled:
+                    self.outbox.follow_nothing(base_name)
+            except OSError as exc:
+                raise StatusError(status.UNAVAILABLE, f"cannot replace {path}: {exc}") from exc
+            finally:
+                self._undoom(base_name)
+        if self.replication is not None:
+            self.replication.forget(base_name)
+        if TOMBSTONE in admin:
+            self.end_destruction(base_name)
+        return True
+
+    def drop_copy(self, base_name: str, position: Position, reason: str, peers: list[str]) -> bool:
+        """Delete our copy of a base, and leave a grave that tells where the base stood; was there a copy?
+
+        What waits in its outbox is delivered by the master of the base.
+        """
+        assert self.replication is not None
+        with self._name_lock(base_name):
+            self.replication.ledger.bury(base_name, position, reason, peers)
+            self.replication.forget(base_name)
+            if not self.exists(base_name):
+                return False
+            self._discard(base_name)
+        return True
+
+    def _discard(self, base_name: str) -> None:
+        base = self._doom(base_name)
+        try:
+            base.close()
+            self._unlink_base(self.path(base_name))
+            self.outbox.forget(base_name)
+        finally:
+            self._undoom(base_name)
+
+    def remove_copy(self, base_name: str) -> None:
+        """Delete the only copy of a base, without a trace."""
+        with self._name_lock(base_name):
+            self._discard(base_name)
+
+    def _lead(self, base_name: str, route: Route, deadline: float | None) -> Lead | None:
+        if self.replication is None or route.local:
+            return None
+        return self.replication.prepare(base_name, route, deadline)
 
     def copy_out(self, base_name: str, path: str, deadline: float | None = None) -> None:
         """Write a consistent image of a base to a file, while others read and write the base."""
@@ -182,11 +314,22 @@ class Repository:
         """Is there a file for this base?"""
         return os.path.exists(self.path(base_name))
 
+    def present(self, base_name: str, deadline: float | None = None, route: Route = NO_ROUTE) -> bool:
+        """Does this base exist, here or on its other peers? :raises StatusError: 303, 503 as for :meth:`read`."""
+        try:
+            self._lead(base_name, route, deadline)
+        except StatusError as exc:
+            if exc.code != status.CONTAINER_NOT_FOUND:
+                raise
+            return False
+        return self.exists(base_name)
+
     def destroy(
         self,
         base_name: str,
         last: Callable[[Transaction], object] | None = None,
         deadline: float | None = None,
+        route: Route = NO_ROUTE,
     ) -> None:
         """Delete a base after ``last`` ran in its last transaction (and may have refused by raising)."""
 
@@ -196,16 +339,25 @@ class Repository:
             tx.tidying = True
             tx.set(TOMBSTONE, str(time.time_ns() // 1000))
 
-        self.write(base_name, bury, deadline=deadline)
+        self.write(base_name, bury, deadline=deadline, route=route)
         self.end_destruction(base_name)
 
-    def vacuum(self, base_name: str) -> None:
-        """Give the space that a base does not use any more back to the disk.
+    def vacuum(self, base_name: str, deadline: float | None = None, route: Route = NO_ROUTE) -> None:
+        """Give the space that a base does not use any more back to the disk, on all that hold copies.
 
         It waits for its turn as a write does; other writers wait meanwhile, readers do not.
         """
+        lead = self._lead(base_name, route, deadline)
+        if lead is not None:
+            now = str(int(time.time()))
+            self.write(base_name, lambda tx: tx.set(LAST_VACUUM, now), deadline=deadline, route=route)
+            lead.vacuum()
+        self.defragment(base_name)
+
+    def defragment(self, base_name: str) -> None:
+        """Give the space that our copy of a base does not use any more back to the disk."""
         with self.opened(base_name) as base:
-            base.write(lambda tx: tx.on_commit(base.defragment))
+            base.exclusively(lambda connection: None, after=base.defragment)
 
     def end_destruction(self, base_name: str) -> bool:
         """Remove a base whose destruction was committed but interrupted; False when it lives."""
@@ -214,8 +366,13 @@ class Repository:
                 with self.opened(base_name) as base:
                     if TOMBSTONE not in base.admin:
                         return False
+                    peers = [peer for peer in base.admin.get(PEERS, "").split(",") if peer]
+                    position = base.read(lambda reader: journal.position(reader.connection))
             except StatusError:
                 return False
+            if self.replication is not None and len(peers) > 1:
+                self.replication.ledger.bury(base_name, position, "destroyed", peers)
+                self.replication.forget(base_name)
             self._remove(base_name)
         return True
 
@@ -238,6 +395,15 @@ class Repository:
         of the next base of that name. So the base stays registered, doomed, which keeps everybody
         from opening the file until it is gone.
         """
+        base = self._doom(base_name)
+        try:
+            base.close()
+            self._take_file_away(base_name, self.path(base_name))
+        finally:
+            self._undoom(base_name)
+
+    def _doom(self, base_name: str) -> Base:
+        """Keep everybody from a base, once those who use it are done; :meth:`_undoom` must follow."""
         path = self.path(base_name)
         with self._lock:
             base = self._bases.get(base_name)
@@ -250,16 +416,13 @@ class Repository:
             )
             if not free:
                 base.doomed = False
-                raise StatusError(
-                    status.UNAVAILABLE, f"base {base_name} is destroyed, but its file is still in use"
-                )
-        try:
-            base.close()
-            self._take_file_away(base_name, path)
-        finally:
-            with self._lock:
-                del self._bases[base_name]
-                self._lock.notify_all()
+                raise StatusError(status.UNAVAILABLE, f"the file of base {base_name} is still in use")
+        return base
+
+    def _undoom(self, base_name: str) -> None:
+        with self._lock:
+            del self._bases[base_name]
+            self._lock.notify_all()
 
     def _take_file_away(self, base_name: str, path: str) -> None:
         if self.outbox.enabled:
@@ -276,12 +439,13 @@ class Repository:
             self.outbox.forget(base_name)
             self.outbox.adopt(leftover)
         else:
-            for suffix in ("", *_SIDE_FILES):
-                try:
-                    os.unlink(path + suffix)
-                except FileNotFoundError:
-                    continue
-            self._sync_directory(os.path.dirname(path))
+            self._unlink_base(path)
+
+    def _unlink_base(self, path: str) -> None:
+        for suffix in ("", *_SIDE_FILES):
+            with suppress(FileNotFoundError):
+                os.unlink(path + suffix)
+        self._sync_directory(os.path.dirname(path))
 
     def path(self, base_name: str) -> str:
         """File of a base. :raises StatusError: 400 for a name that cannot be one."""
@@ -351,6 +515,8 @@ class Repository:
                 base = Base(
                     base_name, self.path(base_name), self.type, self._options, self.outbox
                 )
+                if self.replication is not None:
+                    base.on_peers = partial(self.replication.forget, base_name)
                 self._bases[base_name] = base
             else:
                 self._bases.move_to_end(base_name)
@@ -482,9 +648,7 @@ class Repository:
         path = self.path(base_name)
         directory = os.path.dirname(path)
         try:
-            if not os.path.isdir(directory):
-                os.makedirs(directory, exist_ok=True)
-                self._sync_directory(os.path.dirname(directory))
+            self._sync_place(path)
             if self._fsync:
                 _fsync_file(image_path)
         except OSError as exc:
@@ -502,6 +666,13 @@ class Repository:
             if has_events:
                 self.outbox.discover(base_name)
         return True
+
+    def _sync_place(self, path: str) -> None:
+        """Make the directory of a base."""
+        directory = os.path.dirname(path)
+        if not os.path.isdir(directory):
+            os.makedirs(directory, exist_ok=True)
+            self._sync_directory(os.path.dirname(directory))
 
     def _clean_workshop(self) -> None:
         """What a former process left unfinished there was never a base."""

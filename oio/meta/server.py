@@ -16,12 +16,14 @@ import configparser
 import ctypes
 import logging
 import os
+import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import msgspec
@@ -43,11 +45,18 @@ from oio.http.server import Server, ServerConfig
 from oio.meta import bases
 from oio.meta.base import SYNC_LEVELS, BaseOptions
 from oio.meta.base_type import BaseType
-from oio.meta.context import Context
+from oio.meta.client import LOCAL_HEADER, OPERATION_HEADER, PEERS_HEADER, SUSPECTS_HEADER, Route
+from oio.meta.context import NO_ROUTE, Context
 from oio.meta.dump import ROUTE, Dumps, requested_base
 from oio.meta.messages import ErrorReply, Operation
 from oio.meta.outbox import EventSink
+from oio.meta.replication.operations import AlreadyDone
+from oio.meta.replication.wire import CopyRequest, GroupVote
 from oio.meta.repository import Repository
+from oio.zk.tree import ensembles_of
+
+if TYPE_CHECKING:
+    from oio.meta.replication.engine import Replication
 
 logger = logging.getLogger("oio.meta.server")
 
@@ -62,6 +71,12 @@ FILES_WANTED = 65536
 
 #: malloc.h
 _M_ARENA_MAX = -8
+
+#: Elections that are left at once, when nothing else is said.
+BALANCE_MAX = 100
+
+_NO_ELECTION = {"total": 0, "none": 0, "pending": 0, "failed": 0, "slave": 0, "master": 0}
+_OPERATION = re.compile(r"^[0-9A-Za-z-]{0,64}\Z")
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -100,7 +115,12 @@ class MetaApplication:
         self._repository = repository
         self._on_config = on_config
         if repository is not None:
-            handlers = {**bases.handlers(repository), **handlers}
+            handlers = {**bases.handlers(repository), **_copies(repository), **handlers}
+        #: Requests that may wait for peers at a time; None when no base has copies.
+        self._callers: threading.BoundedSemaphore | None = None
+        if repository is not None and repository.replication is not None:
+            threads = variables["server.pool.max_threads"]
+            self._callers = threading.BoundedSemaphore(max(1, threads * 2 // 3))
         self._routes = {
             "/v1/" + operation.operation(): _Route(operation, handler)
             for operation, handler in handlers.items()
@@ -140,8 +160,14 @@ class MetaApplication:
                 headers.get("user-agent", ""),
                 "x-oio-admin" in headers and parse_boolean(headers["x-oio-admin"]),
                 _deadline(request, begin),
+                _route(headers) if PEERS_HEADER in headers or LOCAL_HEADER in headers else NO_ROUTE,
             )
-            reply = route.handler(message, context)
+            if self._callers is None:
+                reply = route.handler(message, context)
+            else:
+                reply = self._answer_or_refuse(route, message, context)
+        except AlreadyDone as exc:
+            return Response(200, exc.reply, MSGPACK) if exc.reply else Response(204)
         except StatusError as exc:
             return self._failure(exc.code, exc.message)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
@@ -157,6 +183,18 @@ class MetaApplication:
         if reply is None:
             return Response(204)
         return Response(200, _encode(reply), MSGPACK)
+
+    def _answer_or_refuse(self, route: _Route, message: Any, context: Context) -> Any:
+        """Answer a request that may wait for peers, unless too many do: peers that wait for us need threads."""
+        assert self._callers is not None
+        if isinstance(message, CopyRequest | GroupVote):
+            return route.handler(message, context)
+        if not self._callers.acquire(blocking=False):
+            raise StatusError(status.EXCESSIVE_LOAD, "too many requests wait for the peers of their bases")
+        try:
+            return route.handler(message, context)
+        finally:
+            self._callers.release()
 
     def _failure(self, code: int, message: str) -> Response:
         self._errors[code] = self._errors.get(code, 0) + 1
@@ -187,8 +225,15 @@ class MetaApplication:
         return Response(204)
 
     def _balance_masters(self, request: Request) -> Response:
-        # One copy of each base: there is no election to leave.
-        return Response(200, b"0", [("Content-Type", "text/plain")])
+        left = 0
+        replication = self._repository.replication if self._repository is not None else None
+        if replication is not None:
+            try:
+                leave_max, idle_s = int(request.query.get("max", "0")), float(request.query.get("inactivity", "0"))
+            except ValueError:
+                return self._json_failure("Invalid parameter 'max' or 'inactivity', not a number")
+            left = replication.balance(leave_max or BALANCE_MAX, idle_s)
+        return Response(200, str(left).encode(), [("Content-Type", "text/plain")])
 
     def _status(self, request: Request) -> Response:
         return Response(200, msgspec.json.encode(self.information()), JSON)
@@ -203,7 +248,8 @@ class MetaApplication:
     def _dump(self, request: Request) -> Response:
         begin = time.monotonic()
         try:
-            return self._dumps.answer(requested_base(request), _deadline(request, begin))
+            base_name, draft = requested_base(request)
+            return self._dumps.answer(base_name, _deadline(request, begin), draft)
         except StatusError as exc:
             return self._failure(exc.code, exc.message)
 
@@ -234,6 +280,7 @@ class MetaApplication:
     def information(self) -> dict[str, Any]:
         """The answer of ``/status`` (contract: "Answer of forward/info")."""
         bases = self._repository.stats() if self._repository is not None else {}
+        replication = self._repository.replication if self._repository is not None else None
         return {
             "sqlite": [
                 f"VERSION_COMPILED={apsw.SQLITE_VERSION_NUMBER}",
@@ -246,10 +293,8 @@ class MetaApplication:
                 "vacuum": "none",
                 "delete": "on",
             },
-            "replication": "NONE",
-            "elections": {
-                "total": 0, "none": 0, "pending": 0, "failed": 0, "slave": 0, "master": 0,
-            },
+            "replication": "NONE" if replication is None else "QUORUM",
+            "elections": dict(_NO_ELECTION) if replication is None else replication.elections(),
             "cache": {
                 "max": bases.get("max", 0),
                 "soft_max": bases.get("max", 0),
@@ -313,6 +358,32 @@ class MetaApplication:
         return families
 
 
+def _copies(repository: Repository) -> bases.Handlers:
+    """Handlers of what concerns copies and elections."""
+    if repository.replication is None:
+        return bases.single_copy_handlers(repository)
+    from oio.meta.replication.serving import Copies
+
+    return Copies(repository, repository.replication).handlers()
+
+
+def _route(headers: Mapping[str, str]) -> Route:
+    """What a caller says of the copies of the base. :raises StatusError: 400 for what makes no sense."""
+    operation = headers.get(OPERATION_HEADER, "")
+    if not _OPERATION.match(operation):
+        raise StatusError(status.BAD_REQUEST, f"Invalid header {OPERATION_HEADER!r}: {operation[:64]!r}")
+    return Route(
+        _words(headers.get(PEERS_HEADER, "")),
+        _words(headers.get(SUSPECTS_HEADER, "")),
+        operation,
+        parse_boolean(headers.get(LOCAL_HEADER, "")),
+    )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(sorted({word for word in text.split(",") if word})) if text else ()
+
+
 def _deadline(request: Request, begin: float) -> float | None:
     """Moment set by ``x-oio-timeout`` (microseconds). :raises StatusError: 400 when it is no number."""
     text = request.headers.get("x-oio-timeout")
@@ -340,6 +411,12 @@ class MetaProcess:
     conf: dict[str, str]
     variables: Variables
     locks: list[VolumeLock] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """Under which others know the service: its id, its address."""
+        address = f"{self.host}:{self.port}"
+        return [self.service_id] if self.service_id == address else [self.service_id, address]
 
 
 def open_process(service_type: str, argv: Sequence[str] | None = None) -> MetaProcess:
@@ -402,6 +479,22 @@ def read_configuration(namespace: str, path: str, use_system: bool) -> dict[str,
     return conf
 
 
+def open_replication(
+    service_type: str,
+    namespace: str,
+    names: Sequence[str],
+    volume: str,
+    conf: Mapping[str, str],
+    variables: Variables,
+) -> Replication | None:
+    """The copies of the bases of a service; None without ZooKeeper, whose client is then not even loaded."""
+    if not ensembles_of(conf, service_type):
+        return None
+    from oio.meta.replication import assembly
+
+    return assembly.open_replication(service_type, namespace, names, volume, conf, variables)
+
+
 def open_repository(process: MetaProcess, base_type: BaseType) -> Repository:
     """The bases of the volume. Without ``event-agent`` in the configuration no event is stored."""
     _share_heap()
@@ -413,6 +506,9 @@ def open_repository(process: MetaProcess, base_type: BaseType) -> Repository:
         queue = RoutedQueue(target, variables)
     else:
         logger.warning("no event-agent in the configuration: events are not emitted")
+    replication = open_replication(
+        process.type, process.namespace, process.names, process.volume, process.conf, variables
+    )
     open_max = min(variables["sqliterepo.repo.hard_max"], raise_files_limit(FILES_WANTED) // FILES_PER_BASE)
     return Repository(
         process.volume,
@@ -427,6 +523,7 @@ def open_repository(process: MetaProcess, base_type: BaseType) -> Repository:
         queue=queue,
         events_memory_max=variables["events.common.pending.max"],
         state_delay_s=variables["events.common.pending.delay"],
+        replication=replication,
     )
 
 
@@ -449,6 +546,8 @@ def serve(
     server = application.server = Server(application, [(process.host, process.port)], config)
     last: list[Callable[[], object]] = [*on_stop]
     if repository is not None:
+        if repository.replication is not None:
+            last.append(repository.replication.stop)
         last.append(repository.close)
     last += [lock.release for lock in process.locks]
     return run_until_stopped([server], last, name=process.type)

@@ -67,7 +67,7 @@ class Meta0Service:
         table = self._table
         if table is None:
             generation = self._generation
-            table = self._repository.read(self._base, _read_table, deadline=context.deadline)
+            table = self._repository.read(self._base, _read_table, deadline=context.deadline, route=context.route)
             with self._lock:
                 # What was read before a change must not outlive it.
                 if generation == self._generation:
@@ -112,7 +112,7 @@ class Meta0Service:
             )
             tx.on_commit(self._forget)
 
-        self._repository.write(self._base, replace, deadline=context.deadline)
+        self._repository.write(self._base, replace, deadline=context.deadline, route=context.route)
 
     def _forget(self) -> None:
         with self._lock:

@@ -83,22 +83,24 @@ class Meta1Service:
         self, function: references.Function, request: ContainerTarget, context: Context
     ) -> Any:
         base = self._base(request)
-        if not self._repository.exists(base):
+        if not self._repository.present(base, context.deadline, context.route):
             raise references.not_found(request)
         return self._repository.read(
-            base, lambda tx: function(tx, request, context), deadline=context.deadline
+            base, lambda tx: function(tx, request, context), deadline=context.deadline, route=context.route
         )
 
     def _write(
         self, function: references.Function, request: ContainerTarget, context: Context
     ) -> Any:
         base = self._base(request)
-        if not self._repository.exists(base):
+        if not self._repository.present(base, context.deadline, context.route):
             if not references.may_create(request):
                 raise references.not_found(request)
-            self._repository.create(base, lambda tx: tx.set("sys.ns", context.namespace))
+            self._repository.create(
+                base, lambda tx: tx.set("sys.ns", context.namespace), context.deadline, context.route
+            )
         return self._repository.write(
-            base, lambda tx: function(tx, request, context), deadline=context.deadline
+            base, lambda tx: function(tx, request, context), deadline=context.deadline, route=context.route
         )
 
     def _base(self, request: ContainerTarget) -> str:

@@ -67,7 +67,8 @@ def create(
         events.emit_container(tx, context, request, "new", data)
         tx.emit_state()
 
-    return Created(created=repository.create(schema.base_name(request.cid), init))
+    route = context.route._replace(peers=request.peers) if request.peers else context.route
+    return Created(created=repository.create(schema.base_name(request.cid), init, context.deadline, route))
 
 
 def destroy(
@@ -86,9 +87,11 @@ def destroy(
             raise StatusError(status.CONTAINER_NOT_EMPTY, "Container not empty")
         data = {"bucket": tx.get(schema.BUCKET)}
         events.emit_container(tx, context, request, "deleted", data)
-        events.emit_container(tx, context, request, "meta2.deleted", {"peer": service_id})
+        peers = tx.get(schema.PEERS) if repository.replication is not None else ""
+        for peer in (peers or service_id).split(","):
+            events.emit_container(tx, context, request, "meta2.deleted", {"peer": peer})
 
-    repository.destroy(schema.base_name(request.cid), last, context.deadline)
+    repository.destroy(schema.base_name(request.cid), last, context.deadline, context.route)
 
 
 def get_properties(reader: Reader, request: ContainerGetProperties) -> Properties:
@@ -151,7 +154,7 @@ def touch(repository: Repository, context: Context, request: ContainerTouch) -> 
     """
     base_name = schema.base_name(request.cid)
     if not (request.recompute or request.damaged_objects or request.missing_chunks):
-        repository.write(base_name, _tell_state, deadline=context.deadline)
+        repository.write(base_name, _tell_state, deadline=context.deadline, route=context.route)
         return
 
     def count(reader: Reader) -> tuple[dict[str, str], dict[str, int]]:
@@ -160,9 +163,9 @@ def touch(repository: Repository, context: Context, request: ContainerTouch) -> 
             admin = {key: rows.text(value) for key, value in reader.execute("SELECT k, v FROM admin")}
             return admin, _count(reader.execute, request)
 
-    seen, counted = repository.read(base_name, count, deadline=context.deadline)
+    seen, counted = repository.read(base_name, count, deadline=context.deadline, route=context.route)
     repository.write(
-        base_name, lambda tx: _correct(tx, request, seen, counted), deadline=context.deadline
+        base_name, lambda tx: _correct(tx, request, seen, counted), deadline=context.deadline, route=context.route
     )
 
 

@@ -39,14 +39,17 @@ def copy(
     rules.check_writable_namespace(settings, context)
     _check(request)
     base_name, source = schema.base_name(request.cid), schema.base_name(request.source_cid)
-    if repository.exists(base_name) and not repository.end_destruction(base_name):
+    route = context.route._replace(peers=request.peers) if request.peers else context.route
+    if repository.present(base_name, context.deadline, route) and not repository.end_destruction(base_name):
         raise _exists()
     with repository.workshop_file() as path, HttpPool(max_idle_per_address=0) as pool:
         dump.fetch(
             pool, request.source_address, repository.type, source, path,
             reqid=context.reqid, deadline=context.deadline,
         )
-        if not repository.install(base_name, path, lambda tx: _become(tx, context, request, service_id)):
+        if not repository.install(
+            base_name, path, lambda tx: _become(tx, context, request, service_id), context.deadline, route
+        ):
             raise _exists()
 
 

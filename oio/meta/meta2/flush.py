@@ -14,6 +14,7 @@ import logging
 import time
 
 from oio.common.status import StatusError
+from oio.meta.client import Route
 from oio.meta.context import Context
 from oio.meta.messages import ContainerFlush, FlushReply
 from oio.meta.meta2 import deletes, rules, schema
@@ -47,19 +48,19 @@ def flush(
         return _delete_some(tx, context, request, min(left, SLICE_ROWS))
 
     while True:
-        truncated = repository.write(base_name, delete_slice, deadline=context.deadline)
+        truncated = repository.write(base_name, delete_slice, deadline=context.deadline, route=context.steps)
         left -= min(left, SLICE_ROWS)
         if not truncated:
-            _give_space_back(repository, base_name)
+            _give_space_back(repository, base_name, context.steps)
             return FlushReply(truncated=False)
         if left <= 0 or _is_late(begin, context.deadline):
             return FlushReply(truncated=True)
 
 
-def _give_space_back(repository: Repository, base_name: str) -> None:
+def _give_space_back(repository: Repository, base_name: str, route: Route) -> None:
     """Defragment the base; the objects are gone whatever becomes of that."""
     try:
-        repository.vacuum(base_name)
+        repository.vacuum(base_name, route=route)
     except StatusError as exc:
         logger.warning("base %s was flushed, but not defragmented: %s", base_name, exc)
 

@@ -80,12 +80,12 @@ def purge_container(
                 status.GATEWAY_TIMEOUT, f"Deadline reached: names are purged up to {after!r} only"
             )
         find = partial(_find, settings=settings, request=request, after=after)
-        names, after = repository.read(base_name, find, deadline=context.deadline)
+        names, after = repository.read(base_name, find, deadline=context.deadline, route=context.route)
         if names:
             purge = partial(
                 _purge_names, settings=settings, context=context, request=request, names=names
             )
-            repository.write(base_name, purge, deadline=context.deadline)
+            repository.write(base_name, purge, deadline=context.deadline, route=context.steps)
 
 
 def _find(

@@ -88,7 +88,7 @@ class Meta2Service:
         return self._repository.read(
             base_name(request.cid),
             lambda reader: listing.list_contents(reader, request, context.deadline),
-            deadline=context.deadline,
+            deadline=context.deadline, route=context.route,
         )
 
     def _container_copy(self, request: m.ContainerCopy, context: Context) -> None:
@@ -108,7 +108,7 @@ class Meta2Service:
         def run(tx: Transaction) -> None:
             puts.put(tx, settings, context, request, missing)
 
-        self._repository.write(base_name(request.cid), run, deadline=context.deadline)
+        self._repository.write(base_name(request.cid), run, deadline=context.deadline, route=context.route)
 
     def _reading(self, function: Callable[[Reader, Any], Any], short: bool = True) -> Handler:
         read = self._repository.read
@@ -119,6 +119,7 @@ class Meta2Service:
                 lambda reader: function(reader, request),
                 short,
                 context.deadline,
+                context.route,
             )
 
         return handle
@@ -133,7 +134,7 @@ class Meta2Service:
             return write(
                 base_name(request.cid),
                 lambda tx: function(tx, settings, context, request),
-                deadline=context.deadline,
+                deadline=context.deadline, route=context.route,
             )
 
         return handle
@@ -162,7 +163,7 @@ class Meta2Service:
             return write(
                 base_name(request.cid),
                 lambda tx: function(tx, context, request),
-                deadline=context.deadline,
+                deadline=context.deadline, route=context.route,
             )
 
         return handle

@@ -134,7 +134,7 @@ def test_flush_gives_the_space_back(bench: Meta2Bench) -> None:
 def test_a_flush_is_done_even_when_its_space_cannot_be_given_back(
     bench: Meta2Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_base_name: str) -> None:
+    def refuse(*_args: object, **_options: object) -> None:
         raise StatusError(503, "no turn")
 
     bench.put("a")

@@ -343,11 +343,22 @@ class Copy:
     def __init__(self, path: str) -> None:
         self.connection = apsw.Connection(path)
         self.refuse = False
+        self.commits = 0
 
-    def replicate(self, base_name: str, changeset: bytes) -> None:
+    def begin(self) -> None:
+        self.tidied = False
+
+    def tidy(self, connection: apsw.Connection) -> None:
+        self.tidied = True
+
+    def replicate(self, connection: apsw.Connection, changeset: bytes, relaxed: bool) -> None:
         if self.refuse:
             raise StatusError(503, "no quorum (1/2)")
         apsw.Changeset.apply(changeset, self.connection)
+
+    def committed(self) -> None:
+        assert self.tidied
+        self.commits += 1
 
 
 def test_changesets_make_an_equal_copy(repository: Repository, tmp_path: Path) -> None:
@@ -358,13 +369,14 @@ def test_changesets_make_an_equal_copy(repository: Repository, tmp_path: Path) -
     with repository.opened("b") as base:
         base.replicate_with(copy)
         for i in range(5):
-            repository.write("b", lambda tx, i=i: insert(tx, f"n{i}"))  # type: ignore[misc]
+            base.write(lambda tx, i=i: insert(tx, f"n{i}"))  # type: ignore[misc]
         copy.refuse = True
         with pytest.raises(StatusError) as caught:
-            repository.write("b", lambda tx: insert(tx, "refused"))
+            base.write(lambda tx: insert(tx, "refused"))
         assert caught.value.code == 503
         copy.refuse = False
-        repository.write("b", lambda tx: insert(tx, "last"))
+        base.write(lambda tx: insert(tx, "last"))
+        assert copy.commits == 6
     for table in ("notes", "admin"):
         sql = f"SELECT * FROM {table} ORDER BY 1"
         mine = repository.read("b", lambda reader, sql=sql: list(reader.execute(sql)))  # type: ignore[misc]

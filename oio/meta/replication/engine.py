@@ -1,0 +1,441 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""The copies of the bases of one service: who leads which base, and how a base comes to be led here.
+
+:meth:`Replication.prepare` stands before each use of a base. It answers at once when we lead the base already;
+otherwise it goes through the election of its group and takes the lead, which may bring the base here from another
+peer. A base with one copy needs none of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import apsw
+
+from oio.common import status
+from oio.common.status import StatusError
+from oio.meta.client import Route
+from oio.meta.context import NO_ROUTE
+from oio.meta.replication import journal, operations
+from oio.meta.replication.following import Follower, Refused
+from oio.meta.replication.groups import Group, GroupKey, GroupSettings, OpenCandidacy, group_of
+from oio.meta.replication.leading import Census, Lead, failures, take_census
+from oio.meta.replication.ledger import Ledger
+from oio.meta.replication.links import Links
+from oio.meta.replication.positions import Position, epoch_of, term_of
+from oio.meta.replication.voter import Voter
+from oio.meta.replication.wire import CopyEntries, CopyInstall, CopyReply, CopyState, Vote
+
+if TYPE_CHECKING:
+    from oio.meta.replication.zookeeper import ZooKeepers
+    from oio.meta.repository import Repository
+
+logger = logging.getLogger("oio.meta.replication")
+
+#: Leads remembered for bases that are closed; beyond, the next use of a base takes the lead again.
+LEADS_MAX = 100_000
+#: Answers to a census (seconds): it waits for all peers that seem to live.
+CENSUS_TIMEOUT_S = 2.0
+#: Images up to this size travel in the request itself (bytes).
+INLINE_MAX_BYTES = 1 << 20
+#: Between two looks at a peer that is getting an image (seconds).
+IMAGE_PERIOD_S = 0.05
+#: Rounds of taking the lead: each one ends with a copy that is more advanced.
+ROUNDS_MAX = 8
+
+_STATES = {"NONE": "none", "FAILED": "failed", "SLAVE": "slave", "MASTER": "master"}
+
+_SETTINGS = GroupSettings()
+
+#: Makes the image of a new base in a file, given the position that it must tell.
+MakeImage = Callable[[str, Position], None]
+
+
+class Replication:
+    """Copies and leads of one service. Thread-safe.
+
+    :param names: under which others know this service: its id, its address.
+    """
+
+    def __init__(
+        self,
+        service_type: str,
+        names: Sequence[str],
+        ledger: Ledger,
+        links: Links,
+        open_candidacy: OpenCandidacy,
+        *,
+        lease_s: float = 1.0,
+        shards: int = 8,
+        settings: GroupSettings = _SETTINGS,
+        log_max_entries: int = 256,
+        log_max_bytes: int = 4 << 20,
+        zookeepers: ZooKeepers | None = None,
+    ) -> None:
+        self.service_type = service_type
+        self.names = tuple(names)
+        self.ledger = ledger
+        self.links = links
+        self.log_max_entries = log_max_entries
+        self.log_max_bytes = log_max_bytes
+        self.voter = Voter(ledger, lease_s, self._on_promise)
+        self.drafts: dict[str, str] = {}
+        self._zookeepers = zookeepers
+        self._open_candidacy = open_candidacy
+        self._shards = shards
+        self._settings = settings
+        self._groups: dict[str, Group] = {}
+        self._groups_lock = threading.Lock()
+        #: None for a base that has one copy.
+        self._leads: OrderedDict[str, Lead | None] = OrderedDict()
+        self._leads_lock = threading.Lock()
+        self._name_locks = [threading.RLock() for _ in range(64)]
+        self._repository: Repository
+
+    def attach(self, repository: Repository) -> None:
+        """Serve the bases of this repository."""
+        self._repository = repository
+        self.follower = Follower(
+            repository, self.ledger, self.voter, self.links, (self.log_max_entries, self.log_max_bytes)
+        )
+
+    # --- groups ------------------------------------------------------------
+
+    def group(self, peers: Sequence[str], base_name: str) -> Group:
+        """The group of a base with these peers."""
+        return self._group(group_of(self.service_type, peers, base_name, self._shards))
+
+    def take_part(self, peers: Sequence[str], shard: int) -> None:
+        """Another peer of a group has an election going: take part."""
+        if self.own_name(peers):
+            self._group(GroupKey(self.service_type, tuple(sorted(peers)), shard)).touch()
+
+    def groups(self) -> list[Group]:
+        """The groups that were used."""
+        with self._groups_lock:
+            return list(self._groups.values())
+
+    def _group(self, key: GroupKey) -> Group:
+        name = key.text()
+        group = self._groups.get(name)
+        if group is None:
+            with self._groups_lock:
+                group = self._groups.get(name)
+                if group is None:
+                    group = self._groups[name] = Group(
+                        key, self.own_name(key.peers), self.voter, self.links, self._open_candidacy,
+                        self._settings, self._on_master,
+                    )
+        return group
+
+    def _on_promise(self, group_name: str, vote: Vote) -> None:
+        group = self._groups.get(group_name)
+        if group is not None and vote.owner not in self.names:
+            group.depose(vote)
+
+    def _on_master(self, group: Group) -> None:
+        """Events that a former master of the group did not deliver wait in our copies: lead their bases."""
+        threading.Thread(target=self._resume_events, args=(group,), name="events", daemon=True).start()
+
+    def _resume_events(self, group: Group) -> None:
+        for base_name in self._repository.outbox.followed():
+            try:
+                if self.group_for(base_name) is group:
+                    self.prepare(base_name)
+            except StatusError as exc:
+                logger.info("base %s: its events wait: %s", base_name, exc)
+
+    # --- leads ------------------------------------------------------------
+
+    def prepare(self, base_name: str, route: Route = NO_ROUTE, deadline: float | None = None) -> Lead | None:
+        """Our lead of a base, None when it has one copy only.
+
+        :raises StatusError: 303 naming the master, 431 when the base does not exist or is not ours, 503.
+        """
+        try:
+            lead = self._leads[base_name]
+        except KeyError:
+            return self._take(base_name, route, deadline)
+        if lead is None:
+            return None
+        if lead.valid:
+            lead.group.used_at = time.monotonic()
+            return lead
+        return self._take(base_name, route, deadline)
+
+    def forget(self, base_name: str) -> None:
+        """The base, or its peers, changed behind the lead."""
+        with self._leads_lock:
+            self._leads.pop(base_name, None)
+
+    def peers_of(self, base_name: str, route: Route = NO_ROUTE) -> list[str]:
+        """Peers of a base: those written in it, else those that the caller knows."""
+        own = self.follower.describe(base_name, Vote(granted=True))
+        return own.peers or list(route.peers)
+
+    def group_for(self, base_name: str, route: Route = NO_ROUTE) -> Group | None:
+        """Group of a base, None when it has one copy. :raises StatusError: 431 when it is not ours."""
+        peers = self.peers_of(base_name, route)
+        if len(peers) < 2:
+            return None
+        self._check_ours(peers)
+        return self.group(peers, base_name)
+
+    def _check_ours(self, peers: Sequence[str]) -> None:
+        if not self.own_name(peers):
+            raise StatusError(
+                status.CONTAINER_NOT_FOUND, f"Base not managed: its services are {','.join(peers)}"
+            )
+
+    def own_name(self, peers: Sequence[str]) -> str:
+        """Our name among these peers, '' when we are none of them."""
+        return next((name for name in self.names if name in peers), "")
+
+    def _remember(self, base_name: str, lead: Lead | None) -> None:
+        with self._leads_lock:
+            self._leads[base_name] = lead
+            self._leads.move_to_end(base_name)
+            while len(self._leads) > LEADS_MAX:
+                self._leads.popitem(last=False)
+
+    def _name_lock(self, base_name: str) -> threading.RLock:
+        return self._name_locks[hash(base_name) % len(self._name_locks)]
+
+    def _take(self, base_name: str, route: Route, deadline: float | None) -> Lead | None:
+        """Take the lead; what is found out on the way (a better copy, other peers) begins another round."""
+        for _ in range(ROUNDS_MAX):
+            own = self.follower.describe(base_name, Vote(granted=True))
+            peers = own.peers or list(route.peers)
+            if len(peers) < 2:
+                if own.held:
+                    self._remember(base_name, None)
+                return None
+            self._check_ours(peers)
+            group = self.group(peers, base_name)
+            group.require_master(deadline, route.suspects)
+            with self._name_lock(base_name):
+                lead = self._leads.get(base_name)
+                if lead is not None and lead.valid and lead.group is group:
+                    return lead
+                lead = self._take_as_master(base_name, group, lead, deadline)
+                if lead is not None:
+                    return lead
+        raise StatusError(status.UNAVAILABLE, f"base {base_name}: its copies change all the time")
+
+    def _take_as_master(
+        self, base_name: str, group: Group, former: Lead | None, deadline: float | None
+    ) -> Lead | None:
+        """One round; None when the local copy changed. :raises StatusError: 431 when there is no base."""
+        own, census = self._census(base_name, group)
+        # What we failed to write in this very epoch is known to nobody: our own committed state stands.
+        failed = former is not None and former.broken and own.held and epoch_of(former.term) == group.epoch
+        if not failed and self._improve(base_name, group, own, census):
+            return None
+        if not own.held:
+            raise StatusError(
+                status.CONTAINER_NOT_FOUND, f"no base {base_name}.{self.service_type} here, nor elsewhere"
+            )
+        lead = self._new_lead(base_name, group, census, own.position)
+        self._bring_up(lead, census, deadline)
+        self._open_term(lead, deadline)
+        self._remember(base_name, lead)
+        self._repository.outbox.rediscover(base_name)
+        return lead
+
+    def _census(self, base_name: str, group: Group) -> tuple[CopyReply, Census]:
+        own = self.follower.describe(base_name, Vote(granted=True))
+        return own, take_census(self.links, group, group.voice, base_name, own, CENSUS_TIMEOUT_S)
+
+    def _improve(self, base_name: str, group: Group, own: CopyReply, census: Census) -> bool:
+        """Take over what a peer knows better; did our copy change?"""
+        best = census.best
+        if best is own:
+            return False
+        if best.grave == "destroyed":
+            self._repository.drop_copy(base_name, best.position, "destroyed", list(group.key.peers))
+            raise StatusError(status.CONTAINER_NOT_FOUND, f"base {base_name} is destroyed")
+        if best.peers:
+            self._check_ours(best.peers)
+        source = census.source()
+        if not source:
+            return False
+        self._adopt(base_name, group, source, own)
+        return True
+
+    def _adopt(self, base_name: str, group: Group, source: str, own: CopyReply) -> None:
+        """Make our copy that of a peer that is more advanced."""
+        if own.held and own.tail:
+            request = CopyEntries(base=base_name, voice=group.voice, after=own.tail)
+            history = self.links.ask(source, request)
+            if getattr(history, "entries", None):
+                try:
+                    self.follower.follow(history, group.epoch, group.name)  # type: ignore[arg-type]
+                    return
+                except (Refused, StatusError) as exc:
+                    logger.warning("base %s: %s; an image of %s follows", base_name, exc, source)
+        self.follower.get_image(base_name, source)
+
+    def _new_lead(self, base_name: str, group: Group, census: Census, position: Position) -> Lead:
+        """A lead whose term is higher than all those that were ever used for the base."""
+        terms = [reply.position.term for reply in census.replies.values()] + [census.own.position.term]
+        epoch = group.epoch
+        highest = max(terms)
+        if epoch_of(highest) > epoch:
+            raise StatusError(
+                status.UNAVAILABLE, f"base {base_name}: a copy is of epoch {epoch_of(highest)}, later than ours"
+            )
+        term = max(term_of(epoch), highest + 1)
+        return Lead(self, base_name, group, epoch, term, position)
+
+    def _bring_up(self, lead: Lead, census: Census, deadline: float | None) -> None:
+        """Give an image to the peers without which there is no majority, and wait for it."""
+        known = {position.digest for position in census.own.tail}
+
+        def follows(reply: CopyReply) -> bool:
+            return reply.held and any(position.digest in known for position in reply.tail)
+
+        ready = [peer for peer, reply in census.replies.items() if follows(reply)]
+        rest = [peer for peer in census.replies if peer not in ready]
+        if not rest:
+            return
+        request = CopyInstall(
+            base=lead.base_name, voice=lead.group.voice, position=lead.position, source=lead.group.own_name
+        )
+        self._install(rest, request, lead.group.majority - 1 - len(ready), deadline)
+
+    def _install(self, peers: list[str], request: CopyInstall, needed: int, deadline: float | None) -> list[str]:
+        """Give an image to peers; wait until enough of them have it. :raises StatusError: 503 when they do not."""
+        limit = time.monotonic() + self._settings.wait_s
+        if deadline is not None:
+            limit = min(limit, deadline)
+        answers = self.links.ask_all(dict.fromkeys(peers, request))
+        done = {peer for peer, reply in answers.items() if isinstance(reply, CopyReply) and reply.done}
+        waiting = {peer for peer, reply in answers.items() if isinstance(reply, CopyReply) and reply.later}
+        asked = CopyState(base=request.base, voice=request.voice)
+        while waiting and len(done) < needed and time.monotonic() < limit:
+            time.sleep(IMAGE_PERIOD_S)
+            for peer, reply in self.links.ask_all(dict.fromkeys(waiting, asked)).items():
+                if isinstance(reply, CopyReply) and reply.held and reply.position.rank >= request.position.rank:
+                    done.add(peer)
+                    waiting.discard(peer)
+        for peer in peers:
+            if peer not in done:
+                self.ledger.add_late(peer, request.base)
+        if len(done) < needed:
+            raise StatusError(
+                status.UNAVAILABLE,
+                f"no quorum for base {request.base}, images are on their way:"
+                f" {failures(answers, peers, list(done))}",
+            )
+        return list(done)
+
+    def _open_term(self, lead: Lead, deadline: float | None) -> None:
+        """The first entry of a term: once a majority has it, nothing older can win over it."""
+        with self._repository.opened(lead.base_name) as base:
+
+            def write(connection: apsw.Connection) -> None:
+                journal.install(connection)
+                operations.install(connection)
+                lead.begin()
+                # A write that was under way when the copies were asked may have been committed since.
+                lead.position = journal.position(connection)
+                lead.replicate(connection, b"")
+
+            base.exclusively(write, deadline=deadline)
+            lead.committed()
+
+    # --- new bases ------------------------------------------------------------
+
+    def create(
+        self, base_name: str, route: Route, path: str, make: MakeImage, place: Callable[[], bool],
+        deadline: float | None = None,
+    ) -> bool:
+        """Create a base on all its peers; False when it exists.
+
+        :param path: where ``make`` puts the image; ``place`` makes a base of it here.
+        """
+        group = self.group(route.peers, base_name)
+        self._check_ours(route.peers)
+        group.require_master(deadline, route.suspects)
+        with self._name_lock(base_name):
+            own, census = self._census(base_name, group)
+            if own.held or census.source():
+                return False
+            former = census.best.position
+            term = self._new_lead(base_name, group, census, former).term
+            position = Position(term, former.seq + 1, uuid.uuid4().bytes)
+            make(path, position)
+            self._spread_image(base_name, group, path, position, deadline)
+            if not place():
+                return False
+            self.ledger.exhume(base_name)
+            self._remember(base_name, Lead(self, base_name, group, epoch_of(term), term, position))
+        return True
+
+    def _spread_image(
+        self, base_name: str, group: Group, path: str, position: Position, deadline: float | None
+    ) -> None:
+        with open(path, "rb") as file:
+            image = file.read(INLINE_MAX_BYTES + 1)
+        peers, needed = list(group.others), group.majority - 1
+        if len(image) <= INLINE_MAX_BYTES:
+            request = CopyInstall(base=base_name, voice=group.voice, position=position, image=image)
+            self._install(peers, request, needed, deadline)
+            return
+        draft = uuid.uuid4().hex
+        self.drafts[draft] = path
+        try:
+            request = CopyInstall(
+                base=base_name, voice=group.voice, position=position, source=group.own_name, draft=draft
+            )
+            # Nobody can get the draft later: all that live have their time now.
+            self._install(peers, request, needed, deadline)
+        finally:
+            del self.drafts[draft]
+
+    # --- administration ------------------------------------------------------------
+
+    def sync_from(self, base_name: str, master: str, whole: bool) -> None:
+        """Make our copy that of the master, by entries or, when ``whole``, by an image in any case."""
+        own = self.follower.describe(base_name, Vote(granted=True))
+        peers = own.peers
+        if whole or not own.held or len(peers) < 2:
+            self.follower.get_image(base_name, master)
+            return
+        group = self.group(peers, base_name)
+        self._adopt(base_name, group, master, own)
+
+    def balance(self, leave_max: int, idle_s: float) -> int:
+        """Leave up to so many elections of which we are master; how many were left."""
+        limit = time.monotonic() - idle_s
+        masters = [group for group in self.groups() if group.is_master and group.used_at <= limit]
+        for group in masters[:leave_max]:
+            group.rejoin()
+        return len(masters[:leave_max])
+
+    def ensemble_name(self, key: str) -> str:
+        """Addresses of the ZooKeeper that holds an election."""
+        return self._zookeepers.ensemble_of(key).hosts if self._zookeepers is not None else ""
+
+    def elections(self) -> dict[str, int]:
+        """Number of elections by state (contract: "Answer of forward/info")."""
+        counts = dict.fromkeys(("total", "none", "pending", "failed", "slave", "master"), 0)
+        for group in self.groups():
+            counts["total"] += 1
+            counts[_STATES.get(group.state, "pending")] += 1
+        return counts
+
+    def stop(self) -> None:
+        """Leave all elections: the sessions end, and with them our places."""
+        if self._zookeepers is not None:
+            self._zookeepers.stop()
+        self.links.close()
+        self.ledger.close()
+

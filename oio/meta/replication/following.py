@@ -1,0 +1,273 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a peer does when the master of a base tells it something: obey its voice, then follow its history.
+
+A copy goes forward by entries; what it holds beyond the point from which the master goes on never reached a
+majority, and is rolled back. When its history does not meet that of the master, or an entry does not fit, it
+takes an image of the base instead. No answer says "done" before the disk holds it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import apsw
+
+from oio.common import status
+from oio.common.status import StatusError
+from oio.meta import dump
+from oio.meta.base_type import PEERS, TOMBSTONE
+from oio.meta.replication import journal
+from oio.meta.replication.images import position_of_image
+from oio.meta.replication.journal import CannotRollBack, Diverged
+from oio.meta.replication.ledger import Ledger
+from oio.meta.replication.links import Links
+from oio.meta.replication.positions import NOWHERE, Entry, Position, after
+from oio.meta.replication.voter import Voter
+from oio.meta.replication.wire import (
+    CopyAppend,
+    CopyBury,
+    CopyEntries,
+    CopyInstall,
+    CopyReply,
+    CopyState,
+    Vote,
+)
+
+if TYPE_CHECKING:
+    from oio.meta.repository import Repository
+
+logger = logging.getLogger("oio.meta.replication")
+
+#: Positions told to a master that looks for the point where histories part.
+TAIL_MAX = 64
+#: Entries sent in one request (bytes).
+ENTRIES_MAX_BYTES = 4 << 20
+#: Entries after which the journal of a base is looked at for what is too old.
+TRIM_PERIOD = 64
+#: Images that a service gets at a time.
+IMAGES_MAX = 4
+
+
+class Refused(Exception):
+    """The copy cannot go on from where the master wants: the answer tells where it stands."""
+
+
+class Follower:
+    """The copies of one service. Thread-safe."""
+
+    def __init__(
+        self, repository: Repository, ledger: Ledger, voter: Voter, links: Links, log_max: tuple[int, int]
+    ) -> None:
+        self._repository = repository
+        self._ledger = ledger
+        self._voter = voter
+        self._links = links
+        self._log_max = log_max
+        self._images = threading.BoundedSemaphore(IMAGES_MAX)
+        self._getting: set[str] = set()
+        self._getting_lock = threading.Lock()
+
+    # --- requests of masters ----------------------------------------------------------------------------
+
+    def state(self, request: CopyState) -> CopyReply:
+        """What do we hold?"""
+        vote = self._voter.vote(request.voice)
+        return self.describe(request.base, vote)
+
+    def append(self, request: CopyAppend) -> CopyReply:
+        """Go on with entries. The answer is ``done``, or tells where the copy stands."""
+        vote = self._voter.vote(request.voice)
+        if not vote.granted:
+            return CopyReply(vote=vote)
+        try:
+            reached = self.follow(request, request.voice.epoch, request.voice.key)
+        except (Refused, StatusError) as exc:
+            if isinstance(exc, StatusError) and exc.code != status.CONTAINER_NOT_FOUND:
+                raise
+            return self.describe(request.base, vote)
+        return CopyReply(vote=vote, held=True, position=reached, done=True)
+
+    def install(self, request: CopyInstall) -> CopyReply:
+        """Take an image: now when it came along, else behind the answer (``later``)."""
+        vote = self._voter.vote(request.voice)
+        if not vote.granted:
+            return CopyReply(vote=vote)
+        if request.image:
+            self.take_image(request.base, request.image, request.position)
+            return CopyReply(vote=vote, held=True, position=request.position, done=True)
+        self._get_later(request)
+        reply = self.describe(request.base, vote)
+        reply.later = True
+        return reply
+
+    def bury(self, request: CopyBury) -> CopyReply:
+        """The base is destroyed."""
+        vote = self._voter.vote(request.voice)
+        if not vote.granted:
+            return CopyReply(vote=vote)
+        here = self.describe(request.base, vote)
+        if here.position.rank <= request.position.rank:
+            self._repository.drop_copy(request.base, request.position, "destroyed", [])
+        return CopyReply(vote=vote, position=request.position, done=True)
+
+    def entries(self, request: CopyEntries) -> CopyAppend:
+        """What follows a position of a peer that is becoming master; no entry when it needs an image."""
+        self._voter.vote(request.voice)
+        nothing = CopyAppend(base=request.base, voice=request.voice, previous=NOWHERE, entries=[])
+        with self._repository.opened(request.base) as base:
+            found = base.read(lambda reader: path_from(reader.connection, request.after))
+        if found is None:
+            return nothing
+        nothing.previous, nothing.entries = found
+        return nothing
+
+    # --- what others here need ------------------------------------------------------------------------------
+
+    def describe(self, base_name: str, vote: Vote) -> CopyReply:
+        """Where our copy stands, or our grave."""
+        try:
+            with self._repository.opened(base_name) as base:
+                tail = base.read(lambda reader: journal.tail(reader.connection, TAIL_MAX))
+                peers = [peer for peer in base.admin.get(PEERS, "").split(",") if peer]
+                position = tail[0] if tail else NOWHERE
+                grave = "destroyed" if TOMBSTONE in base.admin else ""
+        except StatusError as exc:
+            if exc.code != status.CONTAINER_NOT_FOUND:
+                raise
+            buried = self._ledger.grave(base_name)
+            if buried is None:
+                return CopyReply(vote=vote)
+            return CopyReply(vote=vote, position=buried.position, grave=buried.reason, peers=buried.peers)
+        return CopyReply(vote=vote, held=not grave, position=position, peers=peers, tail=tail, grave=grave)
+
+    def follow(self, history: CopyAppend, epoch: int, key: str) -> Position:
+        """Make our copy follow a history. :raises Refused: when it does not meet ours.
+
+        :raises StatusError: 431 without copy.
+        """
+        with self._repository.opened(history.base) as base:
+            destroyed = TOMBSTONE in base.admin
+
+            def run(connection: apsw.Connection) -> Position:
+                # The promise is looked at again in the turn of the writer: nothing of a later epoch can be undone.
+                if self._voter.highest(key) > epoch:
+                    raise Refused("a later epoch was promised")
+                tables = self._repository.type.replicated
+                return go_on(connection, history.previous, history.entries, tables, self._log_max)
+
+            try:
+                reached = base.exclusively(run, history.relaxed, follows=True)
+            except (Diverged, CannotRollBack) as exc:
+                logger.error("base %s: %s; an image of the master will replace it", history.base, exc)
+                raise Refused(str(exc)) from exc
+            destroyed = TOMBSTONE in base.admin
+        if destroyed:
+            self._repository.drop_copy(history.base, reached, "destroyed", [])
+        return reached
+
+    def take_image(self, base_name: str, image: bytes, position: Position) -> None:
+        """Put an image that came with a request in the place of our copy."""
+        with self._repository.workshop_file() as path:
+            with open(path, "wb", buffering=0) as file:
+                file.write(image)
+            self._put_in_place(base_name, path, position)
+
+    def get_image(self, base_name: str, source: str, draft: str = "", deadline: float | None = None) -> Position:
+        """Get an image from another peer, and put it in the place of our copy."""
+        with self._images, self._repository.workshop_file() as path:
+            dump.fetch(
+                self._links.pool, self._links.address_of(source), self._repository.type, base_name, path,
+                draft=draft, deadline=deadline,
+            )
+            position = position_of_image(path)
+            self._put_in_place(base_name, path, position)
+        logger.info("base %s: image of %s, entry %d", base_name, source, position.seq)
+        return position
+
+    def _put_in_place(self, base_name: str, path: str, position: Position) -> None:
+        def still_wanted() -> bool:
+            # An older image would undo what we answered for.
+            here = self.describe(base_name, Vote(granted=True))
+            known = position.digest in {known.digest for known in here.tail}
+            return here.position.rank < position.rank and not known
+
+        self._repository.replace(base_name, path, still_wanted)
+        self._ledger.exhume(base_name)
+
+    def _get_later(self, request: CopyInstall) -> None:
+        with self._getting_lock:
+            if request.base in self._getting:
+                return
+            self._getting.add(request.base)
+
+        def get() -> None:
+            try:
+                self.get_image(request.base, request.source, request.draft)
+            except (StatusError, OSError) as exc:
+                logger.error("base %s: no image from %s: %s", request.base, request.source, exc)
+            finally:
+                with self._getting_lock:
+                    self._getting.discard(request.base)
+
+        threading.Thread(target=get, name=f"image-{request.base[:8]}", daemon=True).start()
+
+
+def go_on(
+    connection: apsw.Connection,
+    previous: Position,
+    entries: Sequence[Entry],
+    tables: Sequence[str],
+    log_max: tuple[int, int] = (256, 4 << 20),
+) -> Position:
+    """Bring a base to the end of a history, rolling back what is not part of it.
+
+    What arrives twice or late changes nothing: a base never goes back to a lower rank.
+
+    :param log_max: entries and bytes that the journal keeps.
+
+    :raises Refused: when the base does not hold ``previous``, or stands at something later than the end.
+    """
+    here = journal.position(connection)
+    path = [previous]
+    for entry in entries:
+        path.append(after(path[-1], entry))
+    end = path[-1]
+    if here == end:
+        return here
+    known = {position.seq: position.digest for position in journal.tail(connection, TAIL_MAX)}
+    if known.get(end.seq) == end.digest:
+        return here
+    if end.rank <= here.rank:
+        raise Refused(f"it stands at entry {here.seq} of term {here.term}, later than what was sent")
+    common = max(
+        (index for index, position in enumerate(path) if known.get(position.seq) == position.digest), default=None
+    )
+    if common is None:
+        raise Refused(f"it stands at entry {here.seq} of term {here.term}, without what was sent as former state")
+    if path[common].seq < here.seq:
+        logger.warning(
+            "entries %d to %d never reached a majority: rolled back", path[common].seq + 1, here.seq
+        )
+        journal.roll_back(connection, path[common].seq)
+    reached = path[common]
+    for entry in entries[common:]:
+        reached = journal.apply(connection, entry, tables)
+    if reached.seq % TRIM_PERIOD < len(entries):
+        journal.trim(connection, log_max[0], log_max[1])
+    return reached
+
+
+def path_from(
+    connection: apsw.Connection, positions: Sequence[Position]
+) -> tuple[Position, list[Entry]] | None:
+    """The latest of these positions that is in our history, and what follows it; None when none is."""
+    for position in positions:
+        entries = journal.entries_after(connection, position, ENTRIES_MAX_BYTES)
+        if entries is not None:
+            return position, entries
+    return None
+

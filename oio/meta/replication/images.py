@@ -1,0 +1,62 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are about to become bases: what they say of themselves, and what they must say."""
+
+from __future__ import annotations
+
+import apsw
+
+from oio.common import status
+from oio.common.status import StatusError
+from oio.meta.replication import journal, operations
+from oio.meta.replication.positions import Position
+
+
+def declare_position(path: str, position: Position) -> None:
+    """Make an image the beginning of a history. :raises StatusError: 511 when it is no base."""
+    try:
+        connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            # The file is made durable by whoever puts it in its place.
+            connection.execute("PRAGMA synchronous=OFF")
+            connection.execute("BEGIN")
+            journal.set_position(connection, position)
+            operations.install(connection)
+            connection.execute("COMMIT")
+        finally:
+            # The last connection copies the WAL into the file.
+            connection.close()
+    except apsw.Error as exc:
+        raise StatusError(status.CORRUPT_DATABASE, f"image {path}: {exc}") from exc
+
+
+def position_of_image(path: str) -> Position:
+    """Where an image stands. :raises StatusError: 511 when it is no base."""
+    try:
+        connection = _open(path)
+        try:
+            return journal.position(connection)
+        finally:
+            connection.close()
+    except apsw.Error as exc:
+        raise StatusError(status.CORRUPT_DATABASE, f"image {path}: {exc}") from exc
+
+
+def look_at_image(path: str) -> tuple[dict[str, str], bool]:
+    """Admin keys of an image, and whether it holds events. :raises StatusError: 511 when it is no base."""
+    try:
+        connection = _open(path)
+        try:
+            admin = dict(connection.execute("SELECT k, v FROM admin"))
+            return admin, bool(connection.execute("SELECT 1 FROM events LIMIT 1").fetchall())
+        finally:
+            connection.close()
+    except apsw.Error as exc:
+        raise StatusError(status.CORRUPT_DATABASE, f"image {path}: {exc}") from exc
+
+
+def _open(path: str) -> apsw.Connection:
+    """Open a file that nobody changes, without the WAL that its header announces."""
+    return apsw.Connection(
+        f"file:{path}?immutable=1", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+    )
