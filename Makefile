@@ -4,7 +4,7 @@
 #   make run    start a local cluster, store a real file under three policies, read it back
 #   make stop   end that cluster
 #   make test   lint, then unit, functional and fault tests
-#   make chaos  kill services at random for a long time (OIO_CHAOS_KILLS, OIO_CHAOS_SEED)
+#   make chaos  misfortunes at random for a long time (OIO_CHAOS_KILLS, OIO_CHAOS_ROUNDS, OIO_CHAOS_SEED)
 #   make bench  measure throughput and latency on a cluster of its own
 #   make bench-large  measure a container of a million objects against an empty one
 
@@ -53,8 +53,9 @@ fault: $(VENV)/.installed-test
 	$(PYTHON_HERE) -m pytest -q tests/fault
 
 chaos: export OIO_CHAOS_KILLS ?= 300
+chaos: export OIO_CHAOS_ROUNDS ?= 200
 chaos: $(VENV)/.installed-test
-	$(PYTHON_HERE) -m pytest -q -s -o timeout=0 tests/fault/test_chaos.py
+	$(PYTHON_HERE) -m pytest -q -s -o timeout=0 tests/fault/test_chaos.py tests/fault/test_replicated_histories.py
 
 bench: $(VENV)/.installed-test
 	$(PYTHON_HERE) -m tools.benchmark $(BENCH)

@@ -7,15 +7,22 @@
 misfortunes: words of their names, separated by commas. See docs/testing-faults.md.
 """
 
+import contextlib
 import os
+import pathlib
 import random
+import shutil
 import tempfile
+import time
 
 import pytest
 from histories import nemesis
 from histories.trial import Trial
-from support import start_cluster
+from processes import small_disk
 
+from oio.sandbox import Sandbox
+
+SMALL_DISK_MIB = 128
 ROUNDS = int(os.environ.get("OIO_CHAOS_ROUNDS", "0"))
 KINDS = os.environ.get("OIO_CHAOS_KINDS", "")
 
@@ -61,13 +68,84 @@ def suffered(trial, misfortunes):
     return trial.judge_so_far()
 
 
-@pytest.fixture
-def single(tmp_path):
-    """A cluster with one copy of each base."""
-    sandbox = start_cluster(tmp_path, f"HIST{os.getpid()}", rawx=3, chunk_size=2**20)
-    yield sandbox
-    sandbox.destroy()
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """A cluster with one copy of each base, and a small disk for its containers."""
+    yield from started(tmp_path_factory.mktemp("single"), rawx=3)
+
+
+@pytest.fixture(scope="module")
+def replicated(tmp_path_factory):
+    """A cluster with three copies of each base, on three hosts that can be cut off where this is allowed."""
+    yield from started(tmp_path_factory.mktemp("replicated"), rawx=6, replicas=3, isolate_hosts=os.geteuid() == 0)
+
+
+def started(home, **options):
+    """A cluster; the first service of each meta type is on a disk of its own, when that can be had."""
+    sandbox = Sandbox(
+        str(home), namespace=f"HIST{os.getpid()}", base_port=20000, chunk_size=2**20, prepare_directories=False,
+        **options,
+    )  # fmt: skip
+    sandbox.init()
+    with contextlib.ExitStack() as disks:
+        for type_ in nemesis.META:
+            with contextlib.suppress(pytest.skip.Exception):
+                disks.enter_context(small_disk(sandbox.services(type_)[0].volume, SMALL_DISK_MIB))
+        try:
+            sandbox.start()
+            yield sandbox
+        finally:
+            sandbox.destroy()
+
+
+def kinds_for(cluster, kinds):
+    """Misfortunes that can happen to a cluster."""
+    found = list(kinds)
+    if cluster.layout.subnet:
+        found += nemesis.ISOLATED
+    if any(nemesis.is_small(service) for service in cluster.services()):
+        found += nemesis.SMALL_DISK
+    return found
 
 
 def test_single_copies(single):
-    run(single, nemesis.SINGLE, ROUNDS or 3)
+    run(single, kinds_for(single, nemesis.SINGLE), ROUNDS // 4 or 3)
+
+
+class BackInTime(nemesis.Misfortune):
+    """A container is again what it was a moment ago: nothing may be told to be well then."""
+
+    kind = "back in time"
+
+    def happen(self):
+        (service,) = self.cluster.services("meta2")
+        self.cluster.stop(service.name)
+        self._volume = service.volume
+        shutil.copytree(self._volume, f"{self._volume}.former")
+        self.cluster.start(service.name)
+        return self.kind
+
+    def last(self):
+        time.sleep(1.0)
+
+    def end(self):
+        (service,) = self.cluster.services("meta2")
+        self.cluster.stop(service.name)
+        for path in pathlib.Path(self._volume).rglob("*.meta2*"):
+            path.unlink()
+        shutil.copytree(f"{self._volume}.former", self._volume, dirs_exist_ok=True)
+        self.cluster.start(service.name)
+
+
+def test_a_loss_that_is_made_is_told(single):
+    trial = Trial(single, "loss", name="loss")
+    misfortune = BackInTime(single, random.Random(1), trial.fixed)
+    try:
+        violations = suffered(trial, [misfortune])
+    finally:
+        trial.stop()
+    assert any("not linearizable" in violation for violation in violations)
+
+
+def test_replicated_copies(replicated):
+    run(replicated, kinds_for(replicated, nemesis.REPLICATED), ROUNDS or 5)

@@ -4,6 +4,7 @@
 """The files of bases, and whether all copies of one hold the same rows."""
 
 import sqlite3
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
@@ -50,16 +51,25 @@ def differences(services):
     for type_ in TYPES:
         places = {service.name: files_of(service) for service in services if service.type == type_}
         for base in sorted(set().union(*places.values())):
-            copies = {name: rows_of(files[base]) for name, files in places.items() if base in files}
-            found += check_same(base, copies)
+            try:
+                copies = {name: rows_of(files[base]) for name, files in places.items() if base in files}
+            except sqlite3.Error as exc:
+                found.append(f"{base} cannot be read: {exc}")
+            else:
+                found += check_same(base, copies)
     return found
 
 
-def numbers(services):
-    """How many copies each base has: base -> names of the services that have a file of it."""
-    found = {}
-    for service in services:
-        if service.type in TYPES:
-            for base in files_of(service):
-                found.setdefault(base, []).append(service.name)
-    return found
+def misplaced(services, container_copies, expected):
+    """Containers that have more or fewer files than copies.
+
+    :param container_copies: how many copies a container has.
+    :param expected: container id -> does it exist?
+    """
+    counts = Counter(
+        name.partition(".")[0] for service in services if service.type == "meta2" for name in files_of(service)
+    )
+    wanted = {cid: container_copies if exists else 0 for cid, exists in expected.items()}
+    return [
+        f"{cid} has {counts[cid]} files, not {number}" for cid, number in wanted.items() if counts[cid] != number
+    ]

@@ -11,18 +11,23 @@ from typing import NamedTuple
 from histories import copies
 from histories.checkers import check_counters, check_final, check_registers, without_witnesses_of
 from histories.clients import Client, LastReader
-from histories.history import History
+from histories.history import History, Outcome
 from histories.workloads import Lives, References, Registers, Sets, counters_of
 from support import ACCOUNT, eventually
 
 from oio import ObjectStorageApi
 from oio.common.exceptions import OioException
+from oio.common.utils import cid_from_name
 from oio.consistency.main import check_namespace
+from oio.event.client import EventClient
+from oio.sandbox.event_conf import queue_urls
 
 #: Time within which every part of the work must go on after a misfortune has ended.
 RECOVERY_MAX_S = 60.0
+#: Events that are hurried more often may reach the number of deliveries after which an agent gives up.
+HURRY_PERIOD_S = 5.0
 #: How long each client waits: some give up early, and go on with the next operation.
-PATIENCE_S = (2.0, 15.0, 15.0)
+PATIENCE_S = (2.0, 5.0, 15.0)
 #: How long a service may go on with the destruction of a container after its client gave up.
 DESTRUCTION_MAX_S = 30.0
 #: Nobody cleans after an upload that was interrupted.
@@ -178,9 +183,12 @@ class Trial:
     def _judge_copies(self):
         """Copies that were away need a moment: what matters is that they become equal by themselves."""
         left = []
+        count = self._cluster.layout.options.container_replicas
+        expected = self._expected_containers()
 
         def equal():
-            left[:] = copies.differences(self._cluster.services())
+            services = self._cluster.services()
+            left[:] = copies.differences(services) + copies.misplaced(services, count, expected)
             return not left
 
         try:
@@ -189,12 +197,27 @@ class Trial:
             return left[:20]
         return []
 
+    def _expected_containers(self):
+        """Container id -> does it exist? Those whose fate nobody knows are left out."""
+        expected = {
+            cid_from_name(ACCOUNT, name): True for workload in self._workloads for name in workload.containers()
+        }
+        for key, operations in self.history.by_key().items():
+            if key[0] == "container" and all(one.outcome is not Outcome.UNKNOWN for one in operations):
+                expected[cid_from_name(ACCOUNT, key[1])] = operations[-1].result is not None
+        return expected
+
     def judge_agreement(self):
         """What containers, accounts and indexes say of each other, as the consistency check finds it."""
         left = []
+        hurried_s = 0.0
 
         def agreed():
+            nonlocal hurried_s
             try:
+                if time.monotonic() - hurried_s > HURRY_PERIOD_S:
+                    self._hurry()
+                    hurried_s = time.monotonic()
                 report = check_namespace(self._cluster.namespace, self._proxies[0], passes=1)
                 left[:] = [*report.unchecked, *(one for one in report.findings if one.kind not in LEFT_BY_UPLOADS)]
             except OioException as exc:
@@ -206,6 +229,11 @@ class Trial:
         except AssertionError:
             return [str(one) for one in left[:20]]
         return []
+
+    def _hurry(self):
+        """Events that failed again and again while something was down come now."""
+        for url in queue_urls(self._cluster.layout):
+            EventClient({"event-agent": url}).exhume()
 
     # --- words --------------------------------------------------------------------------------------
 
