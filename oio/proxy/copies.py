@@ -45,6 +45,9 @@ MARGIN_S, MARGIN_SHARE = 0.2, 0.1
 #: Least time given to an exchange: less would be a failure by itself (seconds).
 EXCHANGE_MIN_S = 0.001
 
+#: Services remember operations for 300 s: one that may have been done is not sent again later (seconds).
+RESEND_MAX_S = 240.0
+
 #: How long other copies are looked for that know a base, once one of them said that it is not there (seconds).
 MISSING_PATIENCE_S = 2.0
 
@@ -159,6 +162,8 @@ class CopiesCall:
                 self._local = False
                 continue
             now = time.monotonic()
+            if self._uncertain and self._write and now - self._begin >= RESEND_MAX_S:
+                raise self._failure()
             if self._missing is not None and now - self._begin >= MISSING_PATIENCE_S:
                 raise self._missing
             wait_s = random.uniform(pause_s / 2, pause_s)

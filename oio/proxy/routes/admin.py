@@ -84,9 +84,7 @@ def show_status(call: Call) -> Response:
 
 def _election(call: Call, kind: type[BasePing] | type[BaseStatus]) -> Response:
     base = base_of(call)
-    # With one copy of a base there is no election: whoever has it is its master.
-    request = (BaseFind if base.single else kind)(base=base.name)
-    return _tell_each(call, base, request)
+    return _tell_each(call, base, kind(base=base.name))
 
 
 def _tell_each(call: Call, base: Base, request: Operation, ceiling_s: float | None = None) -> Response:
@@ -123,12 +121,12 @@ def remove(call: Call) -> Response:
 
 
 def debug(call: Call) -> Response:
-    """``admin/debug``: the election as each peer sees it, ``{}`` for a base that has none."""
+    """``admin/debug``: the election as each peer sees it, ``{}`` without replication."""
     base = base_of(call)
 
     def ask(peer: str, errand: Errand) -> Any:
         told: BaseDescription = ask_peer(call, base, peer, BaseDebug(base=base.name), errand)
-        return {} if told.election is None and base.single else told.election
+        return told.election
 
     return per_peer(call, base.asked, ask, admin=True)
 
@@ -291,7 +289,8 @@ def copy(call: Call) -> Response:
         errand = Errand(call, admin=True)
         peers = base.peers or base.asked
         found = call.proxy.resolver.master_of(base.service_type, peers, base.name, errand)
-    request = BaseCopyFrom(base=base.name, source=found)
+    address = call.proxy.resolver.address(base.service_type, found)
+    request = BaseCopyFrom(base=base.name, source=address)
     errand = Errand(call, admin=True, only=[target])
     ask_peer(call, base, target, request, errand, write=True, ceiling_s=_WHOLE_BASE_S)
     return json_reply({}) if source is None else Response(204)

@@ -46,14 +46,15 @@ def test_only_known_routes_are_there(cluster):
 
 @pytest.mark.parametrize("route", ["has", "ping", "status"])
 def test_the_only_copy_answers_for_itself(cluster, route):
-    cluster.meta.answers["base_find"] = messages.BaseFile(path="/vol/ABC/x.meta2")
+    operation = {"has": "base_find", "ping": "base_ping", "status": "base_status"}[route]
+    cluster.meta.answers[operation] = messages.BaseFile(path="/vol/ABC/x.meta2") if route == "has" else None
     answer = cluster.post(f"admin/{route}?{META2}")
     assert answer.status == 200
     body = "/vol/ABC/x.meta2" if route == "has" else ""
     assert answer.json == {PEER: {"status": {"status": 200, "message": "OK"}, "body": body}}
-    assert cluster.meta.last("base_find").base == f"{CID}.1"
+    assert cluster.meta.last(operation).base == f"{CID}.1"
     assert cluster.meta.headers[-1]["x-oio-admin"] == "1" and "x-oio-peers" not in cluster.meta.headers[-1]
-    cluster.meta.answers["base_find"] = StatusError(431, "no file")
+    cluster.meta.answers[operation] = StatusError(431, "no file")
     assert cluster.post(f"admin/{route}?{META2}").json[PEER]["status"] == {"status": 431, "message": "no file"}
 
 

@@ -147,7 +147,7 @@ def test_elections_are_described(copies, cluster):
     answer = cluster.post(f"admin/debug?{META2}")
     assert [answer.json[name]["body"] for name in NAMES] == [seen, None, None]
     # Without replication.
-    cluster.meta.answers["base_debug"] = messages.BaseDescription()
+    cluster.meta.answers["base_debug"] = messages.BaseDescription(election={})
     for query in ("type=meta1&acct=nobody&ref=nothing", "type=meta0&acct=nobody&ref=nothing"):
         answer = cluster.post(f"admin/debug?{query}")
         assert answer.json == {cluster.meta.addr: {"status": OK, "body": {}}}
@@ -174,7 +174,7 @@ def test_a_copy_is_made(copies, cluster):
         assert (answer.status, answer.json) == (200, {})
         answer = cluster.post(f"admin/copy?{META2}", {"to": other.addr, "from": NAMES[2]})
         assert (answer.status, answer.data) == (204, b"")
-        assert [call.source for call in other.calls] == [NAMES[1], NAMES[2]]
+        assert [call.source for call in other.calls] == [copies.services[name].addr for name in NAMES[1:]]
         assert {headers["x-oio-peers"] for headers in other.headers} == {PEERS}
         other.answers["base_copy_from"] = StatusError(431, "nothing there")
         assert cluster.post(f"admin/copy?{META2}", {"to": "new", "from": NAMES[2]}).code == (404, 431)
