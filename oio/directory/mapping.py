@@ -26,7 +26,7 @@ from oio.directory.prefixes import (
     generate_short_prefixes,
     siblings,
 )
-from oio.meta.client import MetaClient
+from oio.meta.client import MetaClient, Route
 from oio.meta.messages import Meta0Get, Meta0Set
 
 __all__ = [
@@ -69,23 +69,34 @@ def expand(bases: Mapping[str, Sequence[str]], digits: int) -> dict[str, list[st
     }
 
 
-def load(client: MetaClient, meta0: str) -> dict[str, list[str]]:
-    """The whole prefix table, as one meta0 service knows it."""
-    reply = client.call(meta0, Meta0Get(prefix=""), timeout_s=_TIMEOUT_S)
+def load(client: MetaClient, meta0: str, peers: Sequence[str] = ()) -> dict[str, list[str]]:
+    """The whole prefix table, as one meta0 service knows it.
+
+    :param peers: ids of all the meta0 services. :raises StatusError: 303 when another one is the master.
+    """
+    reply = client.call(meta0, Meta0Get(prefix=""), timeout_s=_TIMEOUT_S, route=Route(peers=peers))
     table: dict[str, list[str]] = reply.mapping
     return table
 
 
 def bootstrap(
-    client: MetaClient, meta0: Sequence[str], meta1: Iterable[Service], digits: int, replicas: int
+    client: MetaClient,
+    meta0: Sequence[str],
+    meta1: Iterable[Service],
+    digits: int,
+    replicas: int,
+    peers: Sequence[str] = (),
 ) -> int:
     """Complete the prefix table of every meta0 service; returns the number of entries that were added.
 
-    What one meta0 knows and another does not is copied; only then are missing bases given services.
+    What one meta0 knows and another does not is copied; only then are missing bases given services. Where
+    the table has copies its master passes it on.
+
+    :param peers: ids of all the meta0 services.
     """
     if not meta0:
         raise StatusError(status.UNAVAILABLE, "No meta0 service known")
-    tables = {address: load(client, address) for address in meta0}
+    tables = _load_all(client, meta0, peers)
     known: dict[str, list[str]] = {}
     for table in tables.values():
         for prefix, services in table.items():
@@ -98,17 +109,38 @@ def bootstrap(
     for address, table in tables.items():
         missing = {prefix: known[prefix] for prefix in known.keys() - table.keys()}
         if missing:
-            client.call(address, Meta0Set(mapping=missing), timeout_s=_TIMEOUT_S)
+            request = Meta0Set(mapping=missing)
+            client.call(address, request, timeout_s=_TIMEOUT_S, route=Route(peers=peers))
             added += len(missing)
     return added
+
+
+def _load_all(client: MetaClient, meta0: Sequence[str], peers: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """The tables of all that have one of their own, by address."""
+    tables = {}
+    elsewhere: StatusError | None = None
+    for address in meta0:
+        try:
+            tables[address] = load(client, address, peers)
+        except StatusError as exc:
+            if exc.code != status.REDIRECT:
+                raise
+            elsewhere = exc
+    if not tables and elsewhere is not None:
+        raise StatusError(status.UNAVAILABLE, f"the master of the prefix table, {elsewhere.message}, is not known")
+    return tables
 
 
 def bootstrap_namespace(
     registry: RegistryClient, client: MetaClient, digits: int, replicas: int
 ) -> int:
     """:func:`bootstrap` with the services that the conscience knows."""
-    meta0 = [service.addr for service in registry.services("meta0")]
-    return bootstrap(client, meta0, registry.services("meta1"), digits, replicas)
+    services = registry.services("meta0")
+    peers = sorted(str(one.tags.get("tag.service_id") or one.addr) for one in services)
+    meta0 = [service.addr for service in services]
+    return bootstrap(
+        client, meta0, registry.services("meta1"), digits, replicas, peers if len(peers) > 1 else ()
+    )
 
 
 def _spread(locations: Mapping[str, str]) -> list[str]:

@@ -105,6 +105,8 @@ class Repository:
         )
         self.outbox.start()
         apsw.soft_heap_limit(HEAP_MAX_BYTES)
+        if replication is not None:
+            replication.start()
 
     # --- using bases -------------------------------------------------------------------------------
 

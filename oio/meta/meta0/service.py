@@ -9,7 +9,6 @@ visible to readers once it is committed.
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from oio.common.status import StatusError
 from oio.meta.base_type import BaseType
 from oio.meta.context import Context, nothing_to_refresh
 from oio.meta.messages import Meta0Get, Meta0Set, Operation, PrefixMapping, Refresh
+from oio.meta.replication import journal
 from oio.meta.repository import Repository
 from oio.meta.transaction import Reader, Transaction
 
@@ -38,6 +38,8 @@ META0 = BaseType(name="meta0", schema=SCHEMA)
 _PREFIX = re.compile(r"^[0-9A-F]{4}\Z")
 _PARTIAL = re.compile(r"^[0-9A-F]{0,4}\Z")
 _ADDRESS_MAX = 255
+#: Admin key that changes with the table.
+_VERSION = "version:main.meta1"
 
 Handler = Callable[[Any, Context], Any]
 
@@ -48,10 +50,13 @@ class Meta0Service:
     def __init__(self, repository: Repository, namespace: str) -> None:
         self._repository = repository
         self._base = namespace
-        self._lock = threading.Lock()
-        self._generation = 0
-        self._table: dict[str, list[str]] | None = None
-        repository.create(namespace, lambda tx: tx.set("sys.ns", namespace))
+        #: The table, as of a version of its rows.
+        self._known: tuple[str, dict[str, list[str]]] = ("", {})
+        if repository.replication is None:
+            repository.create(namespace, self._init)
+
+    def _init(self, tx: Transaction) -> None:
+        tx.set("sys.ns", self._base)
 
     def handlers(self) -> dict[type[Operation], Handler]:
         """What to call for each operation."""
@@ -64,14 +69,7 @@ class Meta0Service:
             raise StatusError(
                 status.BAD_REQUEST, f"A prefix has up to 4 hex digits: {request.prefix!r}"
             )
-        table = self._table
-        if table is None:
-            generation = self._generation
-            table = self._repository.read(self._base, _read_table, deadline=context.deadline, route=context.route)
-            with self._lock:
-                # What was read before a change must not outlive it.
-                if generation == self._generation:
-                    self._table = table
+        table = self._table(context)
         if not wanted:
             return PrefixMapping(mapping=table)
         if len(wanted) == 4:
@@ -98,6 +96,9 @@ class Meta0Service:
                 rows.append((key, service))
         if not rows:
             return
+        if not self._repository.present(self._base, context.deadline, context.route):
+            # The copies of a new namespace are made with its first mapping.
+            self._repository.create(self._base, self._init, context.deadline, context.route)
 
         def replace(tx: Transaction) -> None:
             tx.executemany(
@@ -110,17 +111,30 @@ class Meta0Service:
                 "INSERT INTO meta1_ref (addr, state, prefixes)"
                 " SELECT addr, '0', count(*) FROM meta1 GROUP BY addr"
             )
-            tx.on_commit(self._forget)
 
         self._repository.write(self._base, replace, deadline=context.deadline, route=context.route)
 
-    def _forget(self) -> None:
-        with self._lock:
-            self._generation += 1
-            self._table = None
+    def _table(self, context: Context) -> dict[str, list[str]]:
+        """The whole table; it is read again when its version changed, here or by another copy of it."""
+        known = self._known
+
+        def read(reader: Reader) -> tuple[str, dict[str, list[str]]]:
+            # Numbers may come again when an image took the place of the base: the history tells them apart.
+            version = f"{reader.get(_VERSION)} {journal.position(reader.connection).digest.hex()}"
+            return known if version == known[0] else (version, _read_rows(reader))
+
+        try:
+            self._known = known = self._repository.read(
+                self._base, read, deadline=context.deadline, route=context.route
+            )
+        except StatusError as exc:
+            if exc.code != status.CONTAINER_NOT_FOUND or self._repository.replication is None:
+                raise
+            return {}
+        return known[1]
 
 
-def _read_table(reader: Reader) -> dict[str, list[str]]:
+def _read_rows(reader: Reader) -> dict[str, list[str]]:
     table: dict[str, list[str]] = {}
     for prefix, address in reader.execute("SELECT prefix, addr FROM meta1 ORDER BY prefix, addr"):
         table.setdefault(prefix.hex().upper(), []).append(address)

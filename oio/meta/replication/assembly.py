@@ -93,4 +93,6 @@ def open_replication(
         log_max_entries=variables["sqliterepo.log.max_entries"],
         log_max_bytes=variables["sqliterepo.log.max_size"],
         zookeepers=zookeepers,
+        idle_slave_s=variables["sqliterepo.election.delay.expire_slave"],
+        idle_master_s=variables["sqliterepo.election.delay.expire_master"],
     )

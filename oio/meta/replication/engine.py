@@ -30,6 +30,7 @@ from oio.meta.replication.leading import Census, Lead, failures, take_census
 from oio.meta.replication.ledger import Ledger
 from oio.meta.replication.links import Links
 from oio.meta.replication.positions import Position, epoch_of, term_of
+from oio.meta.replication.upkeep import Upkeep
 from oio.meta.replication.voter import Voter
 from oio.meta.replication.wire import CopyEntries, CopyInstall, CopyReply, CopyState, Vote
 
@@ -78,6 +79,8 @@ class Replication:
         log_max_entries: int = 256,
         log_max_bytes: int = 4 << 20,
         zookeepers: ZooKeepers | None = None,
+        idle_slave_s: float = 12600.0,
+        idle_master_s: float = 14400.0,
     ) -> None:
         self.service_type = service_type
         self.names = tuple(names)
@@ -97,7 +100,9 @@ class Replication:
         self._leads: OrderedDict[str, Lead | None] = OrderedDict()
         self._leads_lock = threading.Lock()
         self._name_locks = [threading.RLock() for _ in range(64)]
+        self._idle_s = idle_slave_s, idle_master_s
         self._repository: Repository
+        self._upkeep: Upkeep
 
     def attach(self, repository: Repository) -> None:
         """Serve the bases of this repository."""
@@ -105,6 +110,11 @@ class Replication:
         self.follower = Follower(
             repository, self.ledger, self.voter, self.links, (self.log_max_entries, self.log_max_bytes)
         )
+        self._upkeep = Upkeep(self, repository, *self._idle_s)
+
+    def start(self) -> None:
+        """Begin what goes on behind the requests."""
+        self._upkeep.start()
 
     # --- groups ------------------------------------------------------------
 
@@ -434,6 +444,7 @@ class Replication:
 
     def stop(self) -> None:
         """Leave all elections: the sessions end, and with them our places."""
+        self._upkeep.stop()
         if self._zookeepers is not None:
             self._zookeepers.stop()
         self.links.close()

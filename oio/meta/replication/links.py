@@ -26,7 +26,7 @@ from oio.meta.messages import ErrorReply, Operation
 logger = logging.getLogger("oio.meta.replication")
 
 #: What the answers of the others may take once enough have come (seconds).
-GRACE_S = 0.05
+GRACE_S = 0.3
 #: Answer to a ping of a service that lives (seconds).
 PING_TIMEOUT_S = 0.5
 _BODY_MAX = 1 << 28
