@@ -20,6 +20,8 @@ TICK_MS = 200
 SESSION_MIN_MS, SESSION_MAX_MS = 500, 60_000
 #: Heap (MiB): a few thousand nodes and watches need far less.
 _HEAP_MIB = 96
+#: While all services start, a small machine may lose a connection.
+_TREE_ATTEMPTS = 3
 
 
 def configuration(layout: Layout, service: Service) -> str:
@@ -48,13 +50,17 @@ def make_tree(layout: Layout, report: Callable[[str], None]) -> None:
     """Make the directories of the elections, as tools expect them. Services make those that they miss."""
     from oio.zk import admin  # it needs a library that clusters of one copy do not
 
-    try:
-        with admin.connection(layout.zookeeper) as client:
-            if not admin.seems_complete(client, layout.options.namespace):
-                made = admin.bootstrap(client, layout.options.namespace)
-                report(f"ZooKeeper: {made} directories made")
-    except OioException as err:
-        report(f"ZooKeeper: no directories made: {err}")
+    problem = ""
+    for _ in range(_TREE_ATTEMPTS):
+        try:
+            with admin.connection(layout.zookeeper) as client:
+                if not admin.seems_complete(client, layout.options.namespace):
+                    made = admin.bootstrap(client, layout.options.namespace)
+                    report(f"ZooKeeper: {made} directories made")
+                return
+        except OioException as err:
+            problem = str(err)
+    report(f"ZooKeeper: not all directories made: {problem}")
 
 
 def command(path: str) -> list[str]:
