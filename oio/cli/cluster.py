@@ -151,17 +151,18 @@ class ClusterWait(ListCommand):
                 self.app.log.debug("Services cannot be listed yet: %s", exc)
                 services = None
             low = [service for service in services or () if service["score"] < self._score]
-            if services is not None:
-                good = len(services) - len(low)
-                if good >= count if count else not low:
-                    return services
+            good = len(services or ()) - len(low)
+            if services is not None and (good >= count if count else not low):
+                return services
             left_s = self._deadline - time.monotonic()
             if left_s <= 0:
                 for service in low:
                     self.app.log.warning(
                         "%s %s: score %s", service["type"], service["id"], service["score"]
                     )
-                raise OioException(self._timeout_text(None if count or services is None else len(low)))
+                if count and services is not None:
+                    raise OioException(self._timeout_text(None, f", only {good} of {count} have it."))
+                raise OioException(self._timeout_text(None if services is None else len(low)))
             time.sleep(min(WAIT_PAUSES_S[min(attempt, len(WAIT_PAUSES_S) - 1)], left_s))
         raise AssertionError("unreachable")
 
@@ -173,8 +174,10 @@ class ClusterWait(ListCommand):
         for first in range(0, len(definitions), BATCH):
             client.unlock_score(definitions[first : first + BATCH], reqid=reqid)
 
-    def _timeout_text(self, still_low: int | None) -> str:
+    def _timeout_text(self, still_low: int | None, short: str | None = None) -> str:
         text = f"Timeout ({self._delay_s}s) while waiting for the services to get a score >= {self._score}"
+        if short:
+            return text + short
         if still_low is None:
             return text + ", proxy and/or conscience not ready"
         return text + f", still {still_low} are not."

@@ -296,12 +296,21 @@ def main(argv: list[str] | None = None) -> int:
         status = CLOSED_PIPE
     except KeyboardInterrupt:
         status = INTERRUPTED
+    except OSError as exc:
+        # Standard output cannot be written (a full disk).
+        print(describe_error(exc), file=sys.stderr)
+        _give_up_output()
+        status = 1
     if status == CLOSED_PIPE:
-        # The reader of our output went away (``openio … | head``): nothing is left to say, even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
     elif status == INTERRUPTED:
         print("Interrupted", file=sys.stderr)
     return status
+
+
+def _give_up_output() -> None:
+    """The reader of our output went away (``openio … | head``): nothing is left to say, even at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

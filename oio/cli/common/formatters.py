@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -25,6 +26,7 @@ SHOW_FORMATS = ("json", "shell", "table", "value", "yaml")
 
 # Text that waits in memory before it goes to a temporary file.
 SPOOL_BYTES = 8 * 2**20
+_YAML_ROWS = 256
 
 _RED, _GREEN, _YELLOW = "31", "32", "33"
 # Colours of states, by title of the column (or key).
@@ -184,9 +186,11 @@ class YamlFormatter:
     ) -> None:
         """Write all the rows, once the last one is there."""
         with _spool() as spool:
+            rows = iter(data)
             empty = True
-            for row in data:
-                _dump_yaml([dict(zip(column_names, map(_plain, row), strict=False))], spool)
+            # Some at once: each dump has a cost of its own, and they add up to one list.
+            while some := list(itertools.islice(rows, _YAML_ROWS)):
+                _dump_yaml([dict(zip(column_names, map(_plain, row), strict=False)) for row in some], spool)
                 empty = False
             if empty:
                 spool.write("[]\n")
@@ -261,6 +265,9 @@ def prepare_streams() -> None:
     """Let any name be written: what is not UTF-8 in a name comes out as it came in, and a character that the
     locale cannot show as an escape.
     """
+    # A stream that was closed by whoever started the program takes everything and keeps nothing.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream, utf8_errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
         encoding = (getattr(stream, "encoding", None) or "").lower().replace("-", "")
         with contextlib.suppress(AttributeError, OSError, ValueError):

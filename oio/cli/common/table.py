@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from cliff.formatters.table import TableFormatter
@@ -17,6 +17,8 @@ from oio.cli.common.formatters import coloured, printable, use_colours
 class StateTableFormatter(TableFormatter):
     """Draws tables."""
 
+    _colours = False
+
     def emit_list(
         self,
         column_names: Sequence[str],
@@ -25,9 +27,16 @@ class StateTableFormatter(TableFormatter):
         parsed_args: argparse.Namespace,
     ) -> None:
         """Draw the rows."""
-        colours = use_colours(stdout)
-        rows = (_cells(zip(column_names, row, strict=False), colours) for row in data)
-        super().emit_list(column_names, rows, stdout, parsed_args)
+        self._colours = use_colours(stdout)
+        super().emit_list(column_names, data, stdout, parsed_args)
+
+    def add_rows(self, table: Any, column_names: Sequence[str], data: Iterable[Sequence[Any]]) -> None:
+        """Add the rows; numbers go to the right."""
+        for number, row in enumerate(data):
+            if not number:
+                for title, value in zip(column_names, row, strict=False):
+                    table.align[title] = self.ALIGNMENTS.get(type(value), "l")
+            table.add_row(self._cells(column_names, row))
 
     def emit_one(
         self,
@@ -37,15 +46,14 @@ class StateTableFormatter(TableFormatter):
         parsed_args: argparse.Namespace,
     ) -> None:
         """Draw keys and values."""
-        cells = _cells(zip(column_names, data, strict=False), use_colours(stdout))
+        self._colours = use_colours(stdout)
         names = [printable(name) for name in column_names]
-        super().emit_one(names, cells, stdout, parsed_args)
+        super().emit_one(names, self._cells(column_names, data), stdout, parsed_args)
 
-
-def _cells(pairs: Iterable[tuple[str, Any]] | Iterator[Any], colours: bool) -> list[Any]:
-    cells = []
-    for title, value in pairs:
-        if isinstance(value, str):
-            value = printable(value, keep="\n")
-        cells.append(coloured(title, value) if colours else value)
-    return cells
+    def _cells(self, titles: Sequence[str], row: Sequence[Any]) -> list[Any]:
+        cells = []
+        for title, value in zip(titles, row, strict=False):
+            if isinstance(value, str):
+                value = printable(value, keep="\n")
+            cells.append(coloured(title, value) if self._colours else value)
+        return cells

@@ -1,0 +1,106 @@
+# Copyright The OIO-SDS authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The ``openio`` program as a child process, and what its formats have in common."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+
+import yaml
+from support import ACCOUNT, ROOT
+
+LIST_FORMATS = ("csv", "json", "table", "value", "yaml")
+SHOW_FORMATS = ("json", "shell", "table", "value", "yaml")
+
+
+class OpenioProgram:
+    """Runs ``openio``; the result is the finished process, or what it tells."""
+
+    def __init__(self, cluster, directory, account=ACCOUNT):
+        self.environment = dict(os.environ) | cluster.environment
+        self.environment |= {"OIO_ACCOUNT": account, "PYTHONPATH": str(ROOT)}
+        self.directory = directory
+
+    def start(self, *args, **kwargs):
+        """Start it, with its output in pipes."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "oio.cli.openio", *args], cwd=self.directory, env=self.environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs,
+        )  # fmt: skip
+
+    def __call__(self, *args, status=0, account=None, **kwargs):
+        """Run it to the end."""
+        environment = self.environment | ({"OIO_ACCOUNT": account} if account is not None else {})
+        done = subprocess.run(
+            [sys.executable, "-m", "oio.cli.openio", *args], cwd=self.directory, env=environment,
+            capture_output=True, text=True, errors="surrogateescape", check=False, timeout=60, **kwargs,
+        )  # fmt: skip
+        assert done.returncode == status, (args, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        return done
+
+    def json(self, *args, **kwargs):
+        """What it tells in JSON."""
+        return json.loads(self(*args, "-f", "json", **kwargs).stdout)
+
+    def error(self, *args, status=1, **kwargs):
+        """The one line that it writes of an error; nothing else is written."""
+        done = self(*args, status=status, **kwargs)
+        assert done.stdout == ""
+        (line,) = done.stderr.splitlines()
+        return line
+
+    def silent(self, *args, **kwargs):
+        """Run it, and see that it says nothing."""
+        done = self(*args, **kwargs)
+        assert (done.stdout, done.stderr) == ("", "")
+
+    def formats_of_list(self, *args, columns, moving=()):
+        """Run a listing in every format, and see that all tell the same; returns the rows.
+
+        :param moving: columns whose values may change from one time to the next.
+        """
+        texts = {name: self(*args, "-f", name).stdout for name in LIST_FORMATS}
+        rows = json.loads(texts["json"])
+        assert rows and all(tuple(row) == columns for row in rows)
+        assert [tuple(row) for row in yaml.safe_load(texts["yaml"])] == [columns] * len(rows)
+        for row, same in zip(rows, yaml.safe_load(texts["yaml"]), strict=True):
+            assert _without(same, moving) == _without(row, moving)
+        header, *lines = csv.reader(io.StringIO(texts["csv"]))
+        assert tuple(header) == columns and len(lines) == len(rows)
+        assert [line[0] for line in lines] == [str(row[columns[0]]) for row in rows]
+        fixed = [number for number, name in enumerate(columns) if name not in moving]
+        for row, line in zip(rows, texts["value"].splitlines(), strict=True):
+            cells = [str(cell) for cell in row.values()]
+            if len(fixed) == len(columns):
+                assert line == " ".join(cells)
+            else:
+                assert [line.split(" ")[number] for number in fixed] == [cells[number] for number in fixed]
+        titles = texts["table"].splitlines()[1].split("|")[1:-1]
+        assert tuple(title.strip() for title in titles) == columns
+        return rows
+
+    def formats_of_show(self, *args, moving=()):
+        """Describe something in every format, and see that all tell the same; returns the dictionary.
+
+        :param moving: keys whose values may change from one time to the next.
+        """
+        texts = {name: self(*args, "-f", name).stdout for name in SHOW_FORMATS}
+        shown = json.loads(texts["json"])
+        assert list(shown) == sorted(shown)
+        fixed = [number for number, key in enumerate(shown) if key not in moving]
+        for values in (list(yaml.safe_load(texts["yaml"]).values()), texts["value"].splitlines()):
+            assert [str(values[number]) for number in fixed] == [str(list(shown.values())[n]) for n in fixed]
+        assert list(yaml.safe_load(texts["yaml"])) == list(shown)
+        keys = [line.split("|")[1].strip() for line in texts["table"].splitlines()[3:-1]]
+        assert keys == list(shown)
+        assert len(texts["shell"].splitlines()) == len(shown)
+        return shown
+
+
+def _without(row, keys):
+    return {key: value for key, value in row.items() if key not in keys}
