@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 #: Tables of the engine itself. ``events`` row 0 says "the state of this base must be emitted soon".
@@ -19,6 +19,8 @@ ENGINE_SCHEMA = """
 CREATE TABLE admin (k TEXT PRIMARY KEY NOT NULL, v BLOB) WITHOUT ROWID;
 CREATE TABLE events (id INTEGER PRIMARY KEY NOT NULL, event BLOB) ;
 """
+#: Admin key: version of the tables of a base.
+SCHEMA_VERSION = "schema_version"
 #: Admin key: ids of the services that hold copies of the base, separated by commas.
 PEERS = "sys.peers"
 #: Admin key of a base whose destruction is committed but whose file is still in place.
@@ -37,6 +39,7 @@ class BaseType:
     :ivar name: type, which is also the suffix of the files (``meta2``).
     :ivar schema: ``CREATE TABLE`` statements of the service.
     :ivar schema_version: stored under the admin key ``schema_version``.
+    :ivar upgrades: by version of a base, the next version and the SQL that leads to it.
     :ivar directory_width: leading characters of the base name that make its directory (0: none).
     :ivar state_event: builds the event "state of this base" from its admin keys; ``None`` when the
         type has no such event.
@@ -45,6 +48,7 @@ class BaseType:
     name: str
     schema: str
     schema_version: str = "1.0"
+    upgrades: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     directory_width: int = 0
     state_event: StateEvent | None = None
 
@@ -64,6 +68,11 @@ class BaseType:
         """Names of the tables whose versions are counted (all but the outbox)."""
         return ["admin", *_TABLE.findall(self.schema)]
 
+    def upgrade_from(self, version: str) -> str:
+        """SQL that brings a base of this version to the next one, '' when there is none."""
+        following, script = self.upgrades.get(version, ("", ""))
+        return f"{script};\nUPDATE admin SET v = '{following}' WHERE k = '{SCHEMA_VERSION}';" if following else ""
+
     @property
     def replicated(self) -> list[str]:
         """Names of the tables that copies of a base have in common."""
@@ -74,7 +83,7 @@ class BaseType:
         keys = {f"version:main.{table}": "1:0" for table in self.tables()}
         return {
             **keys,
-            "schema_version": self.schema_version,
+            SCHEMA_VERSION: self.schema_version,
             "sys.name": base_name,
             "sys.type": self.name,
             "sys.status": "0",

@@ -102,6 +102,8 @@ def single_copy_handlers(repository: Repository) -> Handlers:
                 reqid=context.reqid, deadline=context.deadline,
             )
             repository.replace(request.base, path, lambda: True)
+        # Nobody else delivers the events that wait in it.
+        repository.outbox.rediscover(request.base)
 
     def remove(request: BaseRemove, context: Context) -> None:
         _check_there(repository, request.base)

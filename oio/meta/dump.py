@@ -26,7 +26,7 @@ from oio.http.client import HttpClientError, HttpPool
 from oio.http.client_response import ClientResponse
 from oio.http.messages import FileBody, Request, Response
 from oio.meta.base import translate
-from oio.meta.base_type import TOMBSTONE, BaseType
+from oio.meta.base_type import SCHEMA_VERSION, TOMBSTONE, BaseType
 from oio.meta.client import CONNECT_TIMEOUT_S, network_code
 from oio.meta.messages import ErrorReply
 from oio.meta.repository import Repository
@@ -179,10 +179,13 @@ def verify(path: str, base_type: BaseType, base_name: str, deadline: float | Non
         raise translate(exc, base_name) from exc
     if TOMBSTONE in admin:
         raise StatusError(status.CONTAINER_NOT_FOUND, f"base {base_name} is destroyed")
-    expected = {"sys.type": base_type.name, "sys.name": base_name, "schema_version": base_type.schema_version}
+    expected = {"sys.type": base_type.name, "sys.name": base_name}
     for key, value in expected.items():
         if admin.get(key) != value:
             raise _unsound(base_name, f"{key} is {admin.get(key)!r}, not {value!r}")
+    version = admin.get(SCHEMA_VERSION)
+    if version not in (base_type.schema_version, *base_type.upgrades):
+        raise _unsound(base_name, f"its tables are of version {version!r}, not {base_type.schema_version!r}")
 
 
 def _unsound(base_name: str, reason: str) -> StatusError:

@@ -36,7 +36,7 @@ from oio.meta.base import (
     translate,
     wait_within,
 )
-from oio.meta.base_type import ENGINE_SCHEMA, PEERS, TOMBSTONE, BaseType
+from oio.meta.base_type import ENGINE_SCHEMA, PEERS, SCHEMA_VERSION, TOMBSTONE, BaseType
 from oio.meta.client import Route
 from oio.meta.context import NO_ROUTE
 from oio.meta.outbox import TIDY_DELAY_S, EventSink, Outbox, fsync_directory
@@ -127,7 +127,7 @@ class Repository:
         lead = self._lead(base_name, route, deadline)
         base = self._pin(base_name, deadline)
         try:
-            base.open()
+            self._open(base, alone=lead is None and not route.local)
             if TOMBSTONE in base.admin:
                 raise StatusError(status.CONTAINER_NOT_FOUND, f"base {base_name} is destroyed")
             result = base.read(fn, short, deadline)
@@ -157,7 +157,7 @@ class Repository:
         lead = self._lead(base_name, route, deadline)
         base = self._pin(base_name, deadline)
         try:
-            base.open()
+            self._open(base, alone=lead is None)
             base.replicate_with(lead)
             return base.write(fn, relaxed, deadline, route.operation)
         finally:
@@ -486,6 +486,21 @@ class Repository:
                 del self._bases[base.name]
         for base in bases:
             base.close()
+
+    def _open(self, base: Base, alone: bool) -> None:
+        """Open a base; the tables of one that is ``alone``, without copies, are brought to the present version."""
+        base.open()
+        if alone and self.type.upgrades and self.type.upgrade_from(base.admin.get(SCHEMA_VERSION, "")):
+            base.exclusively(self._upgrade)
+
+    def _upgrade(self, connection: apsw.Connection) -> None:
+        """Run in the turn of the writer: another thread may have done it meanwhile."""
+        while True:
+            ((version,),) = connection.execute("SELECT v FROM admin WHERE k = ?", (SCHEMA_VERSION,))
+            script = self.type.upgrade_from(version)
+            if not script:
+                return
+            connection.execute(script)
 
     # --- open bases --------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ import apsw
 
 from oio.common import status
 from oio.common.status import StatusError
+from oio.meta.base_type import SCHEMA_VERSION
 from oio.meta.client import Route
 from oio.meta.context import NO_ROUTE
 from oio.meta.replication import journal, operations
@@ -57,6 +58,14 @@ _SETTINGS = GroupSettings()
 
 #: Makes the image of a new base in a file, given the position that it must tell.
 MakeImage = Callable[[str, Position], None]
+
+
+class OtherPeers(Exception):
+    """The base has other peers than our copy says."""
+
+    def __init__(self, peers: list[str]) -> None:
+        super().__init__(peers)
+        self.peers = peers
 
 
 class Replication:
@@ -183,7 +192,9 @@ class Replication:
     def forget(self, base_name: str) -> None:
         """The base, or its peers, changed behind the lead."""
         with self._leads_lock:
-            self._leads.pop(base_name, None)
+            lead = self._leads.pop(base_name, None)
+        if lead is not None:
+            lead.broken = True
 
     def peers_of(self, base_name: str, route: Route = NO_ROUTE) -> list[str]:
         """Peers of a base: those written in it, else those that the caller knows."""
@@ -220,9 +231,10 @@ class Replication:
 
     def _take(self, base_name: str, route: Route, deadline: float | None) -> Lead | None:
         """Take the lead; what is found out on the way (a better copy, other peers) begins another round."""
+        later_peers: list[str] = []
         for _ in range(ROUNDS_MAX):
             own = self.follower.describe(base_name, Vote(granted=True))
-            peers = own.peers or list(route.peers)
+            peers = later_peers or own.peers or list(route.peers)
             if len(peers) < 2:
                 if own.held:
                     self._remember(base_name, None)
@@ -234,7 +246,11 @@ class Replication:
                 lead = self._leads.get(base_name)
                 if lead is not None and lead.valid and lead.group is group:
                     return lead
-                lead = self._take_as_master(base_name, group, lead, deadline)
+                try:
+                    lead = self._take_as_master(base_name, group, lead, deadline)
+                except OtherPeers as exc:
+                    later_peers = exc.peers
+                    continue
                 if lead is not None:
                     return lead
         raise StatusError(status.UNAVAILABLE, f"base {base_name}: its copies change all the time")
@@ -252,9 +268,13 @@ class Replication:
             raise StatusError(
                 status.CONTAINER_NOT_FOUND, f"no base {base_name}.{self.service_type} here, nor elsewhere"
             )
+        if former is not None:
+            # Whoever waits for a turn with it must not write.
+            former.broken = True
         lead = self._new_lead(base_name, group, census, own.position)
         self._bring_up(lead, census, deadline)
         self._open_term(lead, deadline)
+        self._upgrade(lead, deadline)
         self._remember(base_name, lead)
         self._repository.outbox.rediscover(base_name)
         return lead
@@ -271,8 +291,13 @@ class Replication:
         if best.grave == "destroyed":
             self._repository.drop_copy(base_name, best.position, "destroyed", list(group.key.peers))
             raise StatusError(status.CONTAINER_NOT_FOUND, f"base {base_name} is destroyed")
-        if best.peers:
+        if best.peers and tuple(sorted(best.peers)) != group.key.peers:
+            # Our copy missed that the base has moved: the peers it has now decide.
             self._check_ours(best.peers)
+            raise OtherPeers(best.peers)
+        if not best.held and len(census.replies) < len(group.others):
+            # The copy that was removed knew more than those that we see; somebody may hold as much.
+            raise StatusError(status.UNAVAILABLE, f"base {base_name}: the latest copy may be on a peer that is down")
         source = census.source()
         if not source:
             return False
@@ -361,6 +386,20 @@ class Replication:
             base.exclusively(write, deadline=deadline)
             lead.committed()
 
+    def _upgrade(self, lead: Lead, deadline: float | None) -> None:
+        """Bring the tables of a base to what this version of the service wants, on all copies."""
+        base_type = self._repository.type
+        with self._repository.opened(lead.base_name) as base:
+            while script := base_type.upgrade_from(base.admin.get(SCHEMA_VERSION, "")):
+
+                def write(connection: apsw.Connection, script: str = script) -> None:
+                    lead.begin()
+                    connection.execute(script)
+                    lead.replicate(connection, b"", script=script)
+
+                base.exclusively(write, deadline=deadline)
+                lead.committed()
+
     # --- new bases ------------------------------------------------------------
 
     def create(
@@ -375,10 +414,13 @@ class Replication:
         self._check_ours(route.peers)
         group.require_master(deadline, route.suspects)
         with self._name_lock(base_name):
-            own, census = self._census(base_name, group)
-            if own.held or census.source():
+            _own, census = self._census(base_name, group)
+            if census.best.held:
                 return False
             former = census.best.position
+            if self._repository.exists(base_name):
+                # It was destroyed while we did not see it.
+                self._repository.drop_copy(base_name, former, census.best.grave, list(route.peers))
             term = self._new_lead(base_name, group, census, former).term
             position = Position(term, former.seq + 1, uuid.uuid4().bytes)
             make(path, position)

@@ -53,10 +53,14 @@ class Lead:
     """The history of one base, as its master writes it. Used by the writer of the base only.
 
     :ivar position: of the last entry that is committed here.
-    :ivar broken: an entry may be on peers that is not committed here: the lead must be taken again.
+    :ivar broken: an entry may be on peers that is not committed here, or another lead took the place of this one:
+        it must be taken again.
     """
 
-    __slots__ = ("_next", "_since_trim", "_voice", "base_name", "broken", "group", "position", "shared", "term")
+    __slots__ = (
+        "_next", "_since_trim", "_uncertain", "_voice", "base_name", "broken", "group", "position", "shared",
+        "term",
+    )  # fmt: skip
 
     def __init__(
         self, shared: Shared, base_name: str, group: Group, epoch: int, term: int, position: Position
@@ -69,6 +73,8 @@ class Lead:
         self.broken = False
         self._voice = Voice(key=group.name, epoch=epoch, owner=group.own_name)
         self._next = position
+        #: An entry left that is not committed here yet.
+        self._uncertain = False
         self._since_trim = 0
 
     @property
@@ -91,6 +97,8 @@ class Lead:
 
     def begin(self) -> None:
         """:raises StatusError: 303 or 503 when we are not master any more."""
+        if self._uncertain:
+            self.broken = True
         if self.broken:
             raise StatusError(status.UNAVAILABLE, f"base {self.base_name}: the former write found no majority")
         if not self.valid:
@@ -113,13 +121,17 @@ class Lead:
         self._next = journal.append(connection, self.position, entry)
         if not self._since_trim:
             journal.trim(connection, self.shared.log_max_entries, self.shared.log_max_bytes)
-        self.broken = True
-        self._spread(connection, entry, relaxed)
+        self._uncertain = True
+        try:
+            self._spread(connection, entry, relaxed)
+        except BaseException:
+            self.broken = True
+            raise
 
     def committed(self) -> None:
         """The transaction is committed here too."""
         self.position = self._next
-        self.broken = False
+        self._uncertain = False
 
     # --- giving an entry to the peers ---------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -497,3 +498,27 @@ def test_a_vacuum_that_fails_harms_nothing(repository: Repository) -> None:
         del pending
     repository.write("b1", lambda tx: insert(tx, "y"))
     assert repository.read("b1", lambda r: r.execute("SELECT count(*) FROM notes").fetchone()) == (1,)
+
+
+# --- new versions of the tables -----------------------------------------------------------------------
+
+
+def test_a_base_of_a_former_version_is_upgraded_at_its_first_use(repository: Repository) -> None:
+    repository.create("b1", lambda tx: tx.set("a", "1"))
+    repository.write("b1", lambda tx: insert(tx, "x"))
+    repository.close()
+    newer = replace(
+        TOY,
+        schema_version="1.2",
+        upgrades={
+            "1.0": ("1.1", "ALTER TABLE notes ADD COLUMN colour TEXT DEFAULT 'blue'"),
+            "1.1": ("1.2", "UPDATE notes SET colour = 'red'"),
+        },
+    )
+    upgraded = Repository(repository.volume, newer, options=BaseOptions(sync="off"))
+    try:
+        colours = upgraded.read("b1", lambda reader: reader.execute("SELECT colour FROM notes").fetchall())
+        assert colours == [("red",)]
+        assert upgraded.read("b1", lambda reader: reader.get("schema_version")) == "1.2"
+    finally:
+        upgraded.close()
