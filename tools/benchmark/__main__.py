@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--compare", action="store_true", help="copies_cost too: creates with these copies against one, in turns")
     add("--kills", type=int, default=10, metavar="K", help="masters lost in the test failover")
     add("--loss", choices=sorted(copies.LOSSES), default="kill", help="how a master is lost (kill)")
-    add("--base-objects", type=int, default=1_000_000, metavar="N", help="in the base of the test resync")
+    add("--base-objects", type=int, default=1_500_000, metavar="N", help="in the base of resync (1 GiB)")
     add("--policies", type=lambda text: text.split(","), default=list(POLICIES), help="storage policies")
     add("--clients", type=lambda text: [int(n) for n in text.split(",")], default=list(CLIENTS),
         help="numbers of client processes")  # fmt: skip
