@@ -367,8 +367,10 @@ class Outbox:
 
     def _mark(self, name: str) -> BaseOutbox:
         self._make_marker(name)
-        state = BaseOutbox(name, loaded=True)
         with self._lock:
+            # The table of a base that was led elsewhere, were it for a moment only, may hold events.
+            state = BaseOutbox(name, loaded=name not in self._followed)
+            self._followed.discard(name)
             return self._bases.setdefault(name, state)
 
     def _make_marker(self, name: str) -> None:

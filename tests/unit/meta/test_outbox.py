@@ -75,6 +75,18 @@ def test_queue_down_never_blocks(bench: Meta2Bench, event_queue: FakeQueue) -> N
     assert paths == [f"o{i}" for i in range(30)]
 
 
+def test_a_base_that_seemed_to_be_led_elsewhere_is_written_on(
+    bench: Meta2Bench, event_queue: FakeQueue
+) -> None:
+    event_queue.down = True
+    bench.put("a")
+    # Its events could not be read for a moment: no master was known.
+    bench.repository.outbox._leave_to_master(CID + ".1")
+    bench.put("b")
+    event_queue.down = False
+    event_queue.wait_for(lambda: event_queue.kinds().count("content.new") == 2)
+
+
 def test_more_events_than_memory(tmp_path: Path, event_queue: FakeQueue) -> None:
     bench = Meta2Bench(str(tmp_path), event_queue)
     bench.repository.outbox._memory_max = 10
