@@ -297,7 +297,9 @@ class Replication:
             raise OtherPeers(best.peers)
         if not best.held and len(census.replies) < len(group.others):
             # The copy that was removed knew more than those that we see; somebody may hold as much.
-            raise StatusError(status.UNAVAILABLE, f"base {base_name}: the latest copy may be on a peer that is down")
+            raise StatusError(
+                status.UNAVAILABLE, f"base {base_name}: the latest copy may be on a peer that is down"
+            )
         source = census.source()
         if not source:
             return False
