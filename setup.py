@@ -136,6 +136,15 @@ setup(
             "container_unset = oio.cli.container_change:UnsetContainer",
             "container_save = oio.cli.object_save:SaveContainer",
         ],
+        "openio.directory": [
+            "directory_bootstrap = oio.cli.directory:DirectoryInit",
+            "directory_check = oio.cli.directory:DirectoryCheck",
+            "directory_decommission = oio.cli.directory:DirectoryDecommission",
+            "directory_dump = oio.cli.directory:DirectoryList",
+            "directory_rebalance = oio.cli.directory:DirectoryRebalance",
+            "directory_restore = oio.cli.directory:DirectoryRestore",
+            "directory_warmup = oio.cli.directory:DirectoryWarmup",
+        ],
         "openio.election": [
             "election_debug = oio.cli.election:ElectionDebug",
             "election_leave = oio.cli.election:ElectionLeave",
@@ -151,6 +160,19 @@ setup(
         "openio.rdir": [
             "rdir_assignments = oio.cli.rdir:Assignments",
             "rdir_bootstrap = oio.cli.rdir:Bootstrap",
+        ],
+        "openio.reference": [
+            "reference_create = oio.cli.reference:CreateReference",
+            "reference_delete = oio.cli.reference:DeleteReference",
+            "reference_force = oio.cli.reference:ForceReference",
+            "reference_link = oio.cli.reference:LinkReference",
+            "reference_list = oio.cli.reference:ListReference",
+            "reference_locate = oio.cli.reference:LocateReference",
+            "reference_poll = oio.cli.reference:PollReference",
+            "reference_set = oio.cli.reference:SetReference",
+            "reference_show = oio.cli.reference:ShowReference",
+            "reference_unlink = oio.cli.reference:UnlinkReference",
+            "reference_unset = oio.cli.reference:UnsetReference",
         ],
         "openio.volume": [
             "volume_show = oio.cli.volume:ShowVolume",

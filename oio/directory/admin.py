@@ -170,6 +170,16 @@ class AdminClient(ProxyClient):
         """Have the master defragment a base, and give it to the other copies."""
         self._post("vacuum", params, **kwargs)
 
+    @loc_params
+    def freeze_base(self, params: dict[str, Any], **kwargs: Any) -> Any:
+        """Have a container refuse writes; what is refused already raises 436 or 437."""
+        return self._post("freeze", params, **kwargs)
+
+    @loc_params
+    def enable_base(self, params: dict[str, Any], **kwargs: Any) -> Any:
+        """Have a container take writes again."""
+        return self._post("enable", params, **kwargs)
+
     # --- proxies --------------------------------------------------------------------------------------
 
     def _above(self, method: str, path: str, proxy_netloc: str | None = None, **kwargs: Any) -> tuple[Any, Any]:

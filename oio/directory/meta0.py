@@ -341,7 +341,9 @@ class Meta0PrefixMapping(MetaMapping):
         """
         svc = self._service(svc)
         managed = self.get_managed_bases(svc)
-        bases = managed if bases_to_remove is None else {self.prefix_to_base(one) for one in bases_to_remove}
+        bases = managed
+        if bases_to_remove is not None:
+            bases = {self.prefix_to_base(base.upper()) for base in bases_to_remove}
         if bases - managed:
             raise ValueError(f"{svc['addr']} does not have {', '.join(sorted(bases - managed)[:_WARNINGS_MAX])}")
         choose = strategy or self.find_services_less_bases
