@@ -232,6 +232,8 @@ def go_on(
     :raises Refused: when the base does not hold ``previous``, or stands at something later than the end.
     """
     here = journal.position(connection)
+    if here == previous and entries:
+        return _apply(connection, entries, tables, log_max)
     path = [previous]
     for entry in entries:
         path.append(after(path[-1], entry))
@@ -253,8 +255,15 @@ def go_on(
             "entries %d to %d never reached a majority: rolled back", path[common].seq + 1, here.seq
         )
         journal.roll_back(connection, path[common].seq)
-    reached = path[common]
-    for entry in entries[common:]:
+    if common == len(entries):
+        return path[common]
+    return _apply(connection, entries[common:], tables, log_max)
+
+
+def _apply(
+    connection: apsw.Connection, entries: Sequence[Entry], tables: Sequence[str], log_max: tuple[int, int]
+) -> Position:
+    for entry in entries:
         reached = journal.apply(connection, entry, tables)
     if reached.seq % TRIM_PERIOD < len(entries):
         journal.trim(connection, log_max[0], log_max[1])

@@ -36,6 +36,7 @@ Answer = object
 Answers = dict[str, object]
 
 _encode = msgspec.msgpack.Encoder().encode
+_decoders: dict[type[Operation], Callable[[bytes], object]] = {}
 
 
 class _Exchange:
@@ -162,7 +163,9 @@ class Links:
         address = self._address_of(peer)
         host, _, port = address.rpartition(":")
         kind = type(request)
-        decode = msgspec.msgpack.Decoder(kind.reply).decode
+        decode = _decoders.get(kind)
+        if decode is None:
+            decode = _decoders[kind] = msgspec.msgpack.Decoder(kind.reply).decode
         fresh = False
         while True:
             try:
