@@ -10,6 +10,7 @@ import socket
 import subprocess
 
 import pytest
+from kazoo.client import KazooClient
 from support import eventually, held_port
 
 from oio.common.zookeeper_server import find_zookeeper, standalone_configuration
@@ -18,9 +19,9 @@ WITHOUT = "no ZooKeeper on this machine: it takes java and zookeeper.jar (libzoo
 
 
 class ZooKeeperProcess:
-    """A standalone ZooKeeper; can be killed, frozen, emptied and started again.
+    """A standalone ZooKeeper; can be killed, frozen, emptied and started again. Sessions last 0.5 to 60 s.
 
-    :param tick_ms: sessions last 2 to 20 times as long.
+    :param tick_ms: ends of sessions are noticed so often.
     """
 
     def __init__(self, home, tick_ms=100, heap="512m", start=True):
@@ -33,8 +34,12 @@ class ZooKeeperProcess:
         self._held, self.port = held_port()
         self._log = home / "log"
         self._configuration = home / "zoo.cfg"
-        self._configuration.write_text(standalone_configuration(str(self._data), self.port, tick_ms, fsync=False))
+        self._configuration.write_text(
+            standalone_configuration(str(self._data), self.port, tick_ms, fsync=False)
+            + "minSessionTimeout=500\nmaxSessionTimeout=60000\n"
+        )
         self.process = None
+        self.asked = 0
         if start:
             self.start()
 
@@ -56,11 +61,18 @@ class ZooKeeperProcess:
     def ask(self, word):
         """Answer to a word of four letters, empty when there is none."""
         answer = b""
+        self.asked += 1
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5) as sock:
             sock.sendall(word.encode())
             while piece := sock.recv(65536):
                 answer += piece
         return answer.decode()
+
+    def client(self):
+        """A session of the test's own, to look and to break things."""
+        client = KazooClient(self.addr, connection_retry={"max_tries": -1, "max_delay": 0.5})
+        client.start(20)
+        return client
 
     def figures(self):
         """What the server counts: ``zk_znode_count``, ``zk_watch_count`` …"""

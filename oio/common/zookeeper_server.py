@@ -5,7 +5,7 @@
 >>> find_zookeeper()   # doctest: +SKIP
 ['/usr/bin/java', …, '-cp', '/usr/share/java/zookeeper.jar', 'org.apache.zookeeper.server.ZooKeeperServerMain']
 
-The last argument to append is the path of a configuration file (:func:`standalone_configuration`). A machine needs a
+The argument to append is the path of a configuration file (:func:`standalone_configuration`). A machine needs a
 Java runtime and ZooKeeper 3.5 or later: on Debian ``apt-get install default-jre-headless libzookeeper-java``;
 elsewhere unpack the distribution of ZooKeeper, and name it in the environment variable ``ZOOKEEPER_HOME``.
 """
@@ -16,11 +16,10 @@ import glob
 import os
 import shutil
 
-#: Where ZooKeeper is looked for, after ``ZOOKEEPER_HOME``: files of packages, then unpacked distributions.
-_PLACES = ("/usr/share/java/zookeeper.jar", "/opt/zookeeper/lib/zookeeper-*.jar", "/usr/share/zookeeper/*.jar")
+_PACKAGED = "/usr/share/java/zookeeper.jar"
 _MAIN = "org.apache.zookeeper.server.ZooKeeperServerMain"
 #: A small server that starts fast: half a second, 80 MB.
-_JAVA_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dzookeeper.jmx.log4j.disable=true")
+_JAVA_OPTIONS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dzookeeper.jmx.log4j.disable=true")
 
 
 def find_zookeeper(heap: str = "512m") -> list[str] | None:
@@ -32,8 +31,7 @@ def find_zookeeper(heap: str = "512m") -> list[str] | None:
     classes = _find_classes()
     if java is None or classes is None:
         return None
-    options = [f"-Xmx{heap}" if option.startswith("-Xmx") else option for option in _JAVA_OPTIONS]
-    return [java, *options, "-cp", classes, _MAIN]
+    return [java, f"-Xmx{heap}", *_JAVA_OPTIONS, "-cp", classes, _MAIN]
 
 
 def standalone_configuration(data_directory: str, port: int, tick_ms: int = 2000, fsync: bool = True) -> str:
@@ -66,10 +64,11 @@ def _find_java() -> str | None:
 
 def _find_classes() -> str | None:
     """Class path. The manifest of a packaged jar names what it needs; a distribution has all in one directory."""
-    home = os.environ.get("ZOOKEEPER_HOME")
-    places = [os.path.join(home, "lib", "zookeeper-*.jar"), *_PLACES] if home else list(_PLACES)
-    for place in places:
-        found = [path for path in sorted(glob.glob(place)) if not path.endswith("-jute.jar")]
-        if found:
-            return found[-1] if os.path.dirname(found[-1]) == "/usr/share/java" else f"{os.path.dirname(found[-1])}/*"
+    if os.path.isfile(_PACKAGED):
+        return _PACKAGED
+    homes = [home for home in (os.environ.get("ZOOKEEPER_HOME"), "/opt/zookeeper") if home]
+    for home in homes:
+        libraries = os.path.join(home, "lib")
+        if glob.glob(os.path.join(glob.escape(libraries), "zookeeper-[0-9]*.jar")):
+            return f"{libraries}/*"
     return None

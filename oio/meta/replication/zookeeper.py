@@ -50,7 +50,7 @@ REQUESTS_AT_ONCE = 64
 #: Threads that call listeners: elections of one process are told of changes by that many at once.
 NOTIFYING_THREADS = 4
 #: The connection is tried again after 0.1 s, and less and less often up to this delay in seconds.
-RETRY_DELAY_MAX_S = 2.0
+RETRY_DELAY_MAX_S = 1.0
 
 logger = logging.getLogger("oio.zookeeper")
 # Kazoo tells every attempt to connect. What matters is told here, once.
