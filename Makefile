@@ -3,7 +3,7 @@
 #
 #   make run    start a local cluster, store a real file under three policies, read it back
 #   make stop   end that cluster
-#   make test   lint, then unit, functional and fault tests
+#   make test   install what tests need (as root, with apt-get); lint, then unit, functional and fault tests
 #   make chaos  misfortunes at random for a long time (OIO_CHAOS_KILLS, OIO_CHAOS_ROUNDS, OIO_CHAOS_SEED)
 #   make bench  measure throughput and latency on a cluster of its own
 #   make bench-large  measure a container of a million objects against an empty one
@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 CLUSTER := run
 export OIO_SDS_CONF := $(CURDIR)/$(CLUSTER)/sds.conf
 
-.PHONY: run stop status test lint unit functional fault chaos bench bench-large clean
+.PHONY: run stop status test packages lint unit functional fault chaos bench bench-large clean
 
 $(VENV)/.installed: setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, not " + sys.version) if sys.version_info < (3, 11) else 0'
@@ -36,7 +36,11 @@ stop:
 status:
 	@$(PYTHON_HERE) -m oio.sandbox --home $(CLUSTER) status
 
-test: lint unit functional fault
+test: packages lint unit functional fault
+
+# Programs that come from no Python package: ZooKeeper, beanstalkd, strace. Installed where that is possible.
+packages:
+	@.ci/packages
 
 lint: $(VENV)/.installed-test
 	$(PYTHON_HERE) -m ruff check .
