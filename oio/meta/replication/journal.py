@@ -16,21 +16,13 @@ import time
 from collections.abc import Collection
 
 import apsw
-import msgspec
 
-from oio.meta.replication.positions import (
-    NOWHERE,
-    Entry,
-    Position,
-    check_follows,
-    digest_of,
-    encode_operations,
-)
+from oio.meta.replication.positions import NOWHERE, Entry, Position, after, check_follows
 
 #: Entries that :func:`trim` always leaves: those that no majority confirmed yet may have to be undone.
 KEPT_MIN = 8
 
-#: What is short stands first: positions and operations are read without the pages of the changesets.
+#: What is short stands first: positions are read without the pages of the changesets.
 _TABLE = """
 CREATE TABLE IF NOT EXISTS changes (
     seq INTEGER PRIMARY KEY NOT NULL,
@@ -38,22 +30,21 @@ CREATE TABLE IF NOT EXISTS changes (
     digest BLOB NOT NULL,
     total INTEGER NOT NULL,
     at INTEGER NOT NULL,
-    operations BLOB,
     script TEXT,
     changeset BLOB
 )
 """
 _BORDER = "INSERT INTO changes(seq, term, digest, total, at) VALUES(?, ?, ?, 0, ?)"
 _APPEND = (
-    "INSERT INTO changes(seq, term, digest, total, at, operations, script, changeset)"
-    " VALUES(?, ?, ?, (SELECT total + ? FROM changes WHERE seq = ? AND digest = ?), ?, ?, ?, ?)"
+    "INSERT INTO changes(seq, term, digest, total, at, script, changeset)"
+    " VALUES(?, ?, ?, (SELECT total + ? FROM changes WHERE seq = ? AND digest = ?), ?, ?, ?)"
 )
 _NEWEST = "SELECT term, seq, digest FROM changes ORDER BY seq DESC LIMIT ?"
 _EXTENT = (
     "SELECT * FROM (SELECT seq, total FROM changes ORDER BY seq LIMIT 1),"
     " (SELECT seq, total FROM changes ORDER BY seq DESC LIMIT 1)"
 )
-_ENTRIES = "SELECT term, seq, changeset, script, operations FROM changes WHERE seq > ? ORDER BY seq"
+_ENTRIES = "SELECT term, seq, changeset, script FROM changes WHERE seq > ? ORDER BY seq"
 
 _NO_SAVEPOINT = apsw.SQLITE_CHANGESETAPPLY_NOSAVEPOINT
 _INVERT = apsw.SQLITE_CHANGESETAPPLY_INVERT
@@ -65,8 +56,6 @@ _REASONS = {
     apsw.SQLITE_CHANGESET_CONSTRAINT: "breaks a constraint",
     apsw.SQLITE_CHANGESET_FOREIGN_KEY: "breaks a foreign key",
 }
-
-_decode_operations = msgspec.msgpack.Decoder(list[tuple[str, bytes]]).decode
 
 
 class Diverged(Exception):
@@ -130,22 +119,20 @@ def append(connection: apsw.Connection, position: Position, entry: Entry) -> Pos
     :returns: where it stands from now on.
     :raises ValueError: when the base stands elsewhere, or the entry does not follow.
     """
-    check_follows(position, entry)
-    operations = encode_operations(entry)
-    digest = digest_of(position.digest, entry, operations)
-    term, seq, changeset, script = entry.term, entry.seq, entry.changeset, entry.script
-    size = len(changeset) + len(script) + len(operations)
+    reached = after(position, entry)
+    changeset, script = entry.changeset, entry.script
+    size = len(changeset) + len(script)
     try:
         connection.execute(
             _APPEND,
             (
-                seq, term, digest, size, position.seq, position.digest, _now_us(),
-                operations or None, script or None, changeset,
+                reached.seq, reached.term, reached.digest, size, position.seq, position.digest, _now_us(),
+                script or None, changeset,
             ),
         )  # fmt: skip
     except apsw.ConstraintError as exc:
         raise ValueError(f"entry {position.seq} is not the last one of the journal") from exc
-    return Position(term, seq, digest)
+    return reached
 
 
 def apply(connection: apsw.Connection, entry: Entry, tables: Collection[str] | None = None) -> Position:
@@ -247,22 +234,12 @@ def entries_after(connection: apsw.Connection, position: Position, max_bytes: in
         return None
     entries: list[Entry] = []
     size = 0
-    for term, seq, changeset, script, operations in connection.execute(_ENTRIES, (position.seq,)):
-        size += len(changeset) + len(script or "") + len(operations or b"")
+    for term, seq, changeset, script in connection.execute(_ENTRIES, (position.seq,)):
+        size += len(changeset) + len(script or "")
         if entries and size > max_bytes:
             break
-        done = _decode_operations(operations) if operations else []
-        entries.append(Entry(term, seq, changeset, script or "", done))
+        entries.append(Entry(term, seq, changeset, script or ""))
     return entries
-
-
-def operations(connection: apsw.Connection) -> dict[str, bytes]:
-    """Identifiers and encoded replies of the operations of all the entries in the journal."""
-    found: dict[str, bytes] = {}
-    sql = "SELECT operations FROM changes WHERE operations IS NOT NULL ORDER BY seq"
-    for (encoded,) in connection.execute(sql):
-        found.update(_decode_operations(encoded))
-    return found
 
 
 def trim(connection: apsw.Connection, max_entries: int, max_bytes: int) -> None:
@@ -280,9 +257,7 @@ def trim(connection: apsw.Connection, max_entries: int, max_bytes: int) -> None:
     if border <= first:
         return
     connection.execute("DELETE FROM changes WHERE seq < ?", (border,))
-    connection.execute(
-        "UPDATE changes SET operations = NULL, script = NULL, changeset = NULL WHERE seq = ?", (border,)
-    )
+    connection.execute("UPDATE changes SET script = NULL, changeset = NULL WHERE seq = ?", (border,))
 
 
 def _now_us() -> int:

@@ -19,10 +19,8 @@ EPOCH_SHIFT = 20
 DIGEST_BYTES = 16
 
 _ATTEMPTS = 1 << EPOCH_SHIFT
-#: Previous digest, term, seq, then the lengths of the script, the changeset and the operations.
-_HEAD = struct.Struct(">16sQQQQQ")
-
-_encode = msgspec.msgpack.Encoder().encode
+#: Previous digest, term, seq, then the lengths of the script and the changeset.
+_HEAD = struct.Struct(">16sQQQQ")
 
 
 def term_of(epoch: int, attempt: int = 0) -> int:
@@ -64,34 +62,21 @@ class Entry(msgspec.Struct, array_like=True):
 
     :ivar changeset: what the transaction changed, as the session extension of SQLite writes it; may be empty.
     :ivar script: SQL to run before the changeset: schema upgrades travel this way. Cannot be undone.
-    :ivar operations: for each write of the transaction, its identifier and its encoded reply.
     """
 
     term: int
     seq: int
     changeset: bytes = b""
     script: str = ""
-    operations: list[tuple[str, bytes]] = []
-
-
-def encode_operations(entry: Entry) -> bytes:
-    """The operations of an entry as they are stored and digested: msgpack, empty when there are none."""
-    return _encode(entry.operations) if entry.operations else b""
 
 
 def digest_after(previous: bytes, entry: Entry) -> bytes:
     """Digest of the position that an entry leads to. :param previous: digest of the position before it."""
-    return digest_of(previous, entry, encode_operations(entry))
-
-
-def digest_of(previous: bytes, entry: Entry, operations: bytes) -> bytes:
-    """As :func:`digest_after`, when the operations of the entry are encoded already."""
     script = entry.script.encode()
     changeset = entry.changeset
-    head = _HEAD.pack(previous, entry.term, entry.seq, len(script), len(changeset), len(operations))
+    head = _HEAD.pack(previous, entry.term, entry.seq, len(script), len(changeset))
     hasher = blake3(head + script)
     hasher.update(changeset)
-    hasher.update(operations)
     return hasher.digest(length=DIGEST_BYTES)
 
 

@@ -48,7 +48,7 @@ class Copy:
         with self.connection:
             journal.install(self.connection)
 
-    def write(self, change: Change, term: int = TERM, script: str = "", operation: str = "") -> Entry:
+    def write(self, change: Change, term: int = TERM, script: str = "") -> Entry:
         """Make a change, as the leader does."""
         capture = Capture(self.connection, TABLES)
         try:
@@ -57,8 +57,7 @@ class Copy:
                 if script:
                     self.connection.execute(script)
                 change(self.connection)
-                replies = [(operation, operation.encode())] if operation else []
-                entry = Entry(term, former.seq + 1, capture.changeset(), script, replies)
+                entry = Entry(term, former.seq + 1, capture.changeset(), script)
                 assert journal.append(self.connection, former, entry) == after(former, entry)
         finally:
             capture.close()
@@ -105,7 +104,7 @@ def admin(key: str, value: str) -> Change:
 
 
 def fill(copy: Copy, count: int) -> list[Entry]:
-    return [copy.write(admin(f"k{number}", str(number)), operation=f"op{number}") for number in range(count)]
+    return [copy.write(admin(f"k{number}", str(number))) for number in range(count)]
 
 
 # --- random histories ------------------------------------------------------------------------------
@@ -228,12 +227,11 @@ def test_a_term_holds_an_epoch_and_an_attempt() -> None:
 
 
 def test_the_digest_is_the_documented_one() -> None:
-    entry = Entry(TERM, 8, b"changes", "CREATE TABLE é(x)", [("id", b"reply")])
+    entry = Entry(TERM, 8, b"changes", "CREATE TABLE é(x)")
     previous = bytes(range(16))
     script = "CREATE TABLE é(x)".encode()
-    operations = b"\x91\x92\xa2id\xc4\x05reply"
-    head = previous + struct.pack(">QQQQQ", TERM, 8, len(script), 7, len(operations))
-    expected = blake3(head + script + b"changes" + operations).digest(length=16)
+    head = previous + struct.pack(">QQQQ", TERM, 8, len(script), 7)
+    expected = blake3(head + script + b"changes").digest(length=16)
     assert digest_after(previous, entry) == expected
     assert after(Position(TERM, 7, previous), entry) == Position(TERM, 8, expected)
 
@@ -241,19 +239,18 @@ def test_the_digest_is_the_documented_one() -> None:
 def test_everything_in_an_entry_counts_in_the_digest() -> None:
     entries = [
         Entry(TERM, 1), Entry(TERM + 1, 1), Entry(TERM, 2), Entry(TERM, 1, b"x"), Entry(TERM, 1, b"", "x"),
-        Entry(TERM, 1, b"", "", [("x", b"")]), Entry(TERM, 1, b"", "", [("", b"x")]),
+        Entry(TERM, 1, b"x", "x"),
     ]  # fmt: skip
     digests = {digest_after(previous, entry) for entry in entries for previous in (b"", b"p" * 16)}
     assert len(digests) == 2 * len(entries)
 
 
 def test_positions_and_entries_travel() -> None:
-    entry = Entry(TERM, 1, b"changes", "script", [("id", b"reply")])
+    entry = Entry(TERM, 1, b"changes", "script")
     position = after(NOWHERE, entry)
     for value, kind in ((entry, Entry), (position, Position), (NOWHERE, Position)):
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(value), type=kind) == value
     assert position.rank == (TERM, 1)
-    assert Entry(TERM, 1).operations is not Entry(TERM, 1).operations
 
 
 @pytest.mark.parametrize("entry", [Entry(TERM, 1), Entry(TERM, 3), Entry(TERM - 1, 2)])
@@ -338,17 +335,6 @@ def test_the_tail_is_as_long_as_wanted(leader: Copy) -> None:
     assert [position.seq for position in journal.tail(leader.connection)] == [5, 4, 3, 2, 1, 0]
 
 
-def test_operations_are_those_of_all_entries(leader: Copy, follower: Copy) -> None:
-    for entry in fill(leader, 12):
-        follower.apply(entry)
-    expected = {f"op{number}": f"op{number}".encode() for number in range(12)}
-    assert journal.operations(leader.connection) == journal.operations(follower.connection) == expected
-    leader.trim(10)
-    follower.roll_back(11)
-    assert set(journal.operations(leader.connection)) == expected.keys() - {"op0", "op1"}
-    assert set(journal.operations(follower.connection)) == expected.keys() - {"op11"}
-
-
 def test_a_new_position_empties_the_journal(leader: Copy) -> None:
     fill(leader, 3)
     content = leader.content()
@@ -356,7 +342,6 @@ def test_a_new_position_empties_the_journal(leader: Copy) -> None:
     with leader.connection:
         journal.set_position(leader.connection, there)
     assert journal.tail(leader.connection) == [there]
-    assert journal.operations(leader.connection) == {}
     assert leader.content() == content
     leader.write(admin("k", "v"), term=term_of(9))
     assert leader.roll_back(70) == there
@@ -378,11 +363,10 @@ def test_a_journal_survives_in_its_file(tmp_path: Path) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     with connection:
         journal.install(connection)
-        position = journal.append(connection, NOWHERE, Entry(TERM, 1, b"", "", [("id", b"reply")]))
+        position = journal.append(connection, NOWHERE, Entry(TERM, 1))
     connection.close()
     connection = apsw.Connection(path)
     assert journal.tail(connection) == [position, NOWHERE]
-    assert journal.operations(connection) == {"id": b"reply"}
 
 
 # --- what others ask for -----------------------------------------------------------------------------
