@@ -69,7 +69,7 @@ class Download:
             self._save_whole(stream, target)
 
     def _save_whole(self, stream: Iterator[bytes], target: str) -> None:
-        partial = _beside(target, f"{os.getpid()}-{threading.get_ident()}")
+        partial = partial_path(target, f"{os.getpid()}-{threading.get_ident()}")
         try:
             with open(partial, "xb") as out:
                 self._pour(stream, out)
@@ -80,7 +80,7 @@ class Download:
             raise
 
     def _save_rest(self, name: str, target: str, metadata: dict[str, Any], size: int, reqid: str) -> None:
-        partial = _beside(target, str(metadata["id"]))
+        partial = partial_path(target, str(metadata["id"]))
         with open(partial, "ab") as out:
             try:
                 fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,7 +111,8 @@ class Download:
             _close(stream)
 
 
-def _beside(target: str, suffix: str) -> str:
+def partial_path(target: str, suffix: str) -> str:
+    """The hidden file that becomes the target once it is complete."""
     # Short: the name of the target may be as long as names can be.
     head, tail = os.path.split(target)
     digest = hashlib.sha256(os.fsencode(tail)).hexdigest()[:16]

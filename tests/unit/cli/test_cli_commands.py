@@ -193,6 +193,13 @@ def test_the_whole_delay_is_waited(clock):
     assert clock[0] == pytest.approx(5.0)
 
 
+def test_too_few_services_are_not_said_to_be_a_conscience_that_is_not_ready(clock):
+    with pytest.raises(OioException, match=r"Timeout \(5.0s\).*score >= 1, only 1 of 3 have it\.$"):
+        wait(Conscience([10]), "rawx", "-n", "3", "-d", "5")
+    with pytest.raises(OioException, match=r"proxy and/or conscience not ready$"):
+        wait(Conscience([ServiceBusy()]), "rawx", "-n", "3", "-d", "5")
+
+
 def test_waiting_ends_as_soon_as_the_score_is_there(clock):
     conscience = Conscience([ServiceBusy(), 0, 10])
     assert list(wait(conscience, "rawx")[1]) == [("rawx", "s", 10)]
