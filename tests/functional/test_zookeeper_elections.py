@@ -4,6 +4,7 @@
 """Elections in a real ZooKeeper, which is killed, frozen and emptied; members die, leave and are removed."""
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -346,6 +347,20 @@ def test_a_frozen_zookeeper_is_noticed(member, server):
     finally:
         server.thaw()
     reached(candidacy, lambda view: view.leads)
+
+
+def test_a_server_that_accepts_and_says_nothing_does_not_hold_for_long(server):
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        # Kazoo tries the servers in any order, and begins again with the other.
+        ensemble = Ensemble(f"127.0.0.1:{mute.getsockname()[1]},{server.addr}", LONG_S)
+        started = time.monotonic()
+        ensemble.start()
+        try:
+            assert ensemble.wait_connected(LONG_S / 2), time.monotonic() - started
+        finally:
+            ensemble.stop()
 
 
 def test_a_creation_whose_reply_is_lost_is_not_made_twice(services, server, hands, key):
