@@ -47,12 +47,13 @@ def run(cluster, kinds, rounds):
             violations = trial.judge() + trial.judge_agreement()
     finally:
         trial.stop()
-        print(trial.summary())
+        print(f"{trial.schedule()}\n{trial.summary()}")
         if violations != []:
             file, path = tempfile.mkstemp(".jsonl", f"oio-history-{seed}-")
             os.close(file)
             trial.history.dump(path)
-            print(f"OIO_CHAOS_SEED={seed} OIO_CHAOS_ROUNDS={rounds}\n{trial.schedule()}\nhistory: {path}")
+            shutil.copytree(cluster.layout.log_dir, f"{path}.logs")
+            print(f"OIO_CHAOS_SEED={seed} OIO_CHAOS_ROUNDS={rounds}\nhistory and logs: {path}*")
     assert not violations, "\n".join(violations)
 
 

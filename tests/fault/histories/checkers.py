@@ -44,7 +44,7 @@ class Undecided(Exception):
 
 def fits(value, operation):
     """Does a register of this value allow the operation?"""
-    if operation.kind == "write":
+    if operation.kind in ("write", "offer"):
         return True
     if operation.kind == "create":
         return value is None
@@ -68,6 +68,8 @@ def apply(value, operation):
         return None
     if operation.kind == "cas":
         return operation.argument[1]
+    if operation.kind == "offer" and value is not None:
+        return value
     return operation.argument
 
 
@@ -270,7 +272,7 @@ def check_final(key, operations, final, initial=None):
     :param final: the value that was read when all was quiet.
     """
     changes = [one for one in operations if one.kind != "read" and one.changes()]
-    surely = [one for one in changes if one.outcome is Outcome.OK]
+    surely = [one for one in changes if one.outcome is Outcome.OK and one.kind != "offer"]
     if final is None:
         deletes = [one for one in changes if written(one) is None]
         writes = [one for one in surely if written(one) is not None]

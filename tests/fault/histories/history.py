@@ -44,7 +44,8 @@ REFUSED = _Refused()
 #:   create(v)         fits when there is nothing
 #:   cas((old, v))     fits when the value is ``old``; v may be None
 #:   delete            fits when there is something
-KINDS = ("read", "write", "create", "cas", "delete")
+#:   offer(v)          sets v when there is nothing; nobody is told whether it did
+KINDS = ("read", "write", "create", "cas", "delete", "offer")
 
 
 class Operation:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from histories import copies
 from histories.checkers import check_counters, check_final, check_registers, without_witnesses_of
 from histories.clients import Client, LastReader
-from histories.history import History, Outcome
+from histories.history import REFUSED, History, Outcome
 from histories.workloads import Lives, References, Registers, Sets, counters_of
 from support import ACCOUNT, eventually
 
@@ -35,10 +35,18 @@ LEFT_BY_UPLOADS = frozenset({"chunk-orphan", "index-unknown"})
 
 
 def judged(key, operations):
-    """What is judged of the operations on a key: a container is destroyed in steps, in several services."""
+    """What is judged of the operations on a key.
+
+    A container is destroyed in steps, in several services. Its creation that finds it there may have made it
+    itself, when it was sent again after the answer of a service was lost.
+    """
     if key[0] != "container":
         return operations
-    return without_witnesses_of("delete", operations, DESTRUCTION_MAX_S)
+    seen = without_witnesses_of("delete", operations, DESTRUCTION_MAX_S)
+    for one in seen:
+        if one.kind == "create" and one.result is REFUSED:
+            one.kind, one.result = "offer", True
+    return seen
 
 
 class Round(NamedTuple):
@@ -51,6 +59,8 @@ class Round(NamedTuple):
     #: Time from its beginning, and from its end, until every part of the work had gone on.
     after_beginning_s: float
     after_end_s: float
+    #: The part that went on last.
+    last: tuple
 
 
 class Trial:
@@ -110,8 +120,10 @@ class Trial:
             misfortune.end()
         healed_s = time.monotonic()
         recovery_s = self._await_progress(healed_s, words)
-        first_s = max(self._first_changes_s(struck_s).values(), default=struck_s) - struck_s
-        self.rounds.append(Round(misfortune.kind, words, struck_s, healed_s, first_s, recovery_s))
+        first = self._first_changes_s(struck_s)
+        last = max(first, key=first.get, default=())
+        first_s = first.get(last, struck_s) - struck_s
+        self.rounds.append(Round(misfortune.kind, words, struck_s, healed_s, first_s, recovery_s, last))
 
     def _first_changes_s(self, after_s):
         return self.history.first_changes_s(after_s, self._group)
@@ -133,7 +145,8 @@ class Trial:
         try:
             return eventually(went_on, RECOVERY_MAX_S, f"work goes on after {words}")
         except AssertionError:
-            missing = groups - set(self._first_changes_s(after_s))
+            done = self._first_changes_s(after_s)
+            missing = groups - set(done) - {name[:1] for name in done}
             recent = [one for one in self.history.operations()[-40:] if one.note]
             raise AssertionError(
                 f"no change of {missing} within {RECOVERY_MAX_S} s after {words}\n" + self._told(recent)
@@ -165,7 +178,7 @@ class Trial:
     def _judge_last_values(self):
         found = []
         for key, operations in self.history.by_key().items():
-            final = operations[-1]
+            final, operations = operations[-1], judged(key, operations)
             if final.kind == "read" and final.client == "client-1":
                 violation = check_final(key, operations, final.result)
                 if violation:
@@ -244,7 +257,8 @@ class Trial:
         """The rounds until now, one a line."""
         origin_s = self.history.origin_s
         return "\n".join(
-            f"  {one.struck_s - origin_s:8.3f} … {one.healed_s - origin_s:8.3f}  {one.words}"
+            f"  {one.struck_s - origin_s:8.3f} … {one.healed_s - origin_s:8.3f}  {one.words};"
+            f" all goes on after {one.after_beginning_s:.2f} s, {' '.join(one.last)} at last"
             for one in self.rounds
         )
 

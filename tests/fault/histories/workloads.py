@@ -28,7 +28,8 @@ from oio.common.status import SERVICE_ALREADY_LINKED
 #: Operations on a key, and those of unknown outcome, before another key takes its place.
 OPERATIONS_MAX, UNKNOWN_MAX = 60, 4
 #: Counters may be those of a moment before the objects that are listed with them; they are not so all the time.
-COUNTER_READS = 5
+COUNTER_READS = 8
+COUNTER_PAUSE_S = 0.05
 LINK_TYPE = "rdir"
 
 
@@ -233,6 +234,7 @@ class Sets:
             wrong = check_counters(container, counters_of(page), [entry["size"] for entry in page["objects"]])
             if not wrong:
                 return
+            time.sleep(COUNTER_PAUSE_S)
         client.complain(f"{wrong[0]}, {COUNTER_READS} times in a row")
 
     def _page(self, client, container):

@@ -61,6 +61,7 @@ GOOD = {
     "a deletion of what was read": [
         op(0, 1, "write", "a"), op(2, 3, "cas", ("a", None)), op(4, 5, "cas", ("a", None), REFUSED),
     ],
+    "an offer that is taken": [op(0, 1, "offer", "a"), read(2, 3, "a"), op(4, 5, "offer", "b"), read(6, 7, "a")],
     "a property that is removed whether it is there or not": [op(0, 1, "write", None), op(2, 3, "write", None)],
     "three unknown deletions": [
         op(0, 1, "write", "a"), lost(1.1, "delete"), lost(1.2, "delete"), lost(1.3, "delete"),
@@ -90,6 +91,8 @@ BAD = {
     "one unknown deletion for two": [
         op(0, 1, "write", "a"), lost(2, "delete"), op(3, 4, "create", "b"), op(5, 6, "create", "c"),
     ],
+    "an offer that replaces something": [op(0, 1, "write", "a"), op(2, 3, "offer", "b"), read(4, 5, "b")],
+    "an offer that is not taken": [op(0, 1, "offer", "a"), read(2, 3, None)],
     "a deletion of something else": [op(0, 1, "write", "a"), op(2, 3, "write", "b"), op(4, 5, "cas", ("a", None))],
     "seen after a later write was seen": [
         op(0, 9, "write", "a"), op(0, 9, "write", "b"), read(1, 2, "a"), read(3, 4, "b"), read(5, 6, "a"),
