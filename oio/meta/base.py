@@ -635,9 +635,9 @@ class Base:
 
 
 def _fail_all(members: list[Member], error: StatusError) -> None:
+    """Nothing of a batch remains: nor do the errors of members, which may come from what others of it had changed."""
     for member in members:
-        if member.error is None:
-            member.error = StatusError(error.code, error.message)
+        member.error = StatusError(error.code, error.message)
 
 
 def wait_within(wait_s: float, deadline: float | None) -> float:
