@@ -24,7 +24,8 @@ from oio.meta.replication.wire import Voice, Vote
 class Voter:
     """The promises of one service. Thread-safe.
 
-    :param on_deposed: called with the key of a group in which a later epoch than before was promised.
+    :param on_deposed: called with the key of a group in which a later epoch than before, or the first one, was
+        promised; and with the promise.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class Voter:
 
     def vote(self, voice: Voice) -> Vote:
         """Obey a voice, or refuse. :raises StatusError: when the promise cannot be stored."""
-        now = self._clock()
         with self._lock:
+            # Read in turn: a lease never becomes shorter than the one that a later request was granted.
+            now = self._clock()
             stored = self._ledger.promise(voice.key)
             if stored is not None:
                 if stored.epoch == voice.epoch and stored.owner == voice.owner:
