@@ -247,6 +247,7 @@ class Repository:
                         os.unlink(path + suffix)
                 os.rename(image_path, path)
                 self._sync_directory(os.path.dirname(path))
+                self._exhume(base_name)
                 if not has_events and self.outbox.enabled:
                     self.outbox.follow_nothing(base_name)
             except OSError as exc:
@@ -543,8 +544,19 @@ class Repository:
         if victim is not None:
             self._close_victim(victim)
         if doomed:
-            raise StatusError(status.CONTAINER_NOT_FOUND, f"base {base_name} is destroyed")
+            # Its file goes away, or another takes its place: what is there afterwards is the answer.
+            self._wait_undoomed(base_name, deadline)
+            return self._pin(base_name, deadline)
         return base
+
+    def _wait_undoomed(self, base_name: str, deadline: float | None) -> None:
+        def free() -> bool:
+            base = self._bases.get(base_name)
+            return base is None or not base.doomed
+
+        with self._lock:
+            if not self._lock.wait_for(free, wait_within(self._options.wait_s, deadline)):
+                raise StatusError(status.UNAVAILABLE, f"base {base_name} is being removed or replaced")
 
     def _wait_closed(self, base_name: str, victim: Base | None, deadline: float | None) -> None:
         """Wait until an evicted base is closed: its last connection deletes the WAL by its name."""
@@ -680,9 +692,15 @@ class Repository:
             except OSError as exc:
                 raise StatusError(status.UNAVAILABLE, f"cannot create {path}: {exc}") from exc
             self._sync_directory(directory)
+            self._exhume(base_name)
             if has_events:
                 self.outbox.discover(base_name)
         return True
+
+    def _exhume(self, base_name: str) -> None:
+        """There is a base again: the grave of the former one is over. In the lock of its name."""
+        if self.replication is not None and self.replication.ledger.grave(base_name) is not None:
+            self.replication.ledger.exhume(base_name)
 
     def _sync_place(self, path: str) -> None:
         """Make the directory of a base."""

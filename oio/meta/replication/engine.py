@@ -429,7 +429,6 @@ class Replication:
             self._spread_image(base_name, group, path, position, deadline)
             if not place():
                 return False
-            self.ledger.exhume(base_name)
             self._remember(base_name, Lead(self, base_name, group, epoch_of(term), term, position))
         return True
 
@@ -461,7 +460,7 @@ class Replication:
         own = self.follower.describe(base_name, Vote(granted=True))
         peers = own.peers
         if whole or not own.held or len(peers) < 2:
-            self.follower.get_image(base_name, master)
+            self.follower.get_image(base_name, master, whole=True)
             return
         group = self.group(peers, base_name)
         self._adopt(base_name, group, master, own)

@@ -21,9 +21,9 @@ from oio.common.status import StatusError
 from oio.meta import dump
 from oio.meta.base_type import PEERS, TOMBSTONE
 from oio.meta.replication import journal
-from oio.meta.replication.images import position_of_image
+from oio.meta.replication.images import position_of_image, tail_of_file
 from oio.meta.replication.journal import CannotRollBack, Diverged
-from oio.meta.replication.ledger import Ledger
+from oio.meta.replication.ledger import REMOVED, Ledger
 from oio.meta.replication.links import Links
 from oio.meta.replication.positions import NOWHERE, Entry, Position, after
 from oio.meta.replication.voter import Voter
@@ -97,8 +97,9 @@ class Follower:
         if not vote.granted:
             return CopyReply(vote=vote)
         if request.image:
-            self.take_image(request.base, request.image, request.position)
-            return CopyReply(vote=vote, held=True, position=request.position, done=True)
+            if self.take_image(request.base, request.image, request.position):
+                return CopyReply(vote=vote, held=True, position=request.position, done=True)
+            return self.describe(request.base, vote)
         self._get_later(request)
         reply = self.describe(request.base, vote)
         reply.later = True
@@ -169,34 +170,55 @@ class Follower:
             self._repository.drop_copy(history.base, reached, "destroyed", [])
         return reached
 
-    def take_image(self, base_name: str, image: bytes, position: Position) -> None:
-        """Put an image that came with a request in the place of our copy."""
+    def take_image(self, base_name: str, image: bytes, position: Position) -> bool:
+        """Put an image that came with a request in the place of our copy; do we hold its position now?"""
         with self._repository.workshop_file() as path:
             with open(path, "wb", buffering=0) as file:
                 file.write(image)
-            self._put_in_place(base_name, path, position)
+            return self._put_in_place(base_name, path, position)
 
-    def get_image(self, base_name: str, source: str, draft: str = "", deadline: float | None = None) -> Position:
-        """Get an image from another peer, and put it in the place of our copy."""
+    def get_image(
+        self, base_name: str, source: str, draft: str = "", deadline: float | None = None, whole: bool = False
+    ) -> Position:
+        """Get an image from another peer, and put it in the place of our copy.
+
+        :param whole: also when our copy says that it stands at the same position.
+        :raises StatusError: 471 when our copy, or the grave of one, is more advanced than the image.
+        """
         with self._images, self._repository.workshop_file() as path:
             dump.fetch(
                 self._links.pool, self._links.address_of(source), self._repository.type, base_name, path,
                 draft=draft, deadline=deadline,
             )
             position = position_of_image(path)
-            self._put_in_place(base_name, path, position)
+            if not self._put_in_place(base_name, path, position, whole):
+                raise StatusError(
+                    status.PEER_AHEAD, f"base {base_name}: the image of {source} is older than what was here"
+                )
         logger.info("base %s: image of %s, entry %d", base_name, source, position.seq)
         return position
 
-    def _put_in_place(self, base_name: str, path: str, position: Position) -> None:
-        def still_wanted() -> bool:
-            # An older image would undo what we answered for.
-            here = self.describe(base_name, Vote(granted=True))
-            known = position.digest in {known.digest for known in here.tail}
-            return here.position.rank < position.rank and not known
+    def _put_in_place(self, base_name: str, path: str, position: Position, whole: bool = False) -> bool:
+        """Does our copy hold the position of the image at the end?"""
+        known = False
 
-        self._repository.replace(base_name, path, still_wanted)
-        self._ledger.exhume(base_name)
+        def still_wanted() -> bool:
+            # Nobody has the base open. An older image would undo what we answered for.
+            nonlocal known
+            here = tail_of_file(self._repository.path(base_name), TAIL_MAX)
+            if here is None:
+                grave = self._ledger.grave(base_name)
+                if grave is None:
+                    return True
+                if grave.reason == REMOVED:
+                    return grave.position.rank <= position.rank
+                return grave.position.rank < position.rank
+            known = position.digest in {former.digest for former in here}
+            if known:
+                return whole and here[0] == position
+            return not here or here[0].rank < position.rank
+
+        return self._repository.replace(base_name, path, still_wanted) or known
 
     def _get_later(self, request: CopyInstall) -> None:
         with self._getting_lock:

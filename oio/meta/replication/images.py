@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
+import logging
+
 import apsw
 
 from oio.common import status
 from oio.common.status import StatusError
 from oio.meta.replication import journal, operations
 from oio.meta.replication.positions import Position
+
+logger = logging.getLogger("oio.meta.replication")
 
 
 def declare_position(path: str, position: Position) -> None:
@@ -40,6 +44,25 @@ def position_of_image(path: str) -> Position:
             connection.close()
     except apsw.Error as exc:
         raise StatusError(status.CORRUPT_DATABASE, f"image {path}: {exc}") from exc
+
+
+def tail_of_file(path: str, count: int) -> list[Position] | None:
+    """The last positions of a base that nobody has open, newest first; None when there is none.
+
+    One that cannot be read says nothing: any image is better.
+    """
+    try:
+        # With its WAL: a process that was killed leaves one.
+        connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            return journal.tail(connection, count)
+        finally:
+            connection.close()
+    except apsw.CantOpenError:
+        return None
+    except apsw.Error as exc:
+        logger.error("base %s cannot be read, an image takes its place: %s", path, exc)
+        return []
 
 
 def look_at_image(path: str) -> tuple[dict[str, str], bool]:
