@@ -635,7 +635,7 @@ class Base:
 
 
 def _fail_all(members: list[Member], error: StatusError) -> None:
-    """Nothing of a batch remains: nor do the errors of members, which may come from what others of it had changed."""
+    """Nothing of a batch remains, nor do errors of members: they may come from what others of it had changed."""
     for member in members:
         member.error = StatusError(error.code, error.message)
 

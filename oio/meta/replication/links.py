@@ -1,6 +1,7 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""Questions to several peers at once, from one thread: all are sent, then all answers are read.
+"""Questions to several peers at once, from one thread: all are sent, then all answers are read. No peer holds up
+the others, not even one that is stopped and takes nothing in.
 
 A caller says when it has heard enough; the others get a moment more, and then their connection is closed. Whoever
 did not answer is *benched*: not asked again by those who can do without it, until it answers a ping.
@@ -42,13 +43,12 @@ _decoders: dict[type[Operation], Callable[[bytes], object]] = {}
 class _Exchange:
     """One request on its way to one peer."""
 
-    __slots__ = ("connection", "decode", "peer", "response", "sent_at")
+    __slots__ = ("connection", "decode", "peer")
 
     def __init__(self, peer: str, connection: ClientConnection, decode: Callable[[bytes], object]) -> None:
         self.peer = peer
         self.connection = connection
         self.decode = decode
-        self.sent_at = 0.0
 
 
 class Links:
@@ -159,7 +159,7 @@ class Links:
             self.bench(peer)
 
     def _send(self, peer: str, request: Operation, body: bytes) -> _Exchange:
-        """Send a request on a connection that is surely open: a stale one is found out before."""
+        """Send a request, as far as the peer takes it, on a connection that is surely open."""
         address = self._address_of(peer)
         host, _, port = address.rpartition(":")
         kind = type(request)
@@ -179,7 +179,7 @@ class Links:
                 fields = [("Content-Length", str(len(body)))]
                 connection.put_request("POST", f"/v1/{kind.operation()}", fields)
                 connection.queue(body)
-                connection.flush()
+                connection.send_nowait()
             except HttpClientError as exc:
                 connection.close()
                 if connection.reused and not fresh:
@@ -197,8 +197,8 @@ class Links:
         grace_s: float,
     ) -> None:
         poll = select.poll()
-        for fd in running:
-            poll.register(fd, select.POLLIN)
+        for fd, exchange in running.items():
+            poll.register(fd, select.POLLIN | select.POLLOUT if exchange.connection.pending else select.POLLIN)
         satisfied = False
         while running:
             left_s = deadline - time.monotonic()
@@ -206,8 +206,14 @@ class Links:
                 return
             for fd, _event in poll.poll(left_s * 1000):
                 exchange = running[fd]
+                connection = exchange.connection
+                sending = connection.pending
+                # What remains of an answer behind its head may take until then.
+                connection.deadline = deadline
                 answer = self._read(exchange)
                 if answer is None:
+                    if sending and not connection.pending:
+                        poll.modify(fd, select.POLLIN)
                     continue
                 poll.unregister(fd)
                 del running[fd]
@@ -217,9 +223,10 @@ class Links:
                 deadline = min(deadline, time.monotonic() + grace_s)
 
     def _read(self, exchange: _Exchange) -> object | None:
-        """The answer of a peer if its head is there, else None."""
+        """The answer of a peer if its head is there, else None; what is left of the request goes first."""
         connection = exchange.connection
         try:
+            connection.send_nowait()
             response = connection.try_read_response()
             if response is None:
                 return None
