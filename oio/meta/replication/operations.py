@@ -15,6 +15,8 @@ import apsw
 TABLE = "operations"
 #: A caller that sends an operation again does so within its own deadline, which is shorter (seconds).
 KEPT_S = 300
+#: Forgotten at a time, which is more than what can be noted in between: no entry becomes large after a rush.
+TRIM_MAX = 10_000
 
 _CREATE = """
 CREATE TABLE IF NOT EXISTS operations (
@@ -24,7 +26,7 @@ CREATE INDEX IF NOT EXISTS operations_by_time ON operations(at);
 """
 _SEEN = "SELECT reply FROM operations WHERE id = ?"
 _NOTE = "INSERT INTO operations(id, reply, at) VALUES(?, ?, ?)"
-_TRIM = "DELETE FROM operations WHERE at < ?"
+_TRIM = "DELETE FROM operations WHERE id IN (SELECT id FROM operations WHERE at < ? ORDER BY at LIMIT ?)"
 
 
 class AlreadyDone(Exception):
@@ -52,5 +54,5 @@ def note(connection: apsw.Connection, operation: str, reply: bytes) -> None:
 
 
 def trim(connection: apsw.Connection) -> None:
-    """Forget those that nobody sends again."""
-    connection.execute(_TRIM, (int(time.time()) - KEPT_S,))
+    """Forget those that nobody sends again, the oldest first."""
+    connection.execute(_TRIM, (int(time.time()) - KEPT_S, TRIM_MAX))

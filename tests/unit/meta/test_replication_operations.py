@@ -96,6 +96,20 @@ def test_old_operations_are_forgotten(connection: apsw.Connection, monkeypatch: 
     operations.check_new(connection, "early")
 
 
+def test_what_a_rush_left_is_forgotten_in_steps(
+    connection: apsw.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "TRIM_MAX", 3)
+    for number in (3, 1, 4, 0, 2):
+        connection.execute("INSERT INTO operations VALUES(?, NULL, ?)", (f"id-{number}", number))
+    operations.note(connection, "new", b"")
+    operations.trim(connection)
+    assert set(known(connection)) == {"id-3", "id-4", "new"}
+    operations.trim(connection)
+    operations.trim(connection)
+    assert set(known(connection)) == {"new"}
+
+
 def test_installing_again_forgets_nothing(connection: apsw.Connection) -> None:
     operations.note(connection, "id", b"reply")
     operations.install(connection)
