@@ -18,6 +18,7 @@ from support import ROOT, eventually
 from zookeeper_servers import ZooKeeperProcess
 
 from oio.meta.replication.candidacy import Candidacy, View
+from oio.meta.replication.registration import Registration
 from oio.meta.replication.zookeeper import CONNECTED, LOST, SUSPENDED, Ensemble, ZooKeepers
 from oio.zk.tree import Tree
 
@@ -528,3 +529,37 @@ def test_the_log_tells_what_happened(member):
     assert states[0][0] == "NONE" and states[-1] == ("CHECKING_SLAVES", "MASTER")
     assert all(one[1] == two[0] for one, two in pairwise(states))
     assert all(abs(int(ms) / 1000 - time.time()) < 60 for ms, *_ in fields)
+
+
+# -- registrations ---------------------------------------------------------------------------------
+
+
+def test_services_show_themselves(server, hands):
+    ensembles = [Ensemble(server.addr, LONG_S) for _ in range(2)]
+    first, second = (Registration(one, "NS", "meta0", "127.0.0.1:6001") for one in ensembles)
+    path = "/hc/ns/NS/srv/meta0/127.0.0.1:6001"
+
+    def is_held_by(ensemble):
+        stat = hands.exists(path)
+        return stat is not None and stat.ephemeralOwner == ensemble.session
+
+    try:
+        for one in ensembles:
+            one.start()
+        first.start()
+        eventually(lambda: is_held_by(ensembles[0]))
+        assert hands.get(path)[0] == b"127.0.0.1:6001"
+        hands.delete(path)
+        eventually(lambda: is_held_by(ensembles[0]))
+        expire(ensembles[0])
+        eventually(lambda: is_held_by(ensembles[0]))
+        # A former process whose session has not ended.
+        first._ensemble.post(first._ensemble.detach, first)
+        first._wanted = False
+        second.start()
+        eventually(lambda: is_held_by(ensembles[1]))
+        second.stop()
+        eventually(lambda: hands.exists(path) is None)
+    finally:
+        for one in ensembles:
+            one.stop()

@@ -19,7 +19,7 @@ LONGEST_FILE_LINES = 620
 HEIGHTS = [
     {"http"},
     {"common"},
-    {"event"},
+    {"event", "zk"},
     {"api.base", "common.client", "common.http_urllib3"},
     {
         "conscience", "directory", "blob", "container", "content", "account", "rdir", "api",
