@@ -45,6 +45,8 @@ logger = logging.getLogger("oio.meta.replication")
 LEADS_MAX = 100_000
 #: Answers to a census (seconds): it waits for all peers that seem to live.
 CENSUS_TIMEOUT_S = 2.0
+#: A caller that knows the other peers is not kept waiting for a master that they may know (seconds).
+ROUTED_WAIT_S = 2.0
 #: Images up to this size travel in the request itself (bytes).
 INLINE_MAX_BYTES = 1 << 20
 #: Between two looks at a peer that is getting an image (seconds).
@@ -241,7 +243,7 @@ class Replication:
                 return None
             self._check_ours(peers)
             group = self.group(peers, base_name)
-            group.require_master(deadline, route.suspects)
+            group.require_master(_patience(route, deadline), route.suspects)
             with self._name_lock(base_name):
                 lead = self._leads.get(base_name)
                 if lead is not None and lead.valid and lead.group is group:
@@ -414,7 +416,7 @@ class Replication:
         """
         group = self.group(route.peers, base_name)
         self._check_ours(route.peers)
-        group.require_master(deadline, route.suspects)
+        group.require_master(_patience(route, deadline), route.suspects)
         with self._name_lock(base_name):
             _own, census = self._census(base_name, group)
             if census.best.held:
@@ -493,3 +495,10 @@ class Replication:
         self.links.close()
         self.ledger.close()
 
+
+def _patience(route: Route, deadline: float | None) -> float | None:
+    """Moment until which a caller waits for a master at this service: a cut-off one must not hold it back."""
+    if not route.peers:
+        return deadline
+    limit = time.monotonic() + ROUTED_WAIT_S
+    return limit if deadline is None else min(limit, deadline)
