@@ -166,10 +166,10 @@ class CopiesCall:
                 raise self._failure()
             if self._missing is not None and now - self._begin >= MISSING_PATIENCE_S:
                 raise self._missing
-            wait_s = random.uniform(pause_s / 2, pause_s)
-            if now + wait_s >= self._end:
+            left_s = self._end - now
+            if left_s < PAUSE_MIN_S:
                 raise self._failure()
-            time.sleep(wait_s)
+            time.sleep(min(random.uniform(pause_s / 2, pause_s), left_s / 2))
             pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
     def run_on_master(self) -> Any:
@@ -235,7 +235,10 @@ class CopiesCall:
                 elif code in _MISSING_CODES:
                     self._note(peer, exc)
                     missing[peer.address] = self._missing = exc
-                elif code in NETWORK_CODES or code == status.UNAVAILABLE:
+                elif code == status.UNAVAILABLE:
+                    self._note(peer, exc)
+                    self._resolver.doubt(peer.address)
+                elif code in NETWORK_CODES:
                     self._note(peer, exc)
                 else:
                     raise
@@ -247,7 +250,7 @@ class CopiesCall:
         return _NOT_DONE
 
     def _order(self) -> list[Peer]:
-        """Peers in the order of preference: suspects last, the known master first (last to read copies)."""
+        """Peers in the order of preference: the known master first (last to read copies), suspects last."""
         resolver = self._resolver
         peers = list(self._peers)
         if resolver.shuffles(self._type):
@@ -258,9 +261,15 @@ class CopiesCall:
                 peers.sort(key=lambda peer: peer.name == master)
             elif not self._write or resolver.prefers_master_to_write:
                 peers.sort(key=lambda peer: peer.name != master)
-        if self._suspects:
-            peers.sort(key=lambda peer: peer.address in self._suspects)
+        if self._suspects or resolver.doubted:
+            peers.sort(key=self._trouble)
         return peers
+
+    def _trouble(self, peer: Peer) -> int:
+        """Suspects are worse than those that had no master to tell."""
+        if peer.address in self._suspects:
+            return 2
+        return self._resolver.doubted.get(peer.address, 0.0) > time.monotonic()
 
     def _is_worth_asking(self, peer: Peer) -> bool:
         """A suspect must answer a ping before an operation is entrusted to it again."""
@@ -296,10 +305,10 @@ class CopiesCall:
         except StatusError as exc:
             if exc.code in NETWORK_CODES:
                 self._lost(peer, exc.code, timeout_s)
-            elif self._suspects:
+            elif self._suspects or self._resolver.doubted:
                 self._clear(peer)
             raise
-        if self._suspects:
+        if self._suspects or self._resolver.doubted:
             self._clear(peer)
         return reply
 

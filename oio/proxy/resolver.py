@@ -150,6 +150,8 @@ class Resolver:
         )
         #: Address -> moment until which it is thought to be down.
         self.down: dict[str, float] = {}
+        #: The same for those that answer, but knew no master.
+        self.doubted: dict[str, float] = {}
 
     # --- location -------------------------------------------------------------------------------------
 
@@ -488,6 +490,13 @@ class Resolver:
         """A service answered."""
         if address in self.down:
             self.down = {known: until for known, until in self.down.items() if known != address}
+        if address in self.doubted:
+            self.doubted = {known: until for known, until in self.doubted.items() if known != address}
+
+    def doubt(self, address: str) -> None:
+        """A service had no master to tell: it may be cut off from the others. Ask it after them for a while."""
+        until = time.monotonic() + self._variables["proxy.ttl.services.down"]
+        self.doubted = {**self.doubted, address: until}
 
     def mark_down(self, address: str) -> None:
         """Remember for a while that a service does not answer; what is over is swept on the way."""

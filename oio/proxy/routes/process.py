@@ -170,6 +170,7 @@ def flush_local(call: Call) -> Response:
     call.proxy.resolver.masters.clear()
     call.proxy.policies.clear()
     call.proxy.resolver.down = {}
+    call.proxy.resolver.doubted = {}
     call.proxy.feed.try_refresh()
     call.proxy.tell_siblings(call)
     return Response(204)

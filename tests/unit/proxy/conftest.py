@@ -30,6 +30,7 @@ def cluster(shared_cluster):
     shared_cluster.app.resolver.links.clear()
     shared_cluster.app.policies.clear()
     shared_cluster.app.resolver.down = {}
+    shared_cluster.app.resolver.doubted = {}
     shared_cluster.process.feed.extra_pools.clear()
     shared_cluster.reload()
 

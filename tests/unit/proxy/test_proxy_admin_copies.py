@@ -137,7 +137,7 @@ def test_a_peer_that_is_dead_or_silent_delays_nobody(copies, cluster):
     told = statuses(answer)
     assert told[NAMES[0]] == OK and told[NAMES[1]]["status"] == told[NAMES[2]]["status"] == 503
     assert "refused" in told[NAMES[2]]["message"] and "no sign of life" in told[NAMES[1]]["message"]
-    assert 1.4 < took_s < 5
+    assert 1.4 < took_s < 10
 
 
 def test_elections_are_described(copies, cluster):
