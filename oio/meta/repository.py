@@ -291,7 +291,36 @@ class Repository:
     def _lead(self, base_name: str, route: Route, deadline: float | None) -> Lead | None:
         if self.replication is None or route.local:
             return None
-        return self.replication.prepare(base_name, route, deadline)
+        lead = self.replication.prepare(base_name, route, deadline)
+        if lead is not None and self.close_lost(base_name):
+            # The other peers have it.
+            self.replication.forget(base_name)
+            lead = self.replication.prepare(base_name, route, deadline)
+        return lead
+
+    def close_lost(self, base_name: str) -> bool:
+        """Close a base whose file was removed by somebody else: what is written to it would be lost.
+
+        :returns: is there no file?
+        """
+        if self.exists(base_name):
+            return False
+        with self._lock:
+            if base_name not in self._bases:
+                return True
+        with self._name_lock(base_name):
+            if self.exists(base_name):
+                return False
+            logger.error("the file of base %s was removed", base_name)
+            base = self._doom(base_name)
+            try:
+                base.close()
+                for suffix in _SIDE_FILES:
+                    with suppress(FileNotFoundError):
+                        os.unlink(self.path(base_name) + suffix)
+            finally:
+                self._undoom(base_name)
+        return True
 
     def copy_out(self, base_name: str, path: str, deadline: float | None = None) -> None:
         """Write a consistent image of a base to a file, while others read and write the base."""

@@ -3,6 +3,7 @@
 
 """Containers with three copies, and what happens to their services: answers stay right, waits are bounded."""
 
+import contextlib
 import os
 import time
 
@@ -15,6 +16,7 @@ from oio.common.exceptions import NoSuchContainer, OioException
 from oio.common.status import StatusError
 from oio.common.utils import cid_from_name
 from oio.common.zookeeper_server import find_zookeeper
+from oio.conscience.client import ConscienceClient
 from oio.directory.admin import AdminClient
 from oio.http.client import HttpPool
 from oio.meta import messages as m
@@ -86,7 +88,10 @@ class Copies:
 
     def wait_until_equal(self):
         def equal():
-            rows = [self.rows(peer) for peer in self.peers]
+            try:
+                rows = [self.rows(peer) for peer in self.peers]
+            except (StatusError, apsw.Error):
+                return False  # One has just been started, or gets an image.
             return rows.count(rows[0]) == len(rows)
 
         eventually(equal, what="equal copies", timeout_s=30)
@@ -203,7 +208,16 @@ def test_a_copy_whose_file_was_removed_gets_an_image(copies):
     has = copies.admin.has_base("meta2", cid=copies.cid)
     assert {peer for peer, answer in has.items() if answer["status"]["status"] == 200} == {*copies.peers} - {poor}
     copies.set("more")
-    eventually(lambda: copies.value_of_copy(poor) == "more", what="the copy made again")
+    eventually(lambda: _there(copies, poor), what="the copy made again")
+    assert copies.value_of_copy(poor) == "more"
+
+
+def test_a_master_whose_file_was_removed_gets_an_image_and_loses_nothing(copies):
+    copies.set("known to all")
+    os.unlink(copies.ask(copies.master(), m.BaseFind(base=copies.base)).path)
+    assert copies.get() == "known to all"
+    copies.set("more")
+    copies.wait_until_equal()
 
 
 def test_a_destroyed_container_stays_so_when_a_copy_of_it_comes_back(copies):
@@ -212,26 +226,20 @@ def test_a_destroyed_container_stays_so_when_a_copy_of_it_comes_back(copies):
     copies.api.container_delete(ACCOUNT, copies.name)
     copies.sandbox.start(away)
 
-    def buried():
-        try:
-            copies.ask(away, m.BaseFind(base=copies.base))
-        except StatusError as exc:
-            return exc.code == 431
-        return False
-
-    eventually(buried, what="the old copy gone", timeout_s=30)
+    eventually(lambda: not _there(copies, away), what="the old copy gone", timeout_s=30)
     with pytest.raises(NoSuchContainer):
         copies.get()
 
 
 def test_a_container_that_is_made_again_does_not_mix_with_an_old_copy(copies):
     away = copies.slaves()[0]
-    copies.sandbox.stop(away)
-    copies.api.container_delete(ACCOUNT, copies.name)
-    assert copies.api.container_create(ACCOUNT, copies.name)
-    assert copies.get() is None
-    copies.set("new life")
-    copies.sandbox.start(away)
+    with chosen_in_any_case(copies, away):
+        copies.sandbox.stop(away)
+        copies.api.container_delete(ACCOUNT, copies.name)
+        assert copies.api.container_create(ACCOUNT, copies.name)
+        assert copies.get() is None
+        copies.set("new life")
+        copies.sandbox.start(away)
     eventually(lambda: copies.value_of_copy(away) == "new life", what="the new base", timeout_s=30)
     copies.wait_until_equal()
 
@@ -301,6 +309,31 @@ def pending(copies, peer):
         return bool(connection.execute("SELECT 1 FROM events LIMIT 1").fetchall())
     finally:
         connection.close()
+
+
+@contextlib.contextmanager
+def chosen_in_any_case(copies, peer):
+    """New containers need as many services as copies: a service that is down is chosen all the same."""
+    conscience = ConscienceClient({"namespace": copies.sandbox.namespace, "proxyd_url": copies.sandbox.proxy})
+    locked = {"type": "meta2", "addr": copies.service(peer).addr, "score": 90}
+    conscience.lock_score(locked)
+
+    def locked_everywhere():
+        known = conscience.all_services("meta2")
+        return any(one["addr"] == locked["addr"] and one["tags"].get("tag.lock") for one in known)
+
+    eventually(locked_everywhere, what="the score locked")
+    try:
+        yield
+    finally:
+        conscience.unlock_score(locked)
+
+
+def _there(copies, peer):
+    try:
+        return bool(copies.ask(peer, m.BaseFind(base=copies.base)))
+    except StatusError:
+        return False
 
 
 def log_of(sandbox, name):

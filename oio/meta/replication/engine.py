@@ -21,7 +21,7 @@ import apsw
 
 from oio.common import status
 from oio.common.status import StatusError
-from oio.meta.base_type import SCHEMA_VERSION
+from oio.meta.base_type import PEERS, SCHEMA_VERSION
 from oio.meta.client import Route
 from oio.meta.context import NO_ROUTE
 from oio.meta.replication import journal, operations
@@ -270,6 +270,9 @@ class Replication:
             raise StatusError(
                 status.CONTAINER_NOT_FOUND, f"no base {base_name}.{self.service_type} here, nor elsewhere"
             )
+        if not own.tail:
+            self._begin_history(base_name, group)
+            return None
         if former is not None:
             # Whoever waits for a turn with it must not write.
             former.broken = True
@@ -280,6 +283,19 @@ class Replication:
         self._remember(base_name, lead)
         self._repository.outbox.rediscover(base_name)
         return lead
+
+    def _begin_history(self, base_name: str, group: Group) -> None:
+        """A base that lived without copies gets its first position: from here on the others can follow it."""
+        position = Position(term_of(group.epoch), 1, uuid.uuid4().bytes)
+
+        def begin(connection: apsw.Connection) -> None:
+            journal.set_position(connection, position)
+            operations.install(connection)
+            peers = ",".join(group.key.peers)
+            connection.execute("INSERT OR REPLACE INTO admin(k, v) VALUES(?, ?)", (PEERS, peers))
+
+        with self._repository.opened(base_name) as base:
+            base.exclusively(begin)
 
     def _census(self, base_name: str, group: Group) -> tuple[CopyReply, Census]:
         own = self.follower.describe(base_name, Vote(granted=True))

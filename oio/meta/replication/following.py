@@ -130,6 +130,7 @@ class Follower:
 
     def describe(self, base_name: str, vote: Vote) -> CopyReply:
         """Where our copy stands, or our grave."""
+        self._repository.close_lost(base_name)
         try:
             with self._repository.opened(base_name) as base:
                 tail = base.read(lambda reader: journal.tail(reader.connection, TAIL_MAX))
@@ -150,8 +151,8 @@ class Follower:
 
         :raises StatusError: 431 without copy.
         """
+        self._repository.close_lost(history.base)
         with self._repository.opened(history.base) as base:
-            destroyed = TOMBSTONE in base.admin
 
             def run(connection: apsw.Connection) -> Position:
                 # The promise is looked at again in the turn of the writer: nothing of a later epoch can be undone.
