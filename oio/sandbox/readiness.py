@@ -35,6 +35,8 @@ from oio.sandbox.supervision import Supervision, tail
 
 _POLL_S = 0.1
 _CALL_TIMEOUT_S = 5.0
+#: Processes of a service, one after the other, before it is given up.
+_LIVES_MAX = 5
 #: What a service answers with 200 once it serves.
 _PROBE_PATHS = {
     "proxy": "/v3.0/status",
@@ -80,6 +82,8 @@ class Readiness:
         self._dispatcher: RdirDispatcher | None = None
         self._answered: set[str] = set()
         self._wanted: set[str] = set()
+        #: Processes that each service was seen to have, 0 for none.
+        self._lives: dict[str, set[int]] = {}
 
     def close(self) -> None:
         """Close the connections that were used."""
@@ -327,11 +331,13 @@ class Readiness:
 
     def _check_supervisor(self, names: set[str]) -> None:
         """Do not wait for a service that the supervisor gave up."""
-        dead = {
-            name: state["error"] or "it stopped again and again"
-            for name, state in self._supervision.states().items()
-            if state["state"] == "FATAL" and name in names
-        }
+        dead = {}
+        for name, state in self._supervision.states().items():
+            lives = self._lives.setdefault(name, set())
+            lives.add(state["pid"])
+            # On a busy machine a service may take longer to fail than the supervisor watches its start.
+            if name in names and (state["state"] == "FATAL" or len(lives - {0}) > _LIVES_MAX):
+                dead[name] = state["error"] or "it stopped again and again"
         if dead:
             self._fail("Services do not start", dead)
 
