@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from oio.common import status
 from oio.common.status import StatusError
-from oio.meta.messages import ReferenceLink, ServiceLinks
+from oio.meta.messages import ReferenceLink, ServiceLink, ServiceLinks
 from oio.proxy.call import Call, Target
 from oio.proxy.lb.pool import parse_update_policy
 
@@ -103,6 +103,21 @@ def renew_services(
     )
     call.proxy.resolver.forget(target.cid, service_type)
     return links
+
+
+def whole_sets(links: Sequence[ServiceLink]) -> list[ServiceLink]:
+    """Links as they are stored, one for each set: answers have one for each host of a set.
+
+    >>> whole_sets([ServiceLink(type="meta2", host="a"), ServiceLink(type="meta2", host="b")])[0].host
+    'a,b'
+    """
+    hosts: dict[tuple[int, str, str], list[str]] = {}
+    for link in links:
+        hosts.setdefault((link.seq, link.type, link.args), []).append(link.host)
+    return [
+        ServiceLink(seq=seq, type=type_, host=",".join(those), args=args)
+        for (seq, type_, args), those in hosts.items()
+    ]
 
 
 def propose(call: Call, service_type: str) -> list[str]:

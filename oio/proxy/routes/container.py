@@ -26,7 +26,7 @@ from oio.meta.messages import (
 )
 from oio.proxy.app import RouteDefinition, mapped_error
 from oio.proxy.call import Call, Errand, Target, bad_request, json_reply, string_map
-from oio.proxy.linking import IMPOSSIBLE_CODES, link_services
+from oio.proxy.linking import IMPOSSIBLE_CODES, link_services, whole_sets
 from oio.proxy.policies import STORAGE_POLICY, policy_changed
 from oio.proxy.resolver import hosts_of
 
@@ -130,7 +130,7 @@ def _keep_linked(call: Call, target: Target, links: ServiceLinks) -> None:
                 f"{target.cid} was linked to {','.join(linked)} while its base was made on {','.join(made)}",
             )
         try:
-            for link in links.services:
+            for link in whole_sets(links.services):
                 request = ReferenceForce(
                     cid=target.cid, account=target.account, name=target.name, service=link, autocreate=True
                 )
@@ -247,7 +247,7 @@ def _put_back(
     Its account took the removal of the link for the end of the container: the base tells that it lives.
     """
     resolver, errand = call.proxy.resolver, Errand(call, grace_s=ROLLBACK_S)
-    for link in links:
+    for link in whole_sets(links):
         try:
             resolver.call_meta1(ReferenceForce(**names, service=link), errand, write=True)
         except StatusError as exc:

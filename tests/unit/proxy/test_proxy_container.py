@@ -10,6 +10,7 @@ from oio.http.messages import Request
 from oio.meta import messages
 from oio.meta.messages import ServiceLink
 from oio.proxy.call import Call, Errand
+from oio.proxy.linking import whole_sets
 
 REF = "acct=acct&ref=ref"
 CID = cid_from_name("acct", "ref")
@@ -119,6 +120,22 @@ def test_destroy_links_again_and_thaws_when_it_fails(cluster, failing):
     assert thawed.status == "enabled" and thawed.tolerant
     # Its account must hear that it lives: the link that was removed told the contrary.
     assert cluster.meta.names()[-1] == "container_touch"
+
+
+def test_the_hosts_of_one_set_are_linked_again_together(cluster):
+    others = [messages.ServiceLink(type="meta2", host=f"other-{number}") for number in (1, 2)]
+    linked = messages.ReferenceReply(cid=CID, account="acct", name="ref", services=[LINK, *others])
+    cluster.meta.answers["reference_show"] = linked
+    cluster.meta.answers["reference_unlink"] = StatusError(500, "disk")
+    assert cluster.post(f"container/destroy?{REF}").status >= 500
+    (forced,) = [call for call in cluster.meta.calls if isinstance(call, messages.ReferenceForce)]
+    assert (forced.service.seq, forced.service.host) == (1, f"{LINK.host},other-1,other-2")
+
+
+def test_links_are_stored_by_sets():
+    hosts = ((1, "a"), (1, "b"), (2, "c"))
+    links = [messages.ServiceLink(seq=seq, type="meta2", host=host) for seq, host in hosts]
+    assert [(link.seq, link.host) for link in whole_sets(links)] == [(1, "a,b"), (2, "c")]
 
 
 def test_what_puts_things_back_has_a_deadline_of_its_own(cluster):
