@@ -3,6 +3,7 @@
 """Layout and configuration of clusters whose meta services are replicated; no process is started."""
 
 import configparser
+import contextlib
 import json
 
 import pytest
@@ -164,3 +165,24 @@ def test_a_layout_that_named_a_zookeeper_is_read(home):
 def test_the_programs_are_found_in_the_source_tree():
     assert generate.source_root() == str(ROOT)
     assert zookeeper.TICK_MS * 2 <= zookeeper.SESSION_MIN_MS
+
+
+def test_a_service_that_lives_too_short_again_and_again_is_given_up(home):
+    from oio.sandbox.readiness import Readiness
+
+    class Supervised:
+        """Whatever is started lives for a second, and then something else is."""
+
+        pid = 0
+
+        def states(self):
+            self.pid += 1
+            return {"DEMO-rawx-1": {"state": "RUNNING", "pid": self.pid, "error": ""}}
+
+    found = Sandbox(home, Options(namespace="DEMO", rawx=1)).init()
+    ready = Readiness(found, Supervised(), 1.0, lambda _text: None)
+    for name, told in (("DEMO-rawx-2", False), ("DEMO-rawx-1", True)):
+        with contextlib.nullcontext() if not told else pytest.raises(SandboxError, match="again and again"):
+            for _ in range(10):
+                ready._check_supervisor({name})
+    ready.close()
