@@ -197,11 +197,32 @@ def test_a_member_that_leaves_gives_the_place_to_the_next(member):
 
 def test_one_may_go_to_the_end_of_the_line(member, hands, key):
     first, second, third = member("a"), member("b"), member("c")
+    reached(first, has_order("a", "b", "c"))
     first.rejoin()
     for candidacy in (first, second, third):
         reached(candidacy, lambda view: view.status == "member" and order(view) == ["b", "c", "a"])
     assert len(nodes(hands, key)) == 3
     assert third.view.master == "b"
+    third.rejoin()
+    reached(third, has_order("b", "a", "c"))
+
+
+def test_members_that_refuse_to_lead_do_not_turn_around_at_full_speed(services):
+    def refuse(name):
+        candidacy = services(name, on_change=lambda view: candidacy.rejoin() if view.leads else None)
+        candidacy.join()
+        return candidacy
+
+    alone = refuse("a")
+    reached(alone, lambda view: view.leads)
+    before = list(alone.log)
+    alone.rejoin()
+    other = refuse("b")
+    for candidacy in (alone, other):
+        eventually(lambda candidacy=candidacy: sum("REMOVED" in line for line in candidacy.log) >= 3)
+    stamps = [int(line.split(":")[0]) for line in other.log if ":REMOVED:" in line]
+    assert stamps[2] - stamps[0] >= 100
+    assert not any("REJOIN" in line for line in before)
 
 
 def test_the_end_of_a_session_removes_its_members_at_once(member):
@@ -236,6 +257,7 @@ def test_a_dead_master_that_is_impeached_is_followed_at_once(process, member):
 def test_a_process_replaces_the_nodes_of_the_former_one(process, member, hands, key):
     other = member("b")
     master = process("a")
+    reached(other, has_order("b", "a"))
     other.rejoin()
     reached(other, has_order("a", "b"))
     master.kill()

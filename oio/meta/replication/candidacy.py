@@ -44,7 +44,7 @@ DISCONNECTED = "disconnected"
 LOG_LINES = 64
 #: Something else than the connection failed (a right, a limit of the server): tried again after this delay.
 RETRY_DELAY_S = 1.0
-#: A member that is removed again joins after 0.1 s, then twice as long each time up to this.
+#: A member that is removed, or goes, again joins after 0.1 s, then twice as long each time up to this.
 REJOIN_DELAY_MAX_S = 5.0
 #: A member that has been one for so long is forgiven its removals.
 FORGIVEN_AFTER_S = 30.0
@@ -146,7 +146,10 @@ class Candidacy:
         self._ensemble.post(self._leave)
 
     def rejoin(self) -> None:
-        """Go to the end of the line. Does nothing when we do not take part."""
+        """Go to the end of the line; later each time when it is asked again and again.
+
+        Does nothing when we do not take part, or when nobody else does.
+        """
         self._ensemble.post(self._rejoin)
 
     def impeach(self, service_id: str) -> None:
@@ -203,10 +206,11 @@ class Candidacy:
         self._wanted = False
         self._leaving = True
         self.note("LEAVE", "LEAVING")
+        self._own = ""
         self._abandon()
 
     def _rejoin(self) -> None:
-        if self._wanted:
+        if self._wanted and any(node.service_id != self.service_id for node in self._members):
             self.note("REJOIN", "LEAVING")
             self._abandon()
 
@@ -214,7 +218,6 @@ class Candidacy:
         for node in self._members:
             if node.service_id == self.service_id:
                 self._drop(node.name)
-        self._own = ""
         self._refresh()
         self._publish()
 
@@ -349,7 +352,10 @@ class Candidacy:
             self._create_now(self._creating)
 
     def _delay_of_creation(self) -> float:
-        """Our node was removed under a living session: by someone who takes us for dead."""
+        """Our node was removed under a living session: by someone who takes us for dead, or by ourselves.
+
+        Members that may not lead go to the end of the line again and again when all are such.
+        """
         if time.monotonic() - self._joined_at > FORGIVEN_AFTER_S:
             self._removals = 0
         self._removals += 1
@@ -429,7 +435,7 @@ class Candidacy:
             return View(JOINING, before.master, False, before.members)
         members = tuple((node.name, node.service_id) for node in self._members if node.name not in self._dropped)
         master = members[0][1] if members else ""
-        member = any(name == self._own for name, _ in members)
+        member = self._own not in self._dropped and any(name == self._own for name, _ in members)
         return View(MEMBER if member else JOINING, master, member and master == self.service_id, members)
 
     def _is_member(self, name: str) -> bool:
