@@ -6,7 +6,8 @@
 2. write the new services in the base: from then on they elect the master;
 3. have the services that lack the base copy it;
 4. change the directory (the caller does it);
-5. have the former services leave the election, and remove the copies that are not needed any more.
+5. have the former services leave the election, and remove the copies that are not needed any more; look at the
+   election of the new ones.
 
 A step that fails ends the move, and the former services are written in the base again; what fails in step 5 is
 logged, as the move is done by then.
@@ -23,6 +24,8 @@ from oio.common.exceptions import OioException
 from oio.directory.admin import AdminClient
 
 _OK = 200
+#: Answers of a service that has done what a former one shall do, or had done it before.
+_GONE = frozenset({_OK, 204, status.REDIRECT, status.CONTAINER_NOT_FOUND})
 
 #: Answers of one copy by service, see AdminClient.
 _PerPeer = dict[str, Any]
@@ -142,8 +145,8 @@ class Mover:
 
     def clean(self, change: Change, **kwargs: Any) -> None:
         """Step 5."""
-        self._try(change, "left", self._leave, **kwargs)
         if change.removed:
+            self._try(change, "left", self._leave, **kwargs)
             self._try(change, "removed", self._remove, **kwargs)
         self._try(change, "elected", self._elect, **kwargs)
 
@@ -154,14 +157,15 @@ class Mover:
             self.logger.warning("Base %s %s not %s: %s", change.service_type, change.cid, done, exc)
 
     def _leave(self, change: Change, **kwargs: Any) -> None:
-        peers = [*change.before]
+        # Those that stay are in the election of the new services by now: it must not begin again for this.
+        peers = change.removed
         answers = self.admin.election_leave(change.service_type, cid=change.cid, service_id=peers, **kwargs)
         _check(answers, peers)
 
     def _remove(self, change: Change, **kwargs: Any) -> None:
         peers = change.removed
         answers = self.admin.remove_base(change.service_type, cid=change.cid, service_id=peers, **kwargs)
-        _check({peer: answer for peer, answer in answers.items() if not _lacks_base(answer)}, peers)
+        _check(answers, peers)
 
     def _elect(self, change: Change, **kwargs: Any) -> None:
         found = self.admin.election_status(change.service_type, cid=change.cid, **kwargs)
@@ -186,7 +190,7 @@ def _said(answers: _PerPeer, peers: Iterable[str]) -> str:
 
 
 def _check(answers: _PerPeer, peers: Iterable[str]) -> None:
-    """:raises OioException: when one of the services that were asked answers an error."""
-    wrong = [peer for peer in peers if peer in answers and _code(answers[peer]) not in (_OK, 204)]
+    """:raises OioException: when a service answers an error, other than that it has the base no more."""
+    wrong = [peer for peer in peers if peer in answers and _code(answers[peer]) not in _GONE]
     if wrong:
         raise OioException(_said(answers, wrong))

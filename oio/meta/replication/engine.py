@@ -212,10 +212,9 @@ class Replication:
         return self.group(peers, base_name)
 
     def _check_ours(self, peers: Sequence[str]) -> None:
+        """Send those elsewhere who come for a base that has moved away: it exists, and not here."""
         if not self.own_name(peers):
-            raise StatusError(
-                status.CONTAINER_NOT_FOUND, f"Base not managed: its services are {','.join(peers)}"
-            )
+            raise StatusError(status.REDIRECT, peers[0])
 
     def own_name(self, peers: Sequence[str]) -> str:
         """Our name among these peers, '' when we are none of them."""
@@ -277,6 +276,8 @@ class Replication:
             # Whoever waits for a turn with it must not write.
             former.broken = True
         lead = self._new_lead(base_name, group, census, own.position)
+        if lead is None:
+            return None
         self._bring_up(lead, census, deadline)
         self._open_term(lead, deadline)
         self._upgrade(lead, deadline)
@@ -337,15 +338,17 @@ class Replication:
                     logger.warning("base %s: %s; an image of %s follows", base_name, exc, source)
         self.follower.get_image(base_name, source)
 
-    def _new_lead(self, base_name: str, group: Group, census: Census, position: Position) -> Lead:
-        """A lead whose term is higher than all those that were ever used for the base."""
+    def _new_lead(self, base_name: str, group: Group, census: Census, position: Position) -> Lead | None:
+        """A lead whose term is higher than all those that were ever used for the base.
+
+        None when the group must have a later epoch first: the base comes from other peers, with more elections.
+        """
         terms = [reply.position.term for reply in census.replies.values()] + [census.own.position.term]
         epoch = group.epoch
         highest = max(terms)
         if epoch_of(highest) > epoch:
-            raise StatusError(
-                status.UNAVAILABLE, f"base {base_name}: a copy is of epoch {epoch_of(highest)}, later than ours"
-            )
+            group.outbid(epoch_of(highest))
+            return None
         term = max(term_of(epoch), highest + 1)
         return Lead(self, base_name, group, epoch, term, position)
 
@@ -441,7 +444,10 @@ class Replication:
             if self._repository.exists(base_name):
                 # It was destroyed while we did not see it.
                 self._repository.drop_copy(base_name, former, census.best.grave, list(route.peers))
-            term = self._new_lead(base_name, group, census, former).term
+            lead = self._new_lead(base_name, group, census, former)
+            if lead is None:
+                raise StatusError(status.UNAVAILABLE, f"base {base_name}: its peers are electing")
+            term = lead.term
             position = Position(term, former.seq + 1, uuid.uuid4().bytes)
             make(path, position)
             self._spread_image(base_name, group, path, position, deadline)

@@ -89,6 +89,8 @@ class Group:
         #: Peers that must agree, this one included.
         self.majority = len(key.peers) // 2 + 1
         self.epoch = 0
+        #: Epochs below are too low for some base of the group.
+        self._lowest_epoch = 1
         self.state = "NONE"
         self.used_at = self.changed_at = time.monotonic()
         self.own_name = own_name
@@ -98,6 +100,8 @@ class Group:
         self._on_master = on_master
         self._changed = threading.Condition(threading.Lock())
         self._campaigning = False
+        #: The campaign under way was asked for again: what it reached may be over already.
+        self._campaign_again = False
         self._suspected: set[str] = set()
         self._heard: dict[str, float] = {}
         self._lease_until = 0.0
@@ -183,6 +187,13 @@ class Group:
         """Somebody was promised a later epoch."""
         if vote.epoch > self.epoch or vote.owner != self.own_name:
             self._step_down("DEPOSED")
+
+    def outbid(self, epoch: int) -> None:
+        """A base of ours knows this epoch, from the peers that it had before: get a later one promised."""
+        with self._changed:
+            self._lowest_epoch = max(self._lowest_epoch, epoch + 1)
+        if self.epoch <= epoch:
+            self._step_down("OUTBID")
 
     def leave(self) -> None:
         """Leave the election; the next use of the group joins it again."""
@@ -270,7 +281,10 @@ class Group:
 
     def _begin_campaign(self) -> None:
         with self._changed:
-            if self._campaigning or self.state == "MASTER":
+            if self.state == "MASTER":
+                return
+            self._campaign_again = self._campaigning
+            if self._campaigning:
                 return
             self._campaigning = True
         threading.Thread(target=self._campaign, name=f"election-{self.name[:8]}", daemon=True).start()
@@ -280,6 +294,7 @@ class Group:
             self._enter("CHECKING_SLAVES", "FIRST_IN_LINE")
             # Nobody asked for promises since we were master: the line was out of sight, no more.
             epoch = self.epoch if self._voter.promised(self.voice) else self._voter.highest(self.name) + 1
+            epoch = max(epoch, self._lowest_epoch)
             while self.candidacy.view.leads:
                 seen, wait_s = self._ask_promises(epoch)
                 if self.is_master:
@@ -291,6 +306,9 @@ class Group:
         finally:
             with self._changed:
                 self._campaigning = False
+                again, self._campaign_again = self._campaign_again, False
+            if again and self.candidacy.view.leads:
+                self._begin_campaign()
         if not self.candidacy.view.leads:
             self._step_down("OVERTAKEN")
 
