@@ -12,7 +12,9 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, distributions
 from typing import Any
@@ -40,6 +42,7 @@ exit codes:
   2    the command line is wrong
   {INTERRUPTED}  interrupted (Ctrl-C)
   {CLOSED_PIPE}  the reader of the output went away
+  143  terminated (129: the terminal was closed)
 Commands that come from standard input end with 0, whatever each of them does.
 
 Without a command, commands are read from standard input, one per line. Colours are for terminals only; they
@@ -283,9 +286,27 @@ def _save_profile(profiler: Any, options: argparse.Namespace) -> None:
     profiler.dump_stats(path)
 
 
+_ended_by: list[int] = []
+
+
+def _terminate(number: int, _frame: Any) -> None:
+    """Somebody wants the program to end: what is under way is undone, as at Ctrl-C."""
+    _ended_by.append(number)
+    raise KeyboardInterrupt
+
+
+def _heed_signals() -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            # Not when whoever started the program wants it to stay (nohup).
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, _terminate)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the program."""
     formatters.prepare_streams()
+    _heed_signals()
     try:
         status = OpenIOApp().run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -305,6 +326,7 @@ def main(argv: list[str] | None = None) -> int:
         _give_up_output()
     elif status == INTERRUPTED:
         print("Interrupted", file=sys.stderr)
+        status = 128 + (_ended_by[0] if _ended_by else signal.SIGINT)
     return status
 
 
