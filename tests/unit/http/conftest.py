@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from http_script import Script
 
 from oio.http.client import HttpPool
 from oio.http.server import Request, Response, Server, ServerConfig
@@ -136,3 +137,17 @@ def url_of(server: Server, path: str = "/") -> str:
 def url() -> Callable[..., str]:
     """`url_of` as a fixture."""
     return url_of
+
+
+@pytest.fixture
+def script():
+    """Servers that play a list of actions for each connection: ``script([...], [...])``."""
+    made = []
+
+    def make(*connections):
+        made.append(Script(*connections))
+        return made[-1]
+
+    yield make
+    for item in made:
+        item.end()

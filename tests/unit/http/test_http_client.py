@@ -7,13 +7,13 @@ from __future__ import annotations
 import _socket
 import os
 import pickle
-import select
 import selectors
 import socket
 import threading
 import time
 
 import pytest
+from http_script import OK
 
 from oio.http.client import (
     SWEEP_CONNECTS,
@@ -29,70 +29,6 @@ from oio.http.client import (
 )
 from oio.http.server import Response
 from oio.http.tcp import tune
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-
-
-class Script:
-    """A server that plays one list of actions per connection, and keeps what it received.
-
-    An action is bytes to send, None to receive a request head, or "close".
-    """
-
-    def __init__(self, *connections):
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/p"
-        self.host, self.port = self.listener.getsockname()
-        self.received: list[bytes] = []
-        self.step = threading.Semaphore(0)
-        self.thread = threading.Thread(target=self._run, args=(connections,), daemon=True)
-        self.thread.start()
-
-    def _run(self, connections):
-        kept = []
-        for actions in connections:
-            try:
-                sock, _ = self.listener.accept()
-            except OSError:
-                break
-            kept.append(sock)
-            for action in actions:
-                if action is None:
-                    data = b""
-                    while b"\r\n\r\n" not in data:
-                        piece = sock.recv(65536)
-                        if not piece:
-                            break
-                        data += piece
-                    self.received.append(data)
-                elif action == "close":
-                    sock.close()
-                elif action == "wait":
-                    assert self.step.acquire(timeout=10)
-                else:
-                    sock.sendall(action)
-        self.step.acquire(timeout=10)
-        for sock in kept:
-            sock.close()
-
-    def end(self):
-        self.step.release(10)
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.thread.join(10)
-        self.listener.close()
-
-
-@pytest.fixture
-def script():
-    made = []
-
-    def make(*connections):
-        made.append(Script(*connections))
-        return made[-1]
-
-    yield make
-    for item in made:
-        item.end()
 
 
 def test_request_and_reuse(serve, pool, url):
@@ -600,64 +536,3 @@ def test_only_the_loopback_chooses_its_congestion_control(host, expected):
         after = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     assert after.rstrip(b"\0") == (expected or before.rstrip(b"\0"))
-
-
-def test_a_silence_is_looked_into(script):
-    server = script((None, "wait", OK, None, OK))
-    looks = []
-
-    def look():
-        looks.append(time.monotonic())
-        if len(looks) == 3:
-            server.step.release()
-        return True
-
-    with HttpPool() as pool:
-        response = pool.request("POST", server.url, timeout=(1, 0.05), on_silence=look)
-        assert response.data == b"ok" and len(looks) >= 3
-        assert 0.04 < looks[1] - looks[0] < 1
-        # The connection does not remember whom the former request asked.
-        looks.clear()
-        assert pool.request("POST", server.url, timeout=(1, 5)).data == b"ok"
-        assert not looks and pool.idle_count() == 1
-
-
-def test_a_silence_ends_when_nothing_is_alive(script):
-    server = script((None, "wait"))
-    looks = []
-    with HttpPool() as pool, pytest.raises(ReadTimeout, match="no sign of life"):
-        pool.request("POST", server.url, timeout=(1, 0.02), on_silence=lambda: looks.append(1) or len(looks) < 3)
-    assert len(looks) == 3
-    assert pool.idle_count() == 0
-
-
-def test_an_answer_that_comes_while_one_looks_is_heard(script):
-    server = script((None, "wait", OK))
-
-    def look():
-        server.step.release()
-        deadline = time.monotonic() + 5
-        while not arrived() and time.monotonic() < deadline:
-            time.sleep(0.001)
-        return False
-
-    def arrived():
-        return bool(select.select([connection], [], [], 0)[0])
-
-    with HttpPool() as pool:
-        connection = pool.acquire(server.host, server.port)
-        connection.read_timeout_s, connection.on_silence = 0.02, look
-        connection.put_request("POST", "/p")
-        response = connection.getresponse()
-        assert response.status == 200 and response.read() == b"ok"
-
-
-def test_a_silence_is_bounded_by_the_deadline(script):
-    server = script((None, "wait"))
-    looks = []
-    begin = time.monotonic()
-    with HttpPool() as pool, pytest.raises(ReadTimeout, match="deadline"):
-        pool.request(
-            "POST", server.url, timeout=(1, 0.03), deadline=begin + 0.1, on_silence=lambda: looks.append(1) or True
-        )
-    assert 0.09 < time.monotonic() - begin < 2 and 1 <= len(looks) <= 4

@@ -211,7 +211,7 @@ def test_no_meta0_is_known(backend, variables):
     assert message.startswith("Directory error: No META0: ")
 
 
-# --- bases of one copy (for the others see test_proxy_masters)
+# --- bases of one copy (for the others see test_proxy_copies)
 
 
 @pytest.fixture
