@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
 class CreateObject(ObjectCommand, ListCommand):
     """Upload files."""
 
-    rows_name = "files"
+    rows_name = ""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Arguments of the command."""

@@ -44,7 +44,7 @@ class ListCommand(_WithSuccess, Lister):
     """Command that gives rows. They may come from a generator: lists of any length take little memory."""
 
     app: Any
-    # What the rows are, for the count shown while they come.
+    # What the rows are, for the count shown while they come; empty when the command shows its progress itself.
     rows_name = "rows"
 
     def _load_formatter_plugins(self) -> Any:
@@ -52,6 +52,8 @@ class ListCommand(_WithSuccess, Lister):
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
         """Write the rows, counting them on the terminal when they take long."""
+        if not self.rows_name:
+            return super().produce_output(parsed_args, column_names, data)
         from oio.cli.common.progress import counted
 
         streamed = parsed_args.formatter in ("value", "csv")

@@ -61,7 +61,7 @@ def describe_error(exc: object, reqid: str | None = None) -> str:
     if reqid and reqid not in text:
         text = f"{text} (reqid={reqid})"
     advice = hint(exc)
-    return f"{text}. Hint: {advice}" if advice else text
+    return f"{text.removesuffix('.')}. Hint: {advice}" if advice else text
 
 
 def _cause(exc: OioException) -> str:

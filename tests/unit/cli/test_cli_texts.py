@@ -4,18 +4,30 @@
 """What a user sees of a transfer and of an error."""
 
 import fcntl
+import io
 import os
 import struct
 import subprocess
 import sys
 import termios
+import threading
+import time
 
 import pytest
 from support import ROOT
 
+from oio.cli.common import progress as progress_module
 from oio.cli.common.errors import describe_error
-from oio.cli.common.progress import MINIMUM_BYTES, Progress
-from oio.common.exceptions import CommandError, NotFound, OioNetworkException, ServiceUnavailable
+from oio.cli.common.progress import MINIMUM_BYTES, Progress, countdown, counted
+from oio.common.exceptions import (
+    ClientException,
+    CommandError,
+    NoSuchObject,
+    NotFound,
+    OioNetworkException,
+    ServiceBusy,
+    ServiceUnavailable,
+)
 
 
 @pytest.fixture
@@ -73,6 +85,76 @@ def test_without_terminal_nothing_is_shown(capsys):
     assert capsys.readouterr().err == ""
 
 
+# --- counts and countdowns
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    monkeypatch.setattr(progress_module, "QUIET_S", 0.01)
+
+
+def test_a_long_listing_is_counted_on_the_terminal(terminal, at_once, capsys):
+    terminal(80)
+    end = time.monotonic() + 0.3
+
+    def rows():
+        while time.monotonic() < end:
+            yield from range(64)
+            time.sleep(0.002)
+
+    with counted(rows(), "objects", io.StringIO(), True) as found:
+        assert sum(1 for _ in found) > 64
+    text = terminal()
+    assert "Listing" in text and " objects" in text
+    assert capsys.readouterr().out == ""
+
+
+def test_rows_that_scroll_on_the_terminal_are_not_counted(terminal, at_once):
+    terminal(80)
+
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    rows = [1, 2]
+    with counted(rows, "objects", Screen(), True) as found:
+        assert found is rows
+    assert terminal() == "END"
+
+
+def test_what_is_left_is_counted_down(terminal, at_once):
+    terminal(80)
+    left = [1000]
+    shown = threading.Event()
+
+    def ask():
+        left[0] -= 100
+        if left[0] < 500:
+            shown.set()
+        return left[0]
+
+    with countdown("Flushing", "objects", ask):
+        assert shown.wait(10)
+    text = terminal()
+    assert "Flushing" in text and "objects/s" in text
+
+
+def test_a_countdown_that_cannot_be_read_does_not_stop_the_work(terminal, at_once):
+    terminal(80)
+    asked = threading.Event()
+
+    def ask():
+        asked.set()
+        raise ServiceUnavailable("no")
+
+    with countdown("Flushing", "objects", ask):
+        assert asked.wait(10)
+    assert terminal() == "END"
+
+
+# --- errors
+
+
 def test_errors_tell_the_request_once():
     error = NotFound(404, 420, "Alias not found")
     error.reqid = "ID"
@@ -102,3 +184,28 @@ def test_starting_loads_only_what_is_needed(code, unwanted):
     script = f"import atexit, sys\natexit.register(lambda: {report})\n{code}"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "[]\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (NoSuchObject("Object 'o' does not exist.", "Alias not found"), "'openio object list'"),
+        (NotFound(404, 453, "Service type [x] not managed"), "'openio cluster list'"),
+        (ServiceBusy(503, None, "busy"), "try again"),
+        (ClientException(500, 480, "Storage policy [x] not supported"), "'openio cluster show'"),
+    ],
+)
+def test_a_hint_tells_what_to_do(error, text):
+    line = describe_error(error, "ID")
+    assert " (reqid=ID). Hint: " in line and text in line and "\n" not in line
+
+
+def test_an_error_is_one_line_that_cannot_drive_the_terminal():
+    line = describe_error(ServiceUnavailable("first\nsecond\x1b[2J"))
+    assert line == "first second\\x1b[2J"
+    assert describe_error(NoSuchObject("Object 'o' does not exist.", "Alias not found")).startswith(
+        "Object 'o' does not exist. Alias not found. Hint: "
+    )
+    assert describe_error(FileNotFoundError(2, "No such file or directory", "a\nb")) == (
+        "No such file or directory: 'a\\nb'"
+    )
