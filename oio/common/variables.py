@@ -229,6 +229,7 @@ WITHOUT_EFFECT = {
     "rdir.fd_per_base": "a database has a fixed number of files",
     "core.sds.strict_utf8": "names are always UTF-8",
     "meta1.tube.references": "no event tells of references without services",
+    "sqliterepo.service.exit_ttl": "a service that ends leaves its elections at once",
     "proxy.period.refresh.srvtypes": "types come with the services, see proxy.period.cs.downstream",
     "proxy.period.reload.nsinfo": "policies come with the services, see proxy.period.cs.downstream",
 }

@@ -41,6 +41,8 @@ TURN_TIMEOUT_S = 10.0
 SILENCE_MAX_S = 300.0
 _PIECE_BYTES = 1 << 20
 _ERROR_MAX_BYTES = 1 << 16
+#: By type of check.
+_CHECKS = ("", "PRAGMA quick_check(1)", "PRAGMA integrity_check(1)")
 #: Instructions of SQLite between two looks at the deadline.
 _CHECK_STEPS = 100_000
 
@@ -117,10 +119,11 @@ def fetch(
     reqid: str = "",
     deadline: float | None = None,
     draft: str = "",
+    check_type: int = 1,
 ) -> None:
     """Get an image of a base from the service at ``address`` into a file that does not exist yet.
 
-    ``draft``: name of one that is not in its place there yet.
+    ``draft``: name of one that is not in its place there yet; ``check_type`` as for :func:`verify`.
 
     :raises StatusError: what the service answered (431: it has no such base), a network code, 9 when the
         bytes are not those that were sent, 511 when they are no sound base.
@@ -150,11 +153,16 @@ def fetch(
             connection.close()
     except HttpClientError as exc:
         raise StatusError(network_code(exc), f"{where}: {exc}") from exc
-    verify(path, base_type, base_name, deadline)
+    verify(path, base_type, base_name, deadline, check_type)
 
 
-def verify(path: str, base_type: BaseType, base_name: str, deadline: float | None = None) -> None:
-    """Check that a file is a sound base of a type and name. :raises StatusError: 431, 504, 511."""
+def verify(
+    path: str, base_type: BaseType, base_name: str, deadline: float | None = None, check_type: int = 1
+) -> None:
+    """Check that a file is a sound base of a type and name. :raises StatusError: 431, 504, 511.
+
+    :param check_type: 0: its hash was enough; 1: SQLite looks at all pages; 2: and at all indexes.
+    """
     try:
         # Nobody else has the file: without the WAL that its header announces.
         connection = apsw.Connection(
@@ -163,8 +171,8 @@ def verify(path: str, base_type: BaseType, base_name: str, deadline: float | Non
         try:
             if deadline is not None:
                 connection.set_progress_handler(lambda: time.monotonic() > deadline, _CHECK_STEPS)
-            found = connection.execute("PRAGMA quick_check(1)").fetchall()
-            if found != [("ok",)]:
+            check = _CHECKS[check_type]
+            if check and (found := connection.execute(check).fetchall()) != [("ok",)]:
                 raise _unsound(base_name, str(found[0][0]))
             admin = dict(connection.execute("SELECT k, v FROM admin"))
             for table in base_type.tables():

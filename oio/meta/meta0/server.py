@@ -14,5 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the service until it is stopped; returns the exit code."""
     process = open_process(META0.name, argv)
     repository = open_repository(process, META0)
+    if repository.replication is not None:
+        repository.replication.register(f"{process.host}:{process.port}")
     service = Meta0Service(repository, process.namespace)
     return serve(process, service.handlers(), repository)

@@ -16,6 +16,7 @@ from oio.conscience.registry_client import RegistryClient
 from oio.http.client import HttpPool
 from oio.meta.replication.candidacy import Candidacy, View
 from oio.meta.replication.engine import Replication
+from oio.meta.replication.following import ImageSettings
 from oio.meta.replication.groups import GroupSettings
 from oio.meta.replication.ledger import Ledger
 from oio.meta.replication.links import Links
@@ -95,4 +96,7 @@ def open_replication(
         zookeepers=zookeepers,
         idle_slave_s=variables["sqliterepo.election.delay.expire_slave"],
         idle_master_s=variables["sqliterepo.election.delay.expire_master"],
+        images=ImageSettings(
+            variables["sqliterepo.outgoing.timeout.req.resync"], variables["sqliterepo.dump.check_type"]
+        ),
     )

@@ -25,12 +25,13 @@ from oio.meta.base_type import PEERS, SCHEMA_VERSION
 from oio.meta.client import Route
 from oio.meta.context import NO_ROUTE
 from oio.meta.replication import journal, operations
-from oio.meta.replication.following import Follower, Refused
+from oio.meta.replication.following import Follower, ImageSettings, Refused
 from oio.meta.replication.groups import Group, GroupKey, GroupSettings, OpenCandidacy, group_of
 from oio.meta.replication.leading import Census, Lead, failures, take_census
 from oio.meta.replication.ledger import Ledger
 from oio.meta.replication.links import Links
 from oio.meta.replication.positions import Position, epoch_of, term_of
+from oio.meta.replication.registration import Registration
 from oio.meta.replication.upkeep import Upkeep
 from oio.meta.replication.voter import Voter
 from oio.meta.replication.wire import CopyEntries, CopyInstall, CopyReply, CopyState, Vote
@@ -57,6 +58,7 @@ ROUNDS_MAX = 8
 _STATES = {"NONE": "none", "FAILED": "failed", "SLAVE": "slave", "MASTER": "master"}
 
 _SETTINGS = GroupSettings()
+_IMAGES = ImageSettings()
 
 #: Makes the image of a new base in a file, given the position that it must tell.
 MakeImage = Callable[[str, Position], None]
@@ -92,6 +94,7 @@ class Replication:
         zookeepers: ZooKeepers | None = None,
         idle_slave_s: float = 12600.0,
         idle_master_s: float = 14400.0,
+        images: ImageSettings = _IMAGES,
     ) -> None:
         self.service_type = service_type
         self.names = tuple(names)
@@ -112,6 +115,7 @@ class Replication:
         self._leads_lock = threading.Lock()
         self._name_locks = [threading.RLock() for _ in range(64)]
         self._idle_s = idle_slave_s, idle_master_s
+        self._images = images
         self._repository: Repository
         self._upkeep: Upkeep
 
@@ -119,7 +123,8 @@ class Replication:
         """Serve the bases of this repository."""
         self._repository = repository
         self.follower = Follower(
-            repository, self.ledger, self.voter, self.links, (self.log_max_entries, self.log_max_bytes)
+            repository, self.ledger, self.voter, self.links, (self.log_max_entries, self.log_max_bytes),
+            self._images,
         )
         self._upkeep = Upkeep(self, repository, *self._idle_s)
 
@@ -373,7 +378,12 @@ class Replication:
         limit = time.monotonic() + self._settings.wait_s
         if deadline is not None:
             limit = min(limit, deadline)
-        answers = self.links.ask_all(dict.fromkeys(peers, request))
+        living = [peer for peer in peers if not self.links.benched(peer)]
+        answers = self.links.ask_all(
+            dict.fromkeys(living if len(living) >= needed else peers, request),
+            lambda heard: sum(isinstance(one, CopyReply) and (one.done or one.later) for one in heard.values())
+            >= needed,
+        )
         done = {peer for peer, reply in answers.items() if isinstance(reply, CopyReply) and reply.done}
         waiting = {peer for peer, reply in answers.items() if isinstance(reply, CopyReply) and reply.later}
         asked = CopyState(base=request.base, voice=request.voice)
@@ -477,14 +487,20 @@ class Replication:
         finally:
             del self.drafts[draft]
 
+    def register(self, address: str) -> None:
+        """Show this service in ZooKeeper, for tools."""
+        if self._zookeepers is not None:
+            ensemble = self._zookeepers.ensembles[0]
+            Registration(ensemble, self._zookeepers.namespace, self.service_type, address).start()
+
     # --- administration ------------------------------------------------------------
 
-    def sync_from(self, base_name: str, master: str, whole: bool) -> None:
-        """Make our copy that of the master, by entries or, when ``whole``, by an image in any case."""
+    def sync_from(self, base_name: str, master: str, check_type: int) -> None:
+        """Make our copy that of the master: by entries, or by an image when ``check_type`` is not negative."""
         own = self.follower.describe(base_name, Vote(granted=True))
         peers = own.peers
-        if whole or not own.held or len(peers) < 2:
-            self.follower.get_image(base_name, master, whole=True)
+        if check_type >= 0 or not own.held or len(peers) < 2:
+            self.follower.get_image(base_name, master, whole=True, check_type=check_type)
             return
         group = self.group(peers, base_name)
         self._adopt(base_name, group, master, own)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import apsw
 
@@ -52,6 +53,13 @@ TRIM_PERIOD = 64
 IMAGES_MAX = 4
 
 
+class ImageSettings(NamedTuple):
+    """How images are got: longest time (seconds), and how they are checked (see :func:`oio.meta.dump.verify`)."""
+
+    timeout_s: float = 241.0
+    check_type: int = 1
+
+
 class Refused(Exception):
     """The copy cannot go on from where the master wants: the answer tells where it stands."""
 
@@ -60,13 +68,20 @@ class Follower:
     """The copies of one service. Thread-safe."""
 
     def __init__(
-        self, repository: Repository, ledger: Ledger, voter: Voter, links: Links, log_max: tuple[int, int]
+        self,
+        repository: Repository,
+        ledger: Ledger,
+        voter: Voter,
+        links: Links,
+        log_max: tuple[int, int],
+        images: ImageSettings,
     ) -> None:
         self._repository = repository
         self._ledger = ledger
         self._voter = voter
         self._links = links
         self._log_max = log_max
+        self._image_settings = images
         self._images = threading.BoundedSemaphore(IMAGES_MAX)
         self._getting: set[str] = set()
         self._getting_lock = threading.Lock()
@@ -179,17 +194,27 @@ class Follower:
             return self._put_in_place(base_name, path, position)
 
     def get_image(
-        self, base_name: str, source: str, draft: str = "", deadline: float | None = None, whole: bool = False
+        self,
+        base_name: str,
+        source: str,
+        draft: str = "",
+        deadline: float | None = None,
+        whole: bool = False,
+        check_type: int = -1,
     ) -> Position:
         """Get an image from another peer, and put it in the place of our copy.
 
         :param whole: also when our copy says that it stands at the same position.
+        :param check_type: how it is checked (:func:`oio.meta.dump.verify`), -1: as the settings say.
         :raises StatusError: 471 when our copy, or the grave of one, is more advanced than the image.
         """
+        settings = self._image_settings
+        limit = time.monotonic() + settings.timeout_s
         with self._images, self._repository.workshop_file() as path:
             dump.fetch(
                 self._links.pool, self._links.address_of(source), self._repository.type, base_name, path,
-                draft=draft, deadline=deadline,
+                draft=draft, deadline=limit if deadline is None else min(deadline, limit),
+                check_type=check_type if check_type >= 0 else settings.check_type,
             )
             position = position_of_image(path)
             if not self._put_in_place(base_name, path, position, whole):

@@ -33,6 +33,8 @@ logger = logging.getLogger("oio.meta.replication")
 LEASE_PART = 0.8
 #: Between two attempts to get promises (seconds).
 CAMPAIGN_PERIOD_S = 0.1
+#: A master, or the first in line, that reaches no majority for so long goes to the end of the line (seconds).
+ALONE_MAX_S = 2.0
 #: Answers to a candidate (seconds): a peer that is down must not hold the election back for long.
 PROMISE_TIMEOUT_S = 1.0
 
@@ -184,9 +186,22 @@ class Group:
             self._lease_until = moments[needed - 1] + self._voter.lease_s * LEASE_PART
 
     def depose(self, vote: Vote) -> None:
-        """Somebody was promised a later epoch."""
+        """A peer obeys another: be promised an epoch that all of them can obey, if it is still our turn."""
+        if vote.owner != self.own_name:
+            with self._changed:
+                self._lowest_epoch = max(self._lowest_epoch, vote.epoch + 1)
         if vote.epoch > self.epoch or vote.owner != self.own_name:
             self._step_down("DEPOSED")
+
+    def lost_majority(self) -> None:
+        """No majority answered: a master that is alone for too long lets the next in line try."""
+        if self.is_master and time.monotonic() - self._lease_until > ALONE_MAX_S:
+            self._give_way()
+
+    def _give_way(self) -> None:
+        if len(self.candidacy.view.members) > 1:
+            logger.warning("election %s: no majority answers us, the next one may try", self.name[:8])
+            self.candidacy.rejoin()
 
     def outbid(self, epoch: int) -> None:
         """A base of ours knows this epoch, from the peers that it had before: get a later one promised."""
@@ -224,6 +239,7 @@ class Group:
             else:
                 self.depose(vote)
         if not self.is_master or time.monotonic() >= self._lease_until:
+            self.lost_majority()
             raise StatusError(status.UNAVAILABLE, "the master does not hear from a majority of the peers")
 
     def _ask(self, request: GroupVote, deadline: float | None) -> Answers:
@@ -232,12 +248,10 @@ class Group:
         if len(peers) + 1 < self.majority:
             peers = list(self.others)
         timeout_s = None if deadline is None else max(0.05, deadline - time.monotonic())
-        needed = self.majority - 1
+        return self._links.ask_all(dict.fromkeys(peers, request), self._has_majority, timeout_s)
 
-        def enough(answers: Answers) -> bool:
-            return sum(isinstance(vote, Vote) and vote.granted for vote in answers.values()) >= needed
-
-        return self._links.ask_all(dict.fromkeys(peers, request), enough, timeout_s)
+    def _has_majority(self, answers: Answers) -> bool:
+        return sum(isinstance(vote, Vote) and vote.granted for vote in answers.values()) + 1 >= self.majority
 
     def _request(self, voice: Voice) -> GroupVote:
         return GroupVote(voice=voice, peers=list(self.key.peers), shard=self.key.shard)
@@ -295,7 +309,11 @@ class Group:
             # Nobody asked for promises since we were master: the line was out of sight, no more.
             epoch = self.epoch if self._voter.promised(self.voice) else self._voter.highest(self.name) + 1
             epoch = max(epoch, self._lowest_epoch)
+            limit = time.monotonic() + ALONE_MAX_S
             while self.candidacy.view.leads:
+                if time.monotonic() > limit:
+                    self._give_way()
+                    limit = time.monotonic() + ALONE_MAX_S
                 seen, wait_s = self._ask_promises(epoch)
                 if self.is_master:
                     return
@@ -320,7 +338,9 @@ class Group:
         if not own.granted:
             return own.epoch, own.wait_s
         request = self._request(voice)
-        answers = self._links.ask_all(dict.fromkeys(self.others, request), timeout_s=PROMISE_TIMEOUT_S)
+        answers = self._links.ask_all(
+            dict.fromkeys(self.others, request), self._has_majority, timeout_s=PROMISE_TIMEOUT_S
+        )
         votes = [vote for vote in answers.values() if isinstance(vote, Vote)]
         granted = [peer for peer, vote in answers.items() if isinstance(vote, Vote) and vote.granted]
         if len(granted) + 1 >= self.majority:

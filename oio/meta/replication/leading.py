@@ -184,11 +184,13 @@ class Lead:
         for reply in answers.values():
             if isinstance(reply, CopyReply) and not reply.vote.granted:
                 self.group.depose(reply.vote)
-                raise not_master(self.group)
+                if len(done) < needed:
+                    raise not_master(self.group)
         for peer in self.group.others:
             if peer not in done:
                 self.shared.ledger.add_late(peer, self.base_name)
         if len(done) < needed:
+            self.group.lost_majority()
             raise StatusError(
                 status.UNAVAILABLE,
                 f"Not enough successes, no quorum ({len(done) + 1}/{needed + 1}) for base {self.base_name}:"
@@ -264,7 +266,11 @@ def take_census(
     peers = [peer for peer in group.others if not links.benched(peer)]
     if len(peers) < needed:
         peers = list(group.others)
-    answers = links.ask_all(dict.fromkeys(peers, request), timeout_s=timeout_s)
+
+    def enough(answers: Answers) -> bool:
+        return sum(isinstance(reply, CopyReply) for reply in answers.values()) >= needed
+
+    answers = links.ask_all(dict.fromkeys(peers, request), enough, timeout_s)
     census = Census(own, answers)
     refusal = census.refusal
     if refusal is not None:
@@ -273,6 +279,7 @@ def take_census(
     for peer in census.replies:
         group.heard(peer, asked_at)
     if len(census.replies) < needed:
+        group.lost_majority()
         raise StatusError(
             status.UNAVAILABLE,
             f"no quorum ({len(census.replies) + 1}/{needed + 1}) for base {base_name}:"

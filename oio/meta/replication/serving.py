@@ -118,7 +118,7 @@ class Copies:
         except StatusError as exc:
             if exc.code != status.REDIRECT:
                 raise
-            self._replication.sync_from(request.base, exc.message, whole=request.check_type > 0)
+            self._replication.sync_from(request.base, exc.message, request.check_type)
             return
         raise StatusError(status.BAD_OPERATION, "this service is the master")
 
