@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which prefixes a meta1 service is in charge of, as meta0 says.
 
-The table is read again when a request comes for a prefix that is not among them, at most once per
-``REFRESH_MIN_S``, and every ``REFRESH_PERIOD_S`` so that prefixes that were given to another service are
-refused. While meta0 cannot be reached, the prefixes known so far are still served.
+The table is read again when a request comes for a prefix that is not among them: it may have been given to
+this service a moment ago. So a refusal always stands on a table that was read after the request came; as it is
+read once per ``REFRESH_MIN_S`` at most, the request may wait that long, and those that wait share one reading.
+It is also read every ``REFRESH_PERIOD_S``, so that prefixes that were given to another service are refused. While
+meta0 cannot be reached, the prefixes known so far are still served.
 """
 
 from __future__ import annotations
@@ -36,19 +38,25 @@ class Prefixes:
         self._load = load
         self._lock = threading.Lock()
         self._bases: frozenset[str] | None = None
-        self._tried_at = -REFRESH_MIN_S
+        self._tried_at = self._read_from = -REFRESH_MIN_S
         self._error = "not read yet"
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
+    def __contains__(self, base: str) -> bool:
+        """Is this service in charge of the base, as far as it knows?"""
+        bases = self._bases
+        return bases is not None and base in bases
+
     def check(self, base: str) -> None:
         """:raises StatusError: 450 when the base belongs to others, 503 while nothing is known."""
-        bases = self._bases
-        if bases is not None and base in bases:
+        if base in self:
             return
+        came_at = time.monotonic()
         with self._lock:
-            if self._bases is None or base not in self._bases:
-                self._refresh(REFRESH_MIN_S)
+            if base not in self and self._read_from <= came_at:
+                self._stopping.wait(max(0.0, self._tried_at + REFRESH_MIN_S - came_at))
+                self._refresh()
             bases = self._bases
         if bases is None:
             raise StatusError(status.UNAVAILABLE, f"Prefix table not known: {self._error}")
@@ -71,16 +79,14 @@ class Prefixes:
     def refresh(self) -> None:
         """Read the table now; a failure keeps what is known."""
         with self._lock:
-            self._refresh(0.0)
+            self._refresh()
 
     def _run(self) -> None:
         while not self._stopping.wait(REFRESH_PERIOD_S):
             self.refresh()
 
-    def _refresh(self, age_min_s: float) -> None:
-        now = time.monotonic()
-        if now - self._tried_at < age_min_s:
-            return
+    def _refresh(self) -> None:
+        self._read_from = time.monotonic()
         try:
             self._bases = frozenset(self._load())
         except StatusError as err:

@@ -252,11 +252,30 @@ def test_prefixes_of_others_are_refused(meta1):
     name = next(n for n in map(str, range(100)) if not target(n)["cid"].startswith("00"))
     assert code(meta1, ReferenceCreate(**target(name))) == 450
     assert meta1.loads == 1
-    assert code(meta1, ReferenceCreate(**target(name))) == 450
-    assert meta1.loads == 1, "the table must not be read at each mistake"
     meta1.owned = None
-    meta1.prefixes.refresh()
-    assert meta1(ReferenceCreate(**target(name))).created
+    assert meta1(ReferenceCreate(**target(name))).created, "it was given to us after the last look at the table"
+    assert meta1.loads == 2
+
+
+def test_the_table_is_not_read_at_each_mistake(meta1):
+    meta1.owned = ["0000"]
+    barrier = threading.Barrier(12)
+    codes = []
+
+    def mistake():
+        barrier.wait()
+        with pytest.raises(StatusError) as caught:
+            meta1.prefixes.check("AB00")
+        codes.append(caught.value.code)
+
+    threads = [threading.Thread(target=mistake) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert codes == [450] * 12
+    # Those that came while the table was read wait for the next reading, which is for all of them.
+    assert meta1.loads <= 3
 
 
 def test_without_prefix_table_nothing_is_served_then_what_is_known(meta1):
