@@ -401,12 +401,20 @@ class Meta0PrefixMapping(MetaMapping):
         for attempt in range(FORCE_ATTEMPTS):
             try:
                 self.m0.force(table, **kwargs)
-                return
+                break
             except OioException as exc:
                 if attempt + 1 == FORCE_ATTEMPTS or _is_final(exc):
                     raise
                 self.logger.warning("Mapping not uploaded, attempt %d of %d: %s", attempt + 1, FORCE_ATTEMPTS, exc)
                 time.sleep(attempt)
+
+    def linked(self, change: Change, **kwargs: Any) -> None:
+        """Tell a service that had the only copy of a base that it is in charge no more: no election does it."""
+        for address in change.removed if len(change.before) == 1 else ():
+            try:
+                self.admin.service_flush_cache(address, **kwargs)
+            except OioException as exc:
+                self.logger.warning("%s not told that the base %s is elsewhere: %s", address, change.cid, exc)
 
 
 @functools.lru_cache(maxsize=1 << 16)

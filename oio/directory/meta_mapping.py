@@ -112,6 +112,9 @@ class MetaMapping:
         """Change the directory for these bases, all of them or none. :raises OioException: when it fails."""
         raise NotImplementedError
 
+    def linked(self, change: Change, **kwargs: Any) -> None:
+        """The directory was changed for a base; its former services still have their copies."""
+
     def apply(self, moved: Iterable[str] | None = None, **kwargs: Any) -> list[str]:
         """Carry the plan out: copy the bases, change the directory, reset elections.
 
@@ -143,6 +146,7 @@ class MetaMapping:
         except OioException as exc:
             self.logger.error("Base %s not moved: %s", base, exc)
             return False
+        self.linked(change, **kwargs)
         if exists:
             self.mover.clean(change, **kwargs)
         self.raw_services_by_base[base] = [*change.after]

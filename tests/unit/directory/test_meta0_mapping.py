@@ -483,6 +483,7 @@ class Admin:
         self.bases = {base: {*services} for base, services in bases.items()}
         self.peers = {}
         self.said = []
+        self.flushed = []
         self.failing = {}
 
     @staticmethod
@@ -517,6 +518,9 @@ class Admin:
         self.bases[self._note("remove", service_type, cid)] -= {*service_id}
         return self._answers(service_id)
 
+    def service_flush_cache(self, address):
+        self.flushed.append(address)
+
     def election_status(self, service_type, cid, service_id=None):
         self._note("status", service_type, cid)
         return {"peers": {}, "master": min(self.bases[cid[:4]])}
@@ -536,6 +540,7 @@ def change():
 
 def test_bases_follow_the_plan(change):
     assert change.mapping.apply(moved=change.moved) == sorted(change.moved)
+    assert not change.admin.flushed
     after = holders(change.mapping)
     assert change.admin.bases == {base: services for base, services in after.items() if base != "0000"}
     assert change.admin.peers == {base: sorted(after[base]) for base in change.moved if base != "0000"}
@@ -547,6 +552,15 @@ def test_bases_follow_the_plan(change):
     assert actions == ["has", "status", "peers", "copy", "leave", "remove", "status"]
     assert [action for action, base, _ in change.admin.said if base == "0000"] == ["has"], "it was never used"
     assert {base: {*services} for base, services in change.mapping.raw_services_by_base.items()} == after
+
+
+def test_the_service_of_a_single_copy_is_told():
+    mapping = booted(2, replicas=1)
+    mapping.load_json(mapping.to_json())
+    mapping.admin = Admin(holders(mapping))
+    moved = mapping.decommission("10.0.0.0:6001")
+    assert mapping.apply(moved=moved) == sorted(moved)
+    assert mapping.admin.flushed == ["10.0.0.0:6001"] * 128
 
 
 def test_a_base_that_cannot_be_copied_stays(change):
