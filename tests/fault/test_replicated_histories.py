@@ -48,7 +48,7 @@ def run(cluster, kinds, rounds):
     finally:
         trial.stop()
         print(f"{trial.schedule()}\n{trial.summary()}")
-        if violations != []:
+        if violations != [] or os.environ.get("OIO_CHAOS_KEEP"):
             file, path = tempfile.mkstemp(".jsonl", f"oio-history-{seed}-")
             os.close(file)
             trial.history.dump(path)

@@ -68,12 +68,14 @@ class Kill(Misfortune):
         raise NotImplementedError
 
     def happen(self):
+        asked_s = time.monotonic()
         names = self.victims()
+        self.sought_s = time.monotonic() - asked_s
         pids = self.cluster.pids()
         self._former = {name: pids[name] for name in names if name in pids}
         for name in names:
             self.cluster.kill(name)
-        return f"{self.kind} {' '.join(names)}"
+        return f"{self.kind} {' '.join(names)}{_sought(self.sought_s)}"
 
     def end(self):
         for name, pid in self._former.items():
@@ -141,9 +143,11 @@ class Pause(Misfortune):
         return [self.one_of(self.services(*META))]
 
     def happen(self):
+        asked_s = time.monotonic()
         self._victims = self.victims()
+        sought_s = time.monotonic() - asked_s
         self.cluster.pause(*self._victims)
-        return f"{self.kind} {' '.join(self._victims)} for {self.duration_s:.1f} s"
+        return f"{self.kind} {' '.join(self._victims)} for {self.duration_s:.1f} s{_sought(sought_s)}"
 
     def end(self):
         self.cluster.resume(*self._victims)
@@ -257,6 +261,11 @@ class RemoveBase(Misfortune):
             with contextlib.suppress(FileNotFoundError):
                 Path(f"{places[name]}{suffix}").unlink()
         return f"{self.kind} {places[name].name} of {name}"
+
+
+def _sought(time_s):
+    """Words about a victim that was hard to find: a master that nobody knows."""
+    return f" (sought for {time_s:.1f} s)" if time_s > 2 else ""
 
 
 def is_small(service):

@@ -42,11 +42,10 @@ def judged(key, operations):
     """
     if key[0] != "container":
         return operations
-    seen = without_witnesses_of("delete", operations, DESTRUCTION_MAX_S)
-    for one in seen:
+    for one in operations:
         if one.kind == "create" and one.result is REFUSED:
             one.kind, one.result = "offer", True
-    return seen
+    return without_witnesses_of("delete", operations, DESTRUCTION_MAX_S)
 
 
 class Round(NamedTuple):
