@@ -27,10 +27,11 @@ class OpenioProgram:
 
     def start(self, *args, **kwargs):
         """Start it, with its output in pipes."""
+        kwargs.setdefault("stdout", subprocess.PIPE)
+        kwargs.setdefault("stderr", None if kwargs["stdout"] != subprocess.PIPE else subprocess.PIPE)
         return subprocess.Popen(
-            [sys.executable, "-m", "oio.cli.openio", *args], cwd=self.directory, env=self.environment,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs,
-        )  # fmt: skip
+            [sys.executable, "-m", "oio.cli.openio", *args], cwd=self.directory, env=self.environment, **kwargs
+        )
 
     def __call__(self, *args, status=0, account=None, **kwargs):
         """Run it to the end."""

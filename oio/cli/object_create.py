@@ -15,7 +15,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from oio.cli.common.autocontainer import add_object_container, check_object_container
 from oio.cli.common.base import ListCommand, add_properties
@@ -28,6 +28,7 @@ from oio.cli.common.trees import Leaf, total_bytes, walk
 from oio.common.exceptions import CommandError, NoSuchContainer, NoSuchObject, OioException
 
 CONCURRENCY_RECURSIVE = 4
+STDIN = "-"
 _HASH_BLOCK = 2**20
 
 
@@ -50,7 +51,9 @@ class CreateObject(ObjectCommand, ListCommand):
         """Arguments of the command."""
         parser = super().get_parser(prog_name)
         add_object_container(parser)
-        parser.add_argument("filenames", metavar="<filename>", nargs="+", help="Files to upload")
+        parser.add_argument(
+            "filenames", metavar="<filename>", nargs="+", help="Files to upload (-: standard input)"
+        )
         parser.add_argument(
             "--no-autocreate", dest="autocreate", action="store_false",
             help="Fail when the container does not exist",
@@ -139,10 +142,11 @@ class CreateObject(ObjectCommand, ListCommand):
             workers.check()
             with self._resolving:
                 container = self.resolve_name(parsed, name)
-            with open(leaf.path, "rb") as file:
+            with _open(leaf.path) as file:
                 source = reader(file, workers.check, progress.advance)
                 size = os.fstat(file.fileno()).st_size
-                if parsed.resume and (checksum := self._in_place(container, name, file, size, workers)):
+                again = parsed.resume and leaf.path != STDIN
+                if again and (checksum := self._in_place(container, name, file, size, workers)):
                     progress.advance(size)
                     return Outcome(name, size, checksum, "Skipped")
                 _chunks, size, checksum = self._storage.object_create(
@@ -187,8 +191,16 @@ def _check_arguments(parsed: argparse.Namespace) -> None:
         raise CommandError("--name does not go with --recursive, --prefix does")
     if parsed.prefix and not parsed.recursive:
         raise CommandError("--prefix goes with --recursive, --name gives the name of one object")
+    if STDIN in parsed.filenames[len(parsed.names) :]:
+        raise CommandError("What comes from standard input needs a --name")
     if parsed.concurrency is not None and parsed.concurrency <= 0:
         raise CommandError(f"--concurrency wants a positive number, not {parsed.concurrency}")
+
+
+def _open(path: str) -> BinaryIO:
+    # A copy: standard input is not ours to close. Without buffer, whether there is something to read can be told.
+    file = open(os.dup(0) if path == STDIN else path, "rb", buffering=0)  # noqa: SIM115
+    return cast(BinaryIO, file)
 
 
 def _leaves(parsed: argparse.Namespace) -> Iterator[Leaf]:
@@ -209,6 +221,8 @@ def _work_of(parsed: argparse.Namespace) -> tuple[str, int | None]:
 
 
 def _bytes_of(path: str) -> int:
+    if path == STDIN:
+        return 0
     try:
         return total_bytes(path) if os.path.isdir(path) else os.stat(path).st_size
     except OSError:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from oio.cli.common.autocontainer import add_object, check_object_container
 from oio.cli.common.base import PlainCommand, add_container, container_kwargs
-from oio.cli.common.download import Download
+from oio.cli.common.download import STDOUT, Download
 from oio.cli.common.errors import describe_error
 from oio.cli.common.objects import ObjectCommand
 from oio.cli.common.parallel import Stopped, Workers
@@ -143,7 +143,8 @@ class SaveObject(ObjectCommand, _SaveCommand):
         add_object(parser)
         parser.add_argument(
             "--file", metavar="FILE",
-            help="Where to write (default: name of the object; with --recursive, the current directory)",
+            help="Where to write, -: standard output (default: name of the object; with --recursive, the current"
+            " directory)",
         )
         parser.add_argument("--key-file", metavar="FILE", help="Keys of the storage back-end")
         parser.add_argument("--tls", action="store_true", help="Read chunks through TLS")
@@ -175,7 +176,9 @@ class SaveObject(ObjectCommand, _SaveCommand):
                 return first.pop() if first and ranges is None else fetch(name, ranges, reqid)
 
             download = Download(once, lambda: None, progress, resume=parsed_args.resume)
-            download.save(name, parsed_args.file or name, self.app.request_id())
+            # An object named like the standard output goes to a file all the same.
+            target = parsed_args.file or (f"./{name}" if name in STDOUT[:1] else name)
+            download.save(name, target, self.app.request_id())
 
     def _save_many(self, parsed: argparse.Namespace) -> None:
         if parsed.auto or parsed.object_version is not None:

@@ -327,6 +327,11 @@ def main(argv: list[str] | None = None) -> int:
     elif status == INTERRUPTED:
         print("Interrupted", file=sys.stderr)
         status = 128 + (_ended_by[0] if _ended_by else signal.SIGINT)
+        if threading.active_count() > 1:
+            # Interrupted once more while what is under way was being undone: nobody wants to wait for it.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
     return status
 
 

@@ -3,8 +3,12 @@
 
 """``openio object create`` and ``openio object save`` on directories, and what Ctrl-C leaves of transfers."""
 
+import fcntl
 import os
 import signal
+import subprocess
+import sys
+import termios
 import threading
 from pathlib import Path
 
@@ -119,6 +123,20 @@ def test_what_does_not_go_together_is_told(openio, container, tree):
     assert "does not exist" in openio.error("object", "save", container + "-absent", "-r")
 
 
+def test_pipes(openio, container, tmp_path):
+    (row,) = openio.json("object", "create", container, "-", "--name", "piped", input="from a pipe\n")
+    assert (row["Size"], row["Status"]) == (12, "Ok")
+    assert openio("object", "save", container, "piped", "--file", "-").stdout == "from a pipe\n"
+    with open(tmp_path / "log", "ab") as log:
+        log.write(b"before ")
+        log.flush()
+        words = ("object", "save", container, "piped", "--file", "/dev/stdout")
+        assert openio.start(*words, stdout=log).wait(60) == 0
+    assert (tmp_path / "log").read_bytes() == b"before from a pipe\n"
+    assert "needs a --name" in openio.error("object", "create", container, "-", input="")
+    assert "needs a --name" in openio.error("object", "create", container, "log", "-", "--name", "x")
+
+
 def interrupted(process, condition, number=signal.SIGINT):
     """Ctrl-C (or another signal) once a condition holds; gives the exit code and what was written."""
     eventually(lambda: condition() or process.poll() is not None)
@@ -155,6 +173,24 @@ def test_an_interrupted_upload_leaves_nothing(openio, cluster, container, tmp_pa
     assert "Traceback" not in err
     assert openio.json("object", "list", container) == []
     eventually(lambda: chunks(cluster) <= before, what="no chunk of the upload is left")
+
+
+def test_an_upload_that_waits_for_its_source_is_interrupted(openio, container, tmp_path):
+    process = openio.start("object", "create", container, "-", "--name", "x", "-f", "value", stdin=subprocess.PIPE)
+    process.stdin.write(b"begin")
+    process.stdin.flush()
+    queue = process.stdin.fileno()
+
+    def is_read():
+        return not int.from_bytes(fcntl.ioctl(queue, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+    eventually(is_read, what="the beginning is read")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.read() == b"x 0 None Interrupted\n"
+    assert process.wait(30) == 1
+    process.stdin.close()
+    process.stderr.close()
+    assert openio.json("object", "list", container) == []
 
 
 @pytest.mark.parametrize(("resume", "number"), [(False, signal.SIGTERM), (True, signal.SIGINT)])

@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -21,6 +22,8 @@ from typing import Any, BinaryIO
 from oio.cli.common.progress import Progress
 from oio.common.exceptions import CommandError, OioException
 
+# Written to, rather than replaced when it is a file.
+STDOUT = ("-", "/dev/stdout")
 _BLOCK = 2**20
 
 
@@ -51,6 +54,11 @@ class Download:
         """
         metadata, stream = self._fetch(name, None, reqid)
         size = int(metadata["length"])
+        if target in STDOUT:
+            sys.stdout.flush()
+            self._pour(stream, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+            return
         if os.path.exists(target) and not os.path.isfile(target):
             # A pipe or a device cannot be replaced: write to it as it is.
             with open(target, "wb") as out:

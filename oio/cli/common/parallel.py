@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +21,8 @@ R = TypeVar("R")
 
 # Items handed out for each thread: one under way, the others wait so that it never does.
 AHEAD = 4
+# What waits for a pipe looks that often whether it still has to.
+STOP_LATENCY_S = 0.2
 
 
 class Stopped(OioException):
@@ -80,7 +85,10 @@ class Workers(Generic[T, R]):
 
 
 def reader(source: Any, check: Callable[[], None], advance: Callable[[int], Any]) -> Any:
-    """File whose reading counts bytes, and ends when the user interrupts the command."""
+    """File whose reading counts bytes, and ends when the user interrupts the command.
+
+    :param source: opened without buffer when it may be a pipe.
+    """
     return _CheckedReader(source, check, advance)
 
 
@@ -90,15 +98,22 @@ class _CheckedReader:
         self._check = check
         self._advance = advance
         self.name = getattr(source, "name", None)
+        # Reading a pipe or a terminal may take forever, and cannot be interrupted from another thread.
+        self._may_block = not stat.S_ISREG(os.fstat(source.fileno()).st_mode)
+
+    def _wait(self) -> None:
+        self._check()
+        while self._may_block and not select.select([self._source], [], [], STOP_LATENCY_S)[0]:
+            self._check()
 
     def read(self, size: int = -1) -> bytes:
-        self._check()
+        self._wait()
         data: bytes = self._source.read(size)
         self._advance(len(data))
         return data
 
     def readinto(self, buffer: Any) -> int:
-        self._check()
+        self._wait()
         count = int(self._source.readinto(buffer) or 0)
         self._advance(count)
         return count
