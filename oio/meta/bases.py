@@ -11,9 +11,7 @@ from oio.common import status
 from oio.common.status import StatusError
 from oio.http.client import HttpPool
 from oio.meta import dump
-from oio.meta.base_type import PEERS
-from oio.meta.context import Context
-from oio.meta.messages import (
+from oio.meta.base_messages import (
     BaseCopyFrom,
     BaseDebug,
     BaseDelProperties,
@@ -29,9 +27,10 @@ from oio.meta.messages import (
     BaseSync,
     BaseTarget,
     BaseVacuum,
-    Operation,
-    Properties,
 )
+from oio.meta.base_type import PEERS
+from oio.meta.context import Context
+from oio.meta.messages import Operation, Properties
 from oio.meta.repository import Repository
 from oio.meta.transaction import Reader, Transaction
 

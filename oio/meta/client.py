@@ -36,12 +36,8 @@ from oio.http.client import (
     ReadTimeout,
     WriteTimeout,
 )
+from oio.meta.base_messages import BaseDebug, BaseFind, BaseGetProperties, BasePing, BaseStatus
 from oio.meta.messages import (
-    BaseDebug,
-    BaseFind,
-    BaseGetProperties,
-    BasePing,
-    BaseStatus,
     ContainerGetProperties,
     ContentList,
     ContentShow,

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from oio.common import status
 from oio.common.status import StatusError
-from oio.meta.client import PATIENCE_S, PING_S, Route
-from oio.meta.messages import (
+from oio.meta.base_messages import (
     BaseCopyFrom,
     BaseDebug,
     BaseLeave,
@@ -31,8 +30,9 @@ from oio.meta.messages import (
     BaseRemove,
     BaseStatus,
     BaseSync,
-    Operation,
 )
+from oio.meta.client import PATIENCE_S, PING_S, Route
+from oio.meta.messages import Operation
 
 if TYPE_CHECKING:
     from oio.proxy.resolver import Context, Resolver

@@ -18,9 +18,9 @@ from oio.common import status
 from oio.common.status import StatusError
 from oio.common.variables import Variables
 from oio.conscience.messages import valid_address
+from oio.meta.base_messages import BaseStatus
 from oio.meta.client import MetaClient
 from oio.meta.messages import (
-    BaseStatus,
     Meta0Get,
     Operation,
     PrefixMapping,

@@ -20,6 +20,7 @@ from oio.conscience.client import ConscienceClient
 from oio.directory.admin import AdminClient
 from oio.http.client import HttpPool
 from oio.meta import messages as m
+from oio.meta.base_messages import BaseFind, BasePing
 from oio.meta.client import MetaClient, Route
 from oio.meta.replication.leading import TRIM_PERIOD
 
@@ -77,7 +78,7 @@ class Copies:
 
     def rows(self, peer):
         """All the rows that a copy shares with the others, from its file."""
-        path = self.ask(peer, m.BaseFind(base=self.base)).path
+        path = self.ask(peer, BaseFind(base=self.base)).path
         connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
         try:
             found = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
@@ -194,7 +195,7 @@ def test_a_copy_that_missed_more_than_the_log_gets_an_image(copies):
 
 def test_a_copy_whose_content_was_changed_behind_its_back_is_replaced(copies):
     damaged = copies.slaves()[0]
-    connection = apsw.Connection(copies.ask(damaged, m.BaseFind(base=copies.base)).path)
+    connection = apsw.Connection(copies.ask(damaged, BaseFind(base=copies.base)).path)
     connection.execute("UPDATE admin SET v = 'damaged' WHERE k = 'user.k'")
     connection.close()
     copies.set("repaired")
@@ -204,7 +205,7 @@ def test_a_copy_whose_content_was_changed_behind_its_back_is_replaced(copies):
 
 def test_a_copy_whose_file_was_removed_gets_an_image(copies):
     poor = copies.slaves()[0]
-    os.unlink(copies.ask(poor, m.BaseFind(base=copies.base)).path)
+    os.unlink(copies.ask(poor, BaseFind(base=copies.base)).path)
     has = copies.admin.has_base("meta2", cid=copies.cid)
     assert {peer for peer, answer in has.items() if answer["status"]["status"] == 200} == {*copies.peers} - {poor}
     copies.set("more")
@@ -214,7 +215,7 @@ def test_a_copy_whose_file_was_removed_gets_an_image(copies):
 
 def test_a_master_whose_file_was_removed_gets_an_image_and_loses_nothing(copies):
     copies.set("known to all")
-    os.unlink(copies.ask(copies.master(), m.BaseFind(base=copies.base)).path)
+    os.unlink(copies.ask(copies.master(), BaseFind(base=copies.base)).path)
     assert copies.get() == "known to all"
     copies.set("more")
     copies.wait_until_equal()
@@ -296,7 +297,7 @@ def test_events_of_a_lost_master_are_delivered_by_the_next(copies):
     copies.sandbox.resume(redis)
 
     def delivered():
-        status = [copies.ask(peer, m.BasePing(base=copies.base)) for peer in copies.peers if peer != master]
+        status = [copies.ask(peer, BasePing(base=copies.base)) for peer in copies.peers if peer != master]
         return status and not any(pending(copies, peer) for peer in copies.peers if peer != master)
 
     eventually(delivered, what="the events of the dead master delivered", timeout_s=30)
@@ -304,7 +305,7 @@ def test_events_of_a_lost_master_are_delivered_by_the_next(copies):
 
 def pending(copies, peer):
     """Does the copy of a service hold events?"""
-    connection = apsw.Connection(copies.ask(peer, m.BaseFind(base=copies.base)).path)
+    connection = apsw.Connection(copies.ask(peer, BaseFind(base=copies.base)).path)
     try:
         return bool(connection.execute("SELECT 1 FROM events LIMIT 1").fetchall())
     finally:
@@ -331,7 +332,7 @@ def chosen_in_any_case(copies, peer):
 
 def _there(copies, peer):
     try:
-        return bool(copies.ask(peer, m.BaseFind(base=copies.base)))
+        return bool(copies.ask(peer, BaseFind(base=copies.base)))
     except StatusError:
         return False
 

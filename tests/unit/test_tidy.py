@@ -23,7 +23,7 @@ HEIGHTS = [
     {"api.base", "common.client", "common.http_urllib3"},
     {
         "conscience", "directory", "blob", "container", "content", "account", "rdir", "api",
-        "common.storage_functions", "common.tool", "meta.client", "meta.messages",
+        "common.storage_functions", "common.tool", "meta.base_messages", "meta.client", "meta.messages",
     },
     {
         "event.agent", "event.worker", "event.pipelines", "event.handlers", "event.filters", "event.client",
@@ -35,7 +35,7 @@ HEIGHTS = [
 ]
 # Servers talk HTTP to each other; only clients and messages may be shared.
 SERVERS = {"meta", "proxy", "rawx", "ecd"}
-SHARED_MODULES = re.compile(r"^oio\.(meta\.(client|messages)|conscience\.(messages|registry_client))$")
+SHARED_MODULES = re.compile(r"^oio\.(meta\.(client|(base_)?messages)|conscience\.(messages|registry_client))$")
 FORBIDDEN = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 
 

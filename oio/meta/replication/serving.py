@@ -10,8 +10,7 @@ from typing import Any
 
 from oio.common import status
 from oio.common.status import StatusError
-from oio.meta.context import Context
-from oio.meta.messages import (
+from oio.meta.base_messages import (
     BaseCopyFrom,
     BaseDebug,
     BaseDescription,
@@ -21,8 +20,9 @@ from oio.meta.messages import (
     BaseStatus,
     BaseSync,
     BaseTarget,
-    Operation,
 )
+from oio.meta.context import Context
+from oio.meta.messages import Operation
 from oio.meta.replication.engine import Replication
 from oio.meta.replication.groups import Group
 from oio.meta.replication.wire import (

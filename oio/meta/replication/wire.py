@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from oio.meta.messages import BaseTarget, Message, Operation, ReplyType
+from oio.meta.base_messages import BaseTarget
+from oio.meta.messages import Message, Operation, ReplyType
 from oio.meta.replication.positions import NOWHERE, Entry, Position
 
 

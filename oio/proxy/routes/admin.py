@@ -19,8 +19,7 @@ from oio.common.status import StatusError
 from oio.conscience.messages import valid_address
 from oio.http.client import HttpClientError
 from oio.http.messages import Response
-from oio.meta.client import network_code
-from oio.meta.messages import (
+from oio.meta.base_messages import (
     BaseCopyFrom,
     BaseDebug,
     BaseDelProperties,
@@ -35,10 +34,9 @@ from oio.meta.messages import (
     BaseStatus,
     BaseSync,
     BaseVacuum,
-    ContainerSetStatus,
-    Operation,
-    Properties,
 )
+from oio.meta.client import network_code
+from oio.meta.messages import ContainerSetStatus, Operation, Properties
 from oio.proxy.app import RouteDefinition
 from oio.proxy.bases import Base, ask_peer, base_of, container_base, per_peer
 from oio.proxy.call import Call, Errand, bad_request, json_reply

@@ -7,8 +7,8 @@ from __future__ import annotations
 import re
 
 from oio.http.messages import Response
+from oio.meta.base_messages import BaseSetProperties
 from oio.meta.messages import (
-    BaseSetProperties,
     ContainerDelProperties,
     ContainerGetProperties,
     ContainerSetProperties,

@@ -9,7 +9,7 @@ from oio.common.status import StatusError, http_status
 from oio.conscience.messages import NamespaceInfo, Service, ServiceDef, Snapshot
 from oio.http.client import HttpPool
 from oio.http.server import Response, Server, ServerConfig
-from oio.meta import messages
+from oio.meta import base_messages, messages
 from oio.meta.messages import ErrorReply
 from oio.proxy.server import ProxyProcess, server_config
 
@@ -22,7 +22,7 @@ VARIABLES = {
 }
 OPERATIONS = {
     kind.operation(): kind
-    for kind in vars(messages).values()
+    for kind in [*vars(messages).values(), *vars(base_messages).values()]
     if isinstance(kind, type) and issubclass(kind, messages.Operation)
 }
 

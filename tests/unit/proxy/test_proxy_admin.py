@@ -6,7 +6,7 @@ import pytest
 
 from oio.common.status import StatusError
 from oio.common.utils import cid_from_name
-from oio.meta import messages
+from oio.meta import base_messages, messages
 from oio.meta.messages import ServiceLink
 
 REF = "acct=acct&ref=ref"
@@ -47,7 +47,7 @@ def test_only_known_routes_are_there(cluster):
 @pytest.mark.parametrize("route", ["has", "ping", "status"])
 def test_the_only_copy_answers_for_itself(cluster, route):
     operation = {"has": "base_find", "ping": "base_ping", "status": "base_status"}[route]
-    cluster.meta.answers[operation] = messages.BaseFile(path="/vol/ABC/x.meta2") if route == "has" else None
+    cluster.meta.answers[operation] = base_messages.BaseFile(path="/vol/ABC/x.meta2") if route == "has" else None
     answer = cluster.post(f"admin/{route}?{META2}")
     assert answer.status == 200
     body = "/vol/ABC/x.meta2" if route == "has" else ""
@@ -59,7 +59,7 @@ def test_the_only_copy_answers_for_itself(cluster, route):
 
 
 def test_named_peers_only(cluster):
-    cluster.meta.answers["base_find"] = messages.BaseFile(path="/x")
+    cluster.meta.answers["base_find"] = base_messages.BaseFile(path="/x")
     answer = cluster.post(f"admin/has?{META2}&service_id={cluster.meta.addr},nowhere")
     assert list(answer.json) == [cluster.meta.addr, "nowhere"]
     assert answer.json["nowhere"]["status"]["status"] == 503
@@ -85,7 +85,7 @@ def test_named_peers_only(cluster):
     ],
 )
 def test_bases_are_named_after_their_type(cluster, query, base, kind):
-    cluster.meta.answers["base_find"] = messages.BaseFile(path="/x")
+    cluster.meta.answers["base_find"] = base_messages.BaseFile(path="/x")
     answer = cluster.post(f"admin/has?{query}")
     assert cluster.meta.last("base_find").base == base
     assert list(answer.json) == [PEER if kind == "meta2" else cluster.meta.addr]

@@ -11,7 +11,7 @@ from proxy_cluster import NS, FakeMeta
 from oio.common.status import StatusError
 from oio.common.utils import cid_from_name
 from oio.conscience.messages import Service
-from oio.meta import messages
+from oio.meta import base_messages, messages
 from oio.meta.messages import ServiceLink
 
 REF = "acct=acct&ref=ref"
@@ -116,7 +116,7 @@ def test_synchronisation_can_check(copies, cluster):
 
 def test_copies_are_found_where_they_are(copies, cluster):
     for name, service in copies.services.items():
-        service.answers["base_find"] = messages.BaseFile(path=f"/{name}")
+        service.answers["base_find"] = base_messages.BaseFile(path=f"/{name}")
     copies.services[NAMES[1]].answers["base_find"] = StatusError(431, "no file")
     answer = cluster.post(f"admin/has?{META2}")
     assert statuses(answer) == {NAMES[0]: OK, NAMES[1]: {"status": 431, "message": "no file"}, NAMES[2]: OK}
@@ -142,12 +142,12 @@ def test_a_peer_that_is_dead_or_silent_delays_nobody(copies, cluster):
 
 def test_elections_are_described(copies, cluster):
     seen = {"local": {"id": NAMES[0], "state": "MASTER"}, "peers": NAMES[1:], "log": ["1:NONE:X:MASTER"]}
-    copies.answer("base_debug", messages.BaseDescription())
-    copies.services[NAMES[0]].answers["base_debug"] = messages.BaseDescription(election=seen)
+    copies.answer("base_debug", base_messages.BaseDescription())
+    copies.services[NAMES[0]].answers["base_debug"] = base_messages.BaseDescription(election=seen)
     answer = cluster.post(f"admin/debug?{META2}")
     assert [answer.json[name]["body"] for name in NAMES] == [seen, None, None]
     # Without replication.
-    cluster.meta.answers["base_debug"] = messages.BaseDescription(election={})
+    cluster.meta.answers["base_debug"] = base_messages.BaseDescription(election={})
     for query in ("type=meta1&acct=nobody&ref=nothing", "type=meta0&acct=nobody&ref=nothing"):
         answer = cluster.post(f"admin/debug?{query}")
         assert answer.json == {cluster.meta.addr: {"status": OK, "body": {}}}

@@ -9,7 +9,8 @@ import pytest
 from proxy_replicas import Group
 
 from oio.common.status import StatusError
-from oio.meta.messages import BaseStatus, ContainerGetProperties, ContainerSetProperties, ReferenceUnlink
+from oio.meta.base_messages import BaseStatus
+from oio.meta.messages import ContainerGetProperties, ContainerSetProperties, ReferenceUnlink
 
 #: What a busy machine may add to any duration (seconds).
 SLACK_S = 2.0
