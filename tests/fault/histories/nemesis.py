@@ -296,10 +296,14 @@ ISOLATED = (Cut, Cut, CutOneWay, CutFromZooKeeper, CutFromHost)
 SMALL_DISK = (FullDisk,)
 
 
-def plan(cluster, seed, rounds, kinds, targets):
+def plan(cluster, seed, rounds, kinds, targets, lasts_max_s=None):
     """Misfortunes of a run, each of which follows from the seed and its own number.
 
     :param targets: containers whose copies are hit.
+    :param lasts_max_s: none lasts longer.
     """
     rngs = [random.Random(f"{seed}/round/{number}") for number in range(rounds)]
-    return [rng.choice(kinds)(cluster, rng, targets) for rng in rngs]
+    found = [rng.choice(kinds)(cluster, rng, targets) for rng in rngs]
+    for misfortune in found:
+        misfortune.duration_s = min(misfortune.duration_s, lasts_max_s or misfortune.duration_s)
+    return found

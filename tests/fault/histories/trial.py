@@ -97,7 +97,7 @@ class Trial:
             workload.prepare(self._api)
         for client in self._clients:
             client.start()
-        self._await_progress(time.monotonic(), "the beginning")
+        self.await_progress(time.monotonic(), "the beginning")
 
     def stop(self):
         """End the work."""
@@ -118,7 +118,7 @@ class Trial:
         finally:
             misfortune.end()
         healed_s = time.monotonic()
-        recovery_s = self._await_progress(healed_s, words)
+        recovery_s = self.await_progress(healed_s, words)
         first = self._first_changes_s(struck_s)
         last = max(first, key=first.get, default=())
         first_s = first.get(last, struck_s) - struck_s
@@ -130,7 +130,7 @@ class Trial:
     def _group(self, key):
         return key[:2] if key[0] in ("object", "property") else key[:1]
 
-    def _await_progress(self, after_s, words):
+    def await_progress(self, after_s, words):
         """Wait until a change was acknowledged in each group of keys."""
         groups = {("object", container) for container in self.fixed} | {("property",), ("name",)}
 
