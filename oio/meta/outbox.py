@@ -334,7 +334,7 @@ class Outbox:
     def followed(self) -> list[str]:
         """Bases that hold events for their master to deliver."""
         with self._lock:
-            return list(self._followed)
+            return sorted(self._followed)
 
     def rediscover(self, name: str) -> None:
         """The base is led here from now on: deliver what its former master did not."""

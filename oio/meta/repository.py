@@ -41,7 +41,8 @@ from oio.meta.client import Route
 from oio.meta.context import NO_ROUTE
 from oio.meta.outbox import TIDY_DELAY_S, EventSink, Outbox, fsync_directory
 from oio.meta.replication import journal
-from oio.meta.replication.images import declare_position, look_at_image
+from oio.meta.replication.images import declare_position, look_at_image, tail_of_file
+from oio.meta.replication.ledger import DESTROYED
 from oio.meta.replication.positions import Position
 from oio.meta.transaction import Reader, Transaction
 
@@ -62,6 +63,10 @@ LAST_VACUUM = "sys.last_vacuum"
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 # Offsets of the "file format" bytes in a SQLite header; 2 says WAL.
 _FORMAT_BYTES = (18, 19)
+
+
+def _always() -> bool:
+    return True
 
 
 class Repository:
@@ -218,12 +223,12 @@ class Repository:
             declare_position(target, position)
 
         if self.replication is not None and len(route.peers) > 1:
-            return self.replication.create(
-                base_name, route, path, make_copy, lambda: self._place(base_name, path, has_events), deadline
-            )
+            place = partial(self._place, base_name, path, lambda: has_events)
+            return self.replication.create(base_name, route, path, make_copy, place, deadline)
         if os.path.exists(self.path(base_name)) and not self.end_destruction(base_name):
             return False
-        return self._place(base_name, path, make(path))
+        has_events = make(path)
+        return self._place(base_name, path, lambda: has_events)
 
     def replace(self, base_name: str, image_path: str, wanted: Callable[[], bool]) -> bool:
         """Put an image in the place of a base, or of no base, as one step; False when it is not wanted any more.
@@ -267,21 +272,34 @@ class Repository:
         """
         assert self.replication is not None
         with self._name_lock(base_name):
-            self.replication.ledger.bury(base_name, position, reason, peers)
             self.replication.forget(base_name)
             if not self.exists(base_name):
+                self.replication.ledger.bury(base_name, position, reason, peers)
                 return False
-            self._discard(base_name)
+            return self._discard(base_name, lambda: self._bury(base_name, position, reason, peers))
+
+    def _bury(self, base_name: str, position: Position, reason: str, peers: list[str]) -> bool:
+        """Leave a grave for a base that nobody has open; False when one lives that was created since."""
+        assert self.replication is not None
+        here = tail_of_file(self.path(base_name), 1)
+        if here and here[0].rank > position.rank:
+            if reason == DESTROYED:
+                return False
+            position = here[0]
+        self.replication.ledger.bury(base_name, position, reason, peers)
         return True
 
-    def _discard(self, base_name: str) -> None:
+    def _discard(self, base_name: str, allowed: Callable[[], bool] = _always) -> bool:
         base = self._doom(base_name)
         try:
             base.close()
+            if not allowed():
+                return False
             self._unlink_base(self.path(base_name))
             self.outbox.forget(base_name)
         finally:
             self._undoom(base_name)
+        return True
 
     def remove_copy(self, base_name: str) -> None:
         """Delete the only copy of a base, without a trace."""
@@ -297,6 +315,11 @@ class Repository:
             self.replication.forget(base_name)
             lead = self.replication.prepare(base_name, route, deadline)
         return lead
+
+    def placed(self, base_name: str) -> bool:
+        """Is there a file for this base, once nobody is putting one in its place or taking it away?"""
+        with self._name_lock(base_name):
+            return self.exists(base_name)
 
     def close_lost(self, base_name: str) -> bool:
         """Close a base whose file was removed by somebody else: what is written to it would be lost.
@@ -701,8 +724,11 @@ class Repository:
                 os.pwrite(file.fileno(), b"\2", offset)
         return has_events
 
-    def _place(self, base_name: str, image_path: str, has_events: bool) -> bool:
-        """Link a whole image to the name of its base; False when the base exists."""
+    def _place(
+        self, base_name: str, image_path: str, events: Callable[[], bool], allowed: Callable[[], bool] = _always
+    ) -> bool:
+        """Link a whole image to the name of its base; False when the base exists, or when it is not allowed."""
+        has_events = events()
         path = self.path(base_name)
         directory = os.path.dirname(path)
         try:
@@ -712,7 +738,7 @@ class Repository:
         except OSError as exc:
             raise StatusError(status.UNAVAILABLE, f"cannot create {path}: {exc}") from exc
         with self._name_lock(base_name):
-            if os.path.exists(path):
+            if os.path.exists(path) or not allowed():
                 return False
             if has_events:
                 self.outbox.mark(base_name)

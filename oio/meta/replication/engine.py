@@ -27,14 +27,14 @@ from oio.meta.context import NO_ROUTE
 from oio.meta.replication import journal, operations
 from oio.meta.replication.following import Follower, ImageSettings, Refused
 from oio.meta.replication.groups import Group, GroupKey, GroupSettings, OpenCandidacy, group_of
-from oio.meta.replication.leading import Census, Lead, failures, take_census
-from oio.meta.replication.ledger import Ledger
+from oio.meta.replication.leading import Census, Lead, failures, not_master, take_census
+from oio.meta.replication.ledger import DESTROYED, Ledger
 from oio.meta.replication.links import Links
 from oio.meta.replication.positions import Position, epoch_of, term_of
 from oio.meta.replication.registration import Registration
 from oio.meta.replication.upkeep import Upkeep
 from oio.meta.replication.voter import Voter
-from oio.meta.replication.wire import CopyEntries, CopyInstall, CopyReply, CopyState, Vote
+from oio.meta.replication.wire import CopyBury, CopyEntries, CopyInstall, CopyReply, CopyState, Voice, Vote
 
 if TYPE_CHECKING:
     from oio.meta.replication.zookeeper import ZooKeepers
@@ -62,6 +62,8 @@ _IMAGES = ImageSettings()
 
 #: Makes the image of a new base in a file, given the position that it must tell.
 MakeImage = Callable[[str, Position], None]
+#: Puts it in its place, unless the function that it is given says no at the last moment; did it?
+PlaceImage = Callable[[Callable[[], bool]], bool]
 
 
 class OtherPeers(Exception):
@@ -265,10 +267,16 @@ class Replication:
         self, base_name: str, group: Group, former: Lead | None, deadline: float | None
     ) -> Lead | None:
         """One round; None when the local copy changed. :raises StatusError: 431 when there is no base."""
-        own, census = self._census(base_name, group)
+        voice = group.voice
+        own, census = self._census(base_name, group, voice)
+        if census.best.grave == DESTROYED:
+            self._settle_grave(base_name, group, voice, own, census)
         # What we failed to write in this very epoch is known to nobody: our own committed state stands.
-        failed = former is not None and former.broken and own.held and epoch_of(former.term) == group.epoch
-        if not failed and self._improve(base_name, group, own, census):
+        failed = (
+            former is not None and former.broken and own.held and epoch_of(former.term) == voice.epoch
+            and own.position.rank >= former.position.rank
+        )  # fmt: skip
+        if not failed and self._improve(base_name, group, voice, own, census):
             return None
         if not own.held:
             raise StatusError(
@@ -280,7 +288,7 @@ class Replication:
         if former is not None:
             # Whoever waits for a turn with it must not write.
             former.broken = True
-        lead = self._new_lead(base_name, group, census, own.position)
+        lead = self._new_lead(base_name, group, voice.epoch, census, own.position)
         if lead is None:
             return None
         self._bring_up(lead, census, deadline)
@@ -303,18 +311,48 @@ class Replication:
         with self._repository.opened(base_name) as base:
             base.exclusively(begin)
 
-    def _census(self, base_name: str, group: Group) -> tuple[CopyReply, Census]:
-        own = self.follower.describe(base_name, Vote(granted=True))
-        return own, take_census(self.links, group, group.voice, base_name, own, CENSUS_TIMEOUT_S)
+    def _census(self, base_name: str, group: Group, voice: Voice) -> tuple[CopyReply, Census]:
+        """Where all copies stand, as told to one voice: what another one was told may be over."""
+        own = self.follower.settled(base_name, Vote(granted=True))
+        if not group.obeys(voice):
+            raise not_master(group)
+        return own, take_census(self.links, group, voice, base_name, own, CENSUS_TIMEOUT_S)
 
-    def _improve(self, base_name: str, group: Group, own: CopyReply, census: Census) -> bool:
+    def _settle_grave(
+        self, base_name: str, group: Group, voice: Voice, own: CopyReply, census: Census
+    ) -> None:
+        """A base that one peer buried is dead: a majority must know, before anybody is told.
+
+        :raises StatusError: always: 431, or 503 without a majority.
+        """
+        position = census.best.position
+        peers = list(group.key.peers)
+        if own.held or own.position != position:
+            self._repository.drop_copy(base_name, position, DESTROYED, peers)
+        else:
+            self.ledger.bury(base_name, position, DESTROYED, peers)
+        done = [
+            peer for peer, reply in census.replies.items()
+            if reply.grave == DESTROYED and reply.position.rank >= position.rank
+        ]  # fmt: skip
+        request = CopyBury(base=base_name, voice=voice, position=position)
+        rest = [peer for peer in census.replies if peer not in done]
+        answers = self.links.ask_all(dict.fromkeys(rest, request)) if rest else {}
+        done += [peer for peer, reply in answers.items() if isinstance(reply, CopyReply) and reply.done]
+        for peer in group.others:
+            if peer not in done:
+                self.ledger.add_late(peer, base_name)
+        if len(done) + 1 < group.majority:
+            raise StatusError(
+                status.UNAVAILABLE, f"base {base_name} is destroyed, no quorum: {failures(answers, peers, done)}"
+            )
+        raise StatusError(status.CONTAINER_NOT_FOUND, f"base {base_name} is destroyed")
+
+    def _improve(self, base_name: str, group: Group, voice: Voice, own: CopyReply, census: Census) -> bool:
         """Take over what a peer knows better; did our copy change?"""
         best = census.best
         if best is own:
             return False
-        if best.grave == "destroyed":
-            self._repository.drop_copy(base_name, best.position, "destroyed", list(group.key.peers))
-            raise StatusError(status.CONTAINER_NOT_FOUND, f"base {base_name} is destroyed")
         if best.peers and tuple(sorted(best.peers)) != group.key.peers:
             # Our copy missed that the base has moved: the peers it has now decide.
             self._check_ours(best.peers)
@@ -327,29 +365,30 @@ class Replication:
         source = census.source()
         if not source:
             return False
-        self._adopt(base_name, group, source, own)
+        self._adopt(base_name, voice, source, own)
         return True
 
-    def _adopt(self, base_name: str, group: Group, source: str, own: CopyReply) -> None:
+    def _adopt(self, base_name: str, voice: Voice, source: str, own: CopyReply) -> None:
         """Make our copy that of a peer that is more advanced."""
         if own.held and own.tail:
-            request = CopyEntries(base=base_name, voice=group.voice, after=own.tail)
+            request = CopyEntries(base=base_name, voice=voice, after=own.tail)
             history = self.links.ask(source, request)
             if getattr(history, "entries", None):
                 try:
-                    self.follower.follow(history, group.epoch, group.name)  # type: ignore[arg-type]
+                    self.follower.follow(history, voice.epoch, voice.key)  # type: ignore[arg-type]
                     return
                 except (Refused, StatusError) as exc:
                     logger.warning("base %s: %s; an image of %s follows", base_name, exc, source)
-        self.follower.get_image(base_name, source)
+        self.follower.get_image(base_name, source, voice=voice)
 
-    def _new_lead(self, base_name: str, group: Group, census: Census, position: Position) -> Lead | None:
+    def _new_lead(
+        self, base_name: str, group: Group, epoch: int, census: Census, position: Position
+    ) -> Lead | None:
         """A lead whose term is higher than all those that were ever used for the base.
 
         None when the group must have a later epoch first: the base comes from other peers, with more elections.
         """
         terms = [reply.position.term for reply in census.replies.values()] + [census.own.position.term]
-        epoch = group.epoch
         highest = max(terms)
         if epoch_of(highest) > epoch:
             group.outbid(epoch_of(highest))
@@ -369,7 +408,7 @@ class Replication:
         if not rest:
             return
         request = CopyInstall(
-            base=lead.base_name, voice=lead.group.voice, position=lead.position, source=lead.group.own_name
+            base=lead.base_name, voice=lead.voice, position=lead.position, source=lead.group.own_name
         )
         self._install(rest, request, lead.group.majority - 1 - len(ready), deadline)
 
@@ -436,51 +475,52 @@ class Replication:
     # --- new bases ------------------------------------------------------------
 
     def create(
-        self, base_name: str, route: Route, path: str, make: MakeImage, place: Callable[[], bool],
+        self, base_name: str, route: Route, path: str, make: MakeImage, place: PlaceImage,
         deadline: float | None = None,
     ) -> bool:
         """Create a base on all its peers; False when it exists.
 
-        :param path: where ``make`` puts the image; ``place`` makes a base of it here.
+        :param path: where ``make`` puts the image; ``place`` makes a base of it here, if it still may.
         """
         group = self.group(route.peers, base_name)
         self._check_ours(route.peers)
         group.require_master(_patience(route, deadline), route.suspects)
         with self._name_lock(base_name):
-            _own, census = self._census(base_name, group)
+            voice = group.voice
+            _own, census = self._census(base_name, group, voice)
             if census.best.held:
                 return False
             former = census.best.position
             if self._repository.exists(base_name):
                 # It was destroyed while we did not see it.
                 self._repository.drop_copy(base_name, former, census.best.grave, list(route.peers))
-            lead = self._new_lead(base_name, group, census, former)
+            lead = self._new_lead(base_name, group, voice.epoch, census, former)
             if lead is None:
                 raise StatusError(status.UNAVAILABLE, f"base {base_name}: its peers are electing")
             term = lead.term
             position = Position(term, former.seq + 1, uuid.uuid4().bytes)
             make(path, position)
-            self._spread_image(base_name, group, path, position, deadline)
-            if not place():
-                return False
+            self._spread_image(base_name, group, voice, path, position, deadline)
+            if not place(lambda: group.obeys(voice)):
+                raise not_master(group)
             self._remember(base_name, Lead(self, base_name, group, epoch_of(term), term, position))
         return True
 
     def _spread_image(
-        self, base_name: str, group: Group, path: str, position: Position, deadline: float | None
+        self, base_name: str, group: Group, voice: Voice, path: str, position: Position, deadline: float | None
     ) -> None:
         with open(path, "rb") as file:
             image = file.read(INLINE_MAX_BYTES + 1)
         peers, needed = list(group.others), group.majority - 1
         if len(image) <= INLINE_MAX_BYTES:
-            request = CopyInstall(base=base_name, voice=group.voice, position=position, image=image)
+            request = CopyInstall(base=base_name, voice=voice, position=position, image=image)
             self._install(peers, request, needed, deadline)
             return
         draft = uuid.uuid4().hex
         self.drafts[draft] = path
         try:
             request = CopyInstall(
-                base=base_name, voice=group.voice, position=position, source=group.own_name, draft=draft
+                base=base_name, voice=voice, position=position, source=group.own_name, draft=draft
             )
             # Nobody can get the draft later: all that live have their time now.
             self._install(peers, request, needed, deadline)
@@ -502,8 +542,9 @@ class Replication:
         if check_type >= 0 or not own.held or len(peers) < 2:
             self.follower.get_image(base_name, master, whole=True, check_type=check_type)
             return
-        group = self.group(peers, base_name)
-        self._adopt(base_name, group, master, own)
+        # In the name of whoever we obey now.
+        key = self.group(peers, base_name).name
+        self._adopt(base_name, Voice(key=key, epoch=self.voter.highest(key), owner=master), master, own)
 
     def balance(self, leave_max: int, idle_s: float) -> int:
         """Leave up to so many elections of which we are master; how many were left."""

@@ -24,7 +24,7 @@ from oio.meta.base_type import PEERS, TOMBSTONE
 from oio.meta.replication import journal
 from oio.meta.replication.images import position_of_image, tail_of_file
 from oio.meta.replication.journal import CannotRollBack, Diverged
-from oio.meta.replication.ledger import REMOVED, Ledger
+from oio.meta.replication.ledger import DESTROYED, REMOVED, Ledger
 from oio.meta.replication.links import Links
 from oio.meta.replication.positions import NOWHERE, Entry, Position, after
 from oio.meta.replication.voter import Voter
@@ -35,6 +35,7 @@ from oio.meta.replication.wire import (
     CopyInstall,
     CopyReply,
     CopyState,
+    Voice,
     Vote,
 )
 
@@ -49,6 +50,8 @@ TAIL_MAX = 64
 ENTRIES_MAX_BYTES = 4 << 20
 #: Entries after which the journal of a base is looked at for what is too old.
 TRIM_PERIOD = 64
+#: How long a master waits for the writes that were under way when it came (seconds).
+SETTLED_S = 2.0
 #: Images that a service gets at a time.
 IMAGES_MAX = 4
 
@@ -91,7 +94,9 @@ class Follower:
     def state(self, request: CopyState) -> CopyReply:
         """What do we hold?"""
         vote = self._voter.vote(request.voice)
-        return self.describe(request.base, vote)
+        if not vote.granted:
+            return CopyReply(vote=vote)
+        return self.settled(request.base, vote)
 
     def append(self, request: CopyAppend) -> CopyReply:
         """Go on with entries. The answer is ``done``, or tells where the copy stands."""
@@ -112,7 +117,7 @@ class Follower:
         if not vote.granted:
             return CopyReply(vote=vote)
         if request.image:
-            if self.take_image(request.base, request.image, request.position):
+            if self.take_image(request):
                 return CopyReply(vote=vote, held=True, position=request.position, done=True)
             return self.describe(request.base, vote)
         self._get_later(request)
@@ -126,9 +131,10 @@ class Follower:
         if not vote.granted:
             return CopyReply(vote=vote)
         here = self.describe(request.base, vote)
-        if here.position.rank <= request.position.rank:
-            self._repository.drop_copy(request.base, request.position, "destroyed", [])
-        return CopyReply(vote=vote, position=request.position, done=True)
+        self._repository.drop_copy(request.base, request.position, DESTROYED, here.peers)
+        here = self.describe(request.base, vote)
+        here.done = not here.held and here.position.rank >= request.position.rank
+        return here
 
     def entries(self, request: CopyEntries) -> CopyAppend:
         """What follows a position of a peer that is becoming master; no entry when it needs an image."""
@@ -143,12 +149,27 @@ class Follower:
 
     # --- what others here need ------------------------------------------------------------------------------
 
-    def describe(self, base_name: str, vote: Vote) -> CopyReply:
+    def settled(self, base_name: str, vote: Vote) -> CopyReply:
+        """As :meth:`describe`, once what was allowed before we gave our promise is done, or has failed.
+
+        A master that is told where we stand must know all that we answered for to former ones: a write that waits
+        for its commit belongs to it.
+        """
+        while True:
+            reply = self.describe(base_name, vote, settled=True)
+            if reply.held or reply.tail or not self._repository.placed(base_name):
+                return reply
+
+    def describe(self, base_name: str, vote: Vote, settled: bool = False) -> CopyReply:
         """Where our copy stands, or our grave."""
         self._repository.close_lost(base_name)
         try:
             with self._repository.opened(base_name) as base:
-                tail = base.read(lambda reader: journal.tail(reader.connection, TAIL_MAX))
+                if settled:
+                    limit = time.monotonic() + SETTLED_S
+                    tail = base.exclusively(lambda connection: journal.tail(connection, TAIL_MAX), deadline=limit)
+                else:
+                    tail = base.read(lambda reader: journal.tail(reader.connection, TAIL_MAX))
                 peers = [peer for peer in base.admin.get(PEERS, "").split(",") if peer]
                 position = tail[0] if tail else NOWHERE
                 grave = "destroyed" if TOMBSTONE in base.admin else ""
@@ -182,16 +203,17 @@ class Follower:
                 logger.error("base %s: %s; an image of the master will replace it", history.base, exc)
                 raise Refused(str(exc)) from exc
             destroyed = TOMBSTONE in base.admin
+            peers = base.admin.get(PEERS, "").split(",")
         if destroyed:
-            self._repository.drop_copy(history.base, reached, "destroyed", [])
+            self._repository.drop_copy(history.base, reached, DESTROYED, peers)
         return reached
 
-    def take_image(self, base_name: str, image: bytes, position: Position) -> bool:
+    def take_image(self, request: CopyInstall) -> bool:
         """Put an image that came with a request in the place of our copy; do we hold its position now?"""
         with self._repository.workshop_file() as path:
             with open(path, "wb", buffering=0) as file:
-                file.write(image)
-            return self._put_in_place(base_name, path, position)
+                file.write(request.image)
+            return self._put_in_place(request.base, path, request.position, voice=request.voice)
 
     def get_image(
         self,
@@ -201,9 +223,11 @@ class Follower:
         deadline: float | None = None,
         whole: bool = False,
         check_type: int = -1,
+        voice: Voice | None = None,
     ) -> Position:
         """Get an image from another peer, and put it in the place of our copy.
 
+        :param voice: of the master that wants it; not done once we obey another.
         :param whole: also when our copy says that it stands at the same position.
         :param check_type: how it is checked (:func:`oio.meta.dump.verify`), -1: as the settings say.
         :raises StatusError: 471 when our copy, or the grave of one, is more advanced than the image.
@@ -217,20 +241,24 @@ class Follower:
                 check_type=check_type if check_type >= 0 else settings.check_type,
             )
             position = position_of_image(path)
-            if not self._put_in_place(base_name, path, position, whole):
+            if not self._put_in_place(base_name, path, position, whole, voice):
                 raise StatusError(
                     status.PEER_AHEAD, f"base {base_name}: the image of {source} is older than what was here"
                 )
         logger.info("base %s: image of %s, entry %d", base_name, source, position.seq)
         return position
 
-    def _put_in_place(self, base_name: str, path: str, position: Position, whole: bool = False) -> bool:
+    def _put_in_place(
+        self, base_name: str, path: str, position: Position, whole: bool = False, voice: Voice | None = None
+    ) -> bool:
         """Does our copy hold the position of the image at the end?"""
         known = False
 
         def still_wanted() -> bool:
             # Nobody has the base open. An older image would undo what we answered for.
             nonlocal known
+            if voice is not None and self._voter.highest(voice.key) > voice.epoch:
+                return False
             here = tail_of_file(self._repository.path(base_name), TAIL_MAX)
             if here is None:
                 grave = self._ledger.grave(base_name)
@@ -254,7 +282,7 @@ class Follower:
 
         def get() -> None:
             try:
-                self.get_image(request.base, request.source, request.draft)
+                self.get_image(request.base, request.source, request.draft, voice=request.voice)
             except (StatusError, OSError) as exc:
                 logger.error("base %s: no image from %s: %s", request.base, request.source, exc)
             finally:

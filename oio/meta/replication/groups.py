@@ -177,6 +177,10 @@ class Group:
                 return
             self._renew(deadline)
 
+    def obeys(self, voice: Voice) -> bool:
+        """Have we promised nothing to anybody since we speak with this voice?"""
+        return self._voter.promised(voice)
+
     def heard(self, peer: str, asked_at: float) -> None:
         """A peer obeyed what was sent at a moment: its lease counts from there."""
         self._heard[peer] = asked_at
@@ -186,7 +190,12 @@ class Group:
             self._lease_until = moments[needed - 1] + self._voter.lease_s * LEASE_PART
 
     def depose(self, vote: Vote) -> None:
-        """A peer obeys another: be promised an epoch that all of them can obey, if it is still our turn."""
+        """A peer obeys another: be promised an epoch that all of them can obey, if it is still our turn.
+
+        One that only waits for the end of the lease of a former master obeys nobody else.
+        """
+        if vote.epoch < self.epoch:
+            return
         if vote.owner != self.own_name:
             with self._changed:
                 self._lowest_epoch = max(self._lowest_epoch, vote.epoch + 1)

@@ -83,6 +83,11 @@ class Lead:
         group = self.group
         return not self.broken and group.is_master and group.epoch == epoch_of(self.term)
 
+    @property
+    def voice(self) -> Voice:
+        """In whose name the base is led."""
+        return self._voice
+
     def confirm(self, deadline: float | None) -> None:
         """Nobody else was master before now. :raises StatusError: 303 or 503 when somebody may have been."""
         if not self.valid:
@@ -101,7 +106,8 @@ class Lead:
             self.broken = True
         if self.broken:
             raise StatusError(status.UNAVAILABLE, f"base {self.base_name}: the former write found no majority")
-        if not self.valid:
+        # Our own copy obeys as those of the others do.
+        if not self.valid or not self.group.obeys(self._voice):
             raise not_master(self.group)
 
     def tidy(self, connection: apsw.Connection) -> None:
@@ -227,7 +233,10 @@ class Census:
     """Where all the copies of a base stand, and which is the most advanced one."""
 
     def __init__(self, own: CopyReply, answers: Answers) -> None:
-        self.replies = {peer: reply for peer, reply in answers.items() if isinstance(reply, CopyReply)}
+        told = {peer: reply for peer, reply in answers.items() if isinstance(reply, CopyReply)}
+        self.replies = {peer: reply for peer, reply in told.items() if reply.vote.granted}
+        #: Of those who obey another.
+        self.refusals = [reply for reply in told.values() if not reply.vote.granted]
         self.own = own
         self.best_peer = ""
         best = own
@@ -236,11 +245,6 @@ class Census:
                 best, self.best_peer = reply, peer
         #: The most advanced of them all, graves included.
         self.best = best
-
-    @property
-    def refusal(self) -> CopyReply | None:
-        """A reply of somebody who obeys another."""
-        return next((reply for reply in self.replies.values() if not reply.vote.granted), None)
 
     def source(self) -> str:
         """The peer with the most advanced copy, '' when it is ours or when there is none."""
@@ -268,14 +272,14 @@ def take_census(
         peers = list(group.others)
 
     def enough(answers: Answers) -> bool:
-        return sum(isinstance(reply, CopyReply) for reply in answers.values()) >= needed
+        return sum(isinstance(reply, CopyReply) and reply.vote.granted for reply in answers.values()) >= needed
 
     answers = links.ask_all(dict.fromkeys(peers, request), enough, timeout_s)
     census = Census(own, answers)
-    refusal = census.refusal
-    if refusal is not None:
+    for refusal in census.refusals:
         group.depose(refusal.vote)
-        raise not_master(group)
+        if not group.is_master:
+            raise not_master(group)
     for peer in census.replies:
         group.heard(peer, asked_at)
     if len(census.replies) < needed:

@@ -74,7 +74,7 @@ class Upkeep:
 
     def _turn(self) -> None:
         links, ledger = self._replication.links, self._replication.ledger
-        for peer in {*links.benched_peers(), *ledger.late_peers()}:
+        for peer in sorted({*links.benched_peers(), *ledger.late_peers()}):
             if not links.ping(peer):
                 continue
             for base_name in ledger.late(peer, TURN_MAX):
