@@ -9,7 +9,14 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from oio.cli.common.base import ListCommand, PlainCommand, ShowCommand, add_properties, single_line
+from oio.cli.common.base import (
+    ListCommand,
+    PlainCommand,
+    ShowCommand,
+    add_properties,
+    single_line,
+    sorted_columns,
+)
 from oio.common.utils import cid_from_name
 
 
@@ -89,9 +96,8 @@ class ShowReference(_ReferenceMixin, ShowCommand):
         """Ask the directory."""
         reference, account = parsed_args.reference, self.app.client_manager.account
         properties = self.call("get_properties", reference)["properties"]
-        rows = [("account", account), ("cid", cid_from_name(account, reference)), ("name", reference)]
-        rows += [(f"meta.{key}", value) for key, value in sorted(properties.items())]
-        return tuple(zip(*rows, strict=True))
+        shown = {"account": account, "cid": cid_from_name(account, reference), "name": reference}
+        return sorted_columns(shown | {f"meta.{key}": value for key, value in properties.items()})
 
 
 class ListReference(_ReferenceMixin, ListCommand):
