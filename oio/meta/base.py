@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
-import struct
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -30,8 +28,11 @@ from oio.common.batching import BATCH_MAX, Group, Member
 from oio.common.status import StatusError
 from oio.meta.base_type import PEERS, TOMBSTONE, BaseType
 from oio.meta.changeset import Capture, Replicator
+from oio.meta.deadlines import wait_within
 from oio.meta.outbox import Batch, Outbox
+from oio.meta.readers import Readers, copy_base
 from oio.meta.replication import operations
+from oio.meta.sqlite_files import close, connect, cut_failed_frames, translate
 from oio.meta.transaction import Reader, Transaction
 
 logger = logging.getLogger("oio.meta.base")
@@ -39,22 +40,8 @@ logger = logging.getLogger("oio.meta.base")
 T = TypeVar("T")
 
 SYNC_LEVELS = {"full": "FULL", "normal": "NORMAL", "off": "OFF"}
-#: Page cache of a connection, in KiB: beyond it pages come from the cache of the system.
-CACHE_KIB = 512
-#: Memory of all the connections of the process. Beyond, page caches do not grow, connections of readers are
-#: closed after use, and opening a base closes another: a base with one connection takes about 200 KiB.
-HEAP_MAX_BYTES = 32 << 20
 #: The WAL file is cut back to this size once its content is in the base.
 WAL_SIZE_MAX = 8 << 20
-#: How long SQLite itself waits for a lock: only opening, recovery and checkpoints ever do.
-BUSY_TIMEOUT_MS = 10_000
-#: Page size and number of frames in the index of a WAL (native byte order), as SQLite documents them.
-_WAL_INDEX = struct.Struct("=14xHI")
-_WAL_HEADER, _FRAME_HEADER = 32, 24
-#: Pages of one step of a copy: the deadline is looked at in between.
-COPY_PAGES = 1024
-#: Prepared statements kept by a connection.
-STATEMENT_CACHE = 48
 _PENDING = "SELECT 1 FROM events LIMIT 1"
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -75,26 +62,6 @@ class BaseOptions:
     waiting_max: int = 16
     readers_max: int = 4
     page_size: int = 4096
-
-
-def memory_is_short() -> bool:
-    """Do the open bases take more memory than they should?"""
-    return apsw.memory_used() > HEAP_MAX_BYTES
-
-
-def translate(exc: BaseException, base_name: str) -> BaseException:
-    """The StatusError that says an error of SQLite; other exceptions are returned as they are."""
-    if isinstance(exc, apsw.CorruptError | apsw.NotADBError):
-        return StatusError(status.CORRUPT_DATABASE, f"base {base_name} is corrupt: {exc}")
-    if isinstance(exc, apsw.ConstraintError):
-        return StatusError(status.SQLITE_CONSTRAINT, f"base {base_name}: {exc}")
-    if isinstance(exc, apsw.BusyError | apsw.LockedError):
-        return StatusError(status.UNAVAILABLE, f"base {base_name} is busy: {exc}")
-    if isinstance(exc, apsw.FullError):
-        return StatusError(status.UNAVAILABLE, f"no space left for base {base_name}: {exc}")
-    if isinstance(exc, apsw.Error):
-        return StatusError(status.INTERNAL_ERROR, f"base {base_name}: {type(exc).__name__}: {exc}")
-    return exc
 
 
 class Write(Member):
@@ -151,11 +118,7 @@ class Base:
         #: Called when the peers of the base have changed.
         self.on_peers: Callable[[], object] | None = None
         self._group = Group(self._run_batch, queue_max=options.waiting_max * BATCH_MAX)
-        self._readers_lock = threading.Condition(threading.Lock())
-        self._idle_readers: list[apsw.Connection] = []
-        self._readers = 0
-        self._waiting_readers = 0
-        self._generation = 0
+        self._readers = Readers(name, path, options.readers_max, options.waiting_max, options.wait_s)
 
     @property
     def is_open(self) -> bool:
@@ -182,14 +145,14 @@ class Base:
     def _open_writer(self) -> None:
         try:
             try:
-                connection = self._connect()
+                connection = connect(self.path)
             except apsw.CantOpenError as exc:
                 if not os.path.exists(self.path):
                     raise StatusError(
                         status.CONTAINER_NOT_FOUND, f"no base {self.name}.{self._type.name} here"
                     ) from exc
                 # It was created just after we failed.
-                connection = self._connect()
+                connection = connect(self.path)
             try:
                 self._sync = ""
                 self._set_sync(connection, relaxed=False)
@@ -208,34 +171,11 @@ class Base:
             raise translate(exc, self.name) from exc
         self._writer = connection
 
-    def _connect(self) -> apsw.Connection:
-        connection = apsw.Connection(
-            self.path, flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=STATEMENT_CACHE
-        )
-        if connection.readonly("main") and os.access(self.path, os.W_OK):
-            # SQLite tries to read a file that it cannot open to write: this one appeared in between.
-            connection.close()
-            return self._connect()
-        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
-        # Else a statement is compiled again for each new value bound to it, which costs more than to run it.
-        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
-        connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
-        return connection
-
     def _close_connections(self) -> None:
-        with self._readers_lock:
-            self._generation += 1
-            connections = list(self._idle_readers)
-            self._idle_readers.clear()
-            self._readers -= len(connections)
+        self._readers.close()
         if self._writer is not None:
-            connections.append(self._writer)
+            close(self._writer, self.name)
             self._writer = None
-        for connection in connections:
-            try:
-                connection.close()
-            except apsw.Error as exc:
-                logger.error("base %s: closing: %s", self.name, exc)
 
     # --- reading -----------------------------------------------------------------------------------
 
@@ -253,7 +193,7 @@ class Base:
                     return self._read_on_writer(self._writer, fn)
             finally:
                 self._group.give_back()
-        connection, generation = self._take_reader(deadline)
+        connection, generation = self._readers.take(deadline)
         healthy = False
         try:
             connection.execute("BEGIN")
@@ -265,7 +205,7 @@ class Base:
         except apsw.Error as exc:
             raise translate(exc, self.name) from exc
         finally:
-            self._give_reader(connection, generation, healthy)
+            self._readers.give_back(connection, generation, healthy)
 
     def _read_on_writer(self, connection: apsw.Connection, fn: Callable[[Reader], T]) -> T:
         try:
@@ -278,82 +218,12 @@ class Base:
         except apsw.Error as exc:
             raise translate(exc, self.name) from exc
 
-    def _take_reader(self, deadline: float | None) -> tuple[apsw.Connection, int]:
-        with self._readers_lock:
-            if not self._idle_readers and self._readers >= self._options.readers_max:
-                self._wait_for_reader(wait_within(self._options.wait_s, deadline))
-            generation = self._generation
-            if self._idle_readers:
-                return self._idle_readers.pop(), generation
-            self._readers += 1
-        try:
-            return self._connect(), generation
-        except apsw.Error as exc:
-            with self._readers_lock:
-                self._readers -= 1
-                self._readers_lock.notify()
-            raise translate(exc, self.name) from exc
-
-    def _wait_for_reader(self, wait_s: float) -> None:
-        limit = self._options.waiting_max
-        if self._waiting_readers >= limit:
-            raise StatusError(
-                status.EXCESSIVE_LOAD, f"{limit} readers wait for base {self.name}, which is the limit"
-            )
-        self._waiting_readers += 1
-        try:
-            free = self._readers_lock.wait_for(
-                lambda: self._idle_readers or self._readers < self._options.readers_max,
-                wait_s,
-            )
-        finally:
-            self._waiting_readers -= 1
-        if not free:
-            raise StatusError(
-                status.UNAVAILABLE, f"no turn to read base {self.name} in {wait_s:.3g} s"
-            )
-
-    def _give_reader(self, connection: apsw.Connection, generation: int, healthy: bool) -> None:
-        with self._readers_lock:
-            keep = healthy and generation == self._generation and not memory_is_short()
-            if keep:
-                self._idle_readers.append(connection)
-            else:
-                self._readers -= 1
-            self._readers_lock.notify()
-        if not keep:
-            connection.close()
-
     def copy_to(self, path: str, deadline: float | None = None) -> None:
-        """Write the base as it is now to a file, which is not made durable.
+        """Write the base as it is now to a file, which is not made durable; nobody waits for it.
 
-        One read transaction holds the view, so that the copy of the pages, slice by slice, is consistent
-        while others write; nobody waits for it. :raises StatusError: 504 when the deadline is over.
+        :raises StatusError: 504 when the deadline is over.
         """
-        try:
-            source = self._connect()
-            try:
-                source.execute("BEGIN")
-                # The view is taken by the first read.
-                source.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-                self._copy_pages(source, path, deadline)
-            finally:
-                source.close()
-        except apsw.Error as exc:
-            raise translate(exc, self.name) from exc
-
-    @staticmethod
-    def _copy_pages(source: apsw.Connection, path: str, deadline: float | None) -> None:
-        target = apsw.Connection(path)
-        try:
-            target.execute("PRAGMA journal_mode=OFF")
-            target.execute("PRAGMA synchronous=OFF")
-            with target.backup("main", source, "main") as backup:
-                while not backup.done:
-                    wait_within(0, deadline)
-                    backup.step(COPY_PAGES)
-        finally:
-            target.close()
+        copy_base(self.name, self.path, path, deadline)
 
     # --- writing -----------------------------------------------------------------------------------
 
@@ -606,7 +476,7 @@ class Base:
                 except apsw.Error as exc:
                     logger.error("base %s: rollback: %s", self.name, exc)
             if writer is not None:
-                self._cut_failed_frames()
+                cut_failed_frames(self.path, self.name)
             self._close_connections()
             try:
                 self._open_writer()
@@ -615,41 +485,7 @@ class Base:
                 logger.error("base %s cannot be opened again: %s", self.name, exc)
 
 
-    def _cut_failed_frames(self) -> None:
-        """Take the frames of a failed commit off the WAL.
-
-        When the fsync of a commit fails, its frames are in the file all the same, complete: whoever opens the
-        base next would take them for a committed transaction, whose authors were told that it failed. What
-        is valid ends at the frame that the index of the WAL tells (it is updated after the fsync only), and
-        no other writer can be adding frames now.
-        """
-        try:
-            with open(self.path + "-shm", "rb") as index:
-                page_size, frames = _WAL_INDEX.unpack_from(index.read(_WAL_INDEX.size))
-            page_size = 65536 if page_size == 1 else page_size
-            end = _WAL_HEADER + frames * (_FRAME_HEADER + page_size) if frames else 0
-            if os.path.getsize(self.path + "-wal") > end:
-                os.truncate(self.path + "-wal", end)
-        except (OSError, struct.error) as exc:
-            logger.error("base %s: a failed write may still appear: %s", self.name, exc)
-
-
 def _fail_all(members: list[Member], error: StatusError) -> None:
     """Nothing of a batch remains, nor do errors of members: they may come from what others of it had changed."""
     for member in members:
         member.error = StatusError(error.code, error.message)
-
-
-def wait_within(wait_s: float, deadline: float | None) -> float:
-    """Longest wait allowed to a request. :raises StatusError: 504 when its deadline is over."""
-    if deadline is None:
-        return wait_s
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise StatusError(status.GATEWAY_TIMEOUT, "deadline reached, nothing was done")
-    return min(wait_s, left)
-
-
-def remaining(deadline: float) -> float:
-    """Seconds left before a monotonic deadline, never negative."""
-    return max(0.0, deadline - time.monotonic())

@@ -25,11 +25,11 @@ from oio.common.status import StatusError
 from oio.http.client import HttpClientError, HttpPool
 from oio.http.client_response import ClientResponse
 from oio.http.messages import FileBody, Request, Response
-from oio.meta.base import translate
 from oio.meta.base_type import SCHEMA_VERSION, TOMBSTONE, BaseType
 from oio.meta.client import CONNECT_TIMEOUT_S, network_code
 from oio.meta.messages import ErrorReply
 from oio.meta.repository import Repository
+from oio.meta.sqlite_files import translate
 
 ROUTE = "/v1/dump"
 HASH_HEADER = "x-oio-dump-hash"

@@ -27,23 +27,17 @@ import apsw
 
 from oio.common import status
 from oio.common.status import StatusError
-from oio.meta.base import (
-    HEAP_MAX_BYTES,
-    Base,
-    BaseOptions,
-    memory_is_short,
-    remaining,
-    translate,
-    wait_within,
-)
+from oio.meta.base import Base, BaseOptions
 from oio.meta.base_type import ENGINE_SCHEMA, PEERS, SCHEMA_VERSION, TOMBSTONE, BaseType
 from oio.meta.client import Route
 from oio.meta.context import NO_ROUTE
+from oio.meta.deadlines import remaining, wait_within
 from oio.meta.outbox import TIDY_DELAY_S, EventSink, Outbox, fsync_directory
 from oio.meta.replication import journal
 from oio.meta.replication.images import declare_position, look_at_image, tail_of_file
 from oio.meta.replication.ledger import DESTROYED
 from oio.meta.replication.positions import Position
+from oio.meta.sqlite_files import HEAP_MAX_BYTES, memory_is_short, translate
 from oio.meta.transaction import Reader, Transaction
 
 if TYPE_CHECKING:

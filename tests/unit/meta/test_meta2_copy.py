@@ -21,7 +21,7 @@ from oio.common.status import StatusError
 from oio.http.client import HttpPool
 from oio.http.messages import Request, Response
 from oio.http.server import Server
-from oio.meta import dump
+from oio.meta import dump, readers
 from oio.meta import messages as m
 from oio.meta.client import MetaClient
 from oio.meta.meta2.schema import META2, base_name
@@ -367,15 +367,15 @@ def test_writers_do_not_wait_for_an_image(
     source.bench.put("a")
     repository = source.bench.repository
     with repository.opened(base_name(CID)) as base:
-        plain = type(base)._copy_pages
-        monkeypatch.setattr("oio.meta.base.COPY_PAGES", 1)
+        plain = readers._copy_pages
+        monkeypatch.setattr(readers, "COPY_PAGES", 1)
 
         def slow(connection: Any, path: str, deadline: float | None) -> None:
             # Between the beginning of the view and the copy of the pages.
             source.bench.put("b")
             plain(connection, path, deadline)
 
-        monkeypatch.setattr(type(base), "_copy_pages", staticmethod(slow))
+        monkeypatch.setattr(readers, "_copy_pages", slow)
         path = str(tmp_path / "image")
         base.copy_to(path)
     dump.verify(path, META2, base_name(CID))

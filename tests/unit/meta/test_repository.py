@@ -16,7 +16,7 @@ import apsw
 import pytest
 
 from oio.common.status import StatusError
-from oio.meta import base
+from oio.meta import sqlite_files
 from oio.meta.base import BaseOptions
 from oio.meta.base_type import BaseType
 from oio.meta.repository import Repository
@@ -388,7 +388,7 @@ def test_changesets_make_an_equal_copy(repository: Repository, tmp_path: Path) -
 def test_memory_of_open_bases_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was not used for long is closed when the connections take too much memory, and opens again."""
     repository = Repository(str(tmp_path), TOY, options=BaseOptions(sync="off"))
-    monkeypatch.setattr(base, "HEAP_MAX_BYTES", apsw.memory_used() + (1 << 20))
+    monkeypatch.setattr(sqlite_files, "HEAP_MAX_BYTES", apsw.memory_used() + (1 << 20))
     names = [f"{number:08X}" for number in range(40)]
     try:
         for name in names:
