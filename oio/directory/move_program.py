@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("src", metavar="SRC", help="service that holds the base")
     parser.add_argument("dst", metavar="DST", nargs="?", help="service that shall hold it (default: chosen)")
     words = parser.parse_args(argv)
-    print("Deprecated: use 'openio-admin container move'", file=sys.stderr)
+    print(f"{parser.prog} is deprecated, it stays for those who call it", file=sys.stderr)
     failed = 0
     try:
         database = Meta2Database({"namespace": words.namespace})

@@ -18,6 +18,7 @@ from oio.common.exceptions import OioException, ServiceBusy
 from oio.common.utils import cid_from_name
 from oio.common.zookeeper_server import find_zookeeper
 from oio.directory.meta2 import Meta2Database
+from oio.directory.moves import Change
 
 replicated = pytest.mark.skipif(find_zookeeper() is None, reason="ZooKeeper is not installed")
 DIGITS = 1
@@ -247,6 +248,44 @@ def test_a_container_moves_with_fewer_copies(three, lost):
 
 
 @replicated
+def test_a_move_that_was_interrupted_is_made_again(three):
+    cid = three.container("interrupted")
+    before = three.peers(cid)
+    source = three.admin.election_status("meta2", cid=cid)["master"]
+    spare = next(one.id for one in three.sandbox.services("meta2") if one.id not in before)
+    after = [spare if peer == source else peer for peer in before]
+    change = Change("meta2", f"{cid}.1", tuple(before), tuple(after))
+    with traffic(three, "interrupted") as running:
+        # The base knows its new services, the directory does not.
+        three.database.mover.copy(change)
+        running.wait_more(20)
+        assert three.peers(cid) == before
+        (found,) = three.database.move(cid, source, spare)
+        assert found["err"] is None
+        running.wait_more()
+    check_objects(three, "interrupted", running.written)
+    three.check_copies(cid)
+    assert three.peers(cid) == sorted(after) and not three.files(cid, service_id=[source])
+
+
+@replicated
+def test_a_container_moves_from_a_service_that_is_down(three):
+    cid = three.container("from the dead")
+    source = three.admin.election_status("meta2", cid=cid)["master"]
+    with traffic(three, "from the dead") as running:
+        three.sandbox.stop(source)
+        try:
+            (found,) = three.database.move(cid, source)
+            assert found["err"] is None
+            running.wait_more()
+        finally:
+            three.sandbox.restart(source)
+        running.wait_more()
+    check_objects(three, "from the dead", running.written)
+    three.check_copies(cid)
+
+
+@replicated
 def test_moves_that_are_refused(three):
     cid = three.container("staying")
     peers = three.peers(cid)
@@ -269,7 +308,7 @@ def test_the_program_that_moves(three):
     cid = three.container("by program")
     source = three.peers(cid)[0]
     out, err = three.program("oio-meta2-mover", three.sandbox.namespace, cid, source)
-    assert out.startswith(f"{cid}.1 {source} ") and "Deprecated" in err
+    assert out.startswith(f"{cid}.1 {source} ") and "deprecated" in err
     out, err = three.program("oio-meta2-mover", three.sandbox.namespace, cid, source, code=1)
     assert not out and f"ERROR: {cid}.1" in err
     three.check_copies(cid)
