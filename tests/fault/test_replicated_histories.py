@@ -22,11 +22,12 @@ from processes import small_disk
 
 from oio.sandbox import Sandbox
 
-SMALL_DISK_MIB = 128
-#: Without OIO_CHAOS_ROUNDS nothing lasts longer; it is more than leases and sessions all the same.
-SHORT_RUN_LASTS_S = 5.0
 ROUNDS = int(os.environ.get("OIO_CHAOS_ROUNDS", "0"))
 KINDS = os.environ.get("OIO_CHAOS_KINDS", "")
+#: Room of the disks that are filled up: a long run must not fill them by itself.
+SMALL_DISK_MIB = 128 + 4 * ROUNDS
+#: Without OIO_CHAOS_ROUNDS nothing lasts longer; it is more than leases and sessions all the same.
+SHORT_RUN_LASTS_S = 5.0
 
 
 def chosen(kinds):
