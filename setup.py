@@ -109,6 +109,7 @@ setup(
             "cluster_show = oio.cli.cluster:ClusterShow",
             "cluster_list = oio.cli.cluster:ClusterList",
             "cluster_wait = oio.cli.cluster:ClusterWait",
+            "cluster_top = oio.cli.cluster_top:ClusterTop",
             "cluster_lock = oio.cli.cluster_change:ClusterLock",
             "cluster_unlock = oio.cli.cluster_change:ClusterUnlock",
             "cluster_unlockall = oio.cli.cluster_change:ClusterUnlockAll",

@@ -95,6 +95,15 @@ class ClientManager:
         return EventClient(self.conf, logger=self.logger)
 
     @property
+    def queue_urls(self) -> list[str]:
+        """URLs of all the queues of events that the configuration names."""
+        from oio.common.configuration import load_namespace_conf
+        from oio.event.client import CONF_KEY
+        from oio.event.queue import split_urls
+
+        return split_urls(str(load_namespace_conf(self.namespace, failsafe=True).get(CONF_KEY) or ""))
+
+    @property
     def directory(self) -> DirectoryClient:
         """Client of the directory."""
         return self.storage.directory
