@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from oio.cli.common.backlog import Backlog, read_backlog
 from oio.common.exceptions import OioException
-from oio.event.backlog import Backlog, read_backlog
 from oio.http.client import HttpPool
 from oio.http.errors import HttpClientError, ProtocolError
 

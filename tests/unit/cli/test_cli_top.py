@@ -19,10 +19,10 @@ import pytest
 from support import held_port
 
 from oio.cli.cluster_top import ClusterTop, as_json, head, only, table
+from oio.cli.common.backlog import Backlog
 from oio.cli.common.screen import CTRL_C, Screen, is_usable
 from oio.cli.common.watch import ClusterWatch, ServiceView, Snapshot, requests_in
 from oio.common.exceptions import OioNetworkException
-from oio.event.backlog import Backlog
 from oio.http.router import Router
 from oio.http.server import Response, Server
 
