@@ -31,6 +31,7 @@ import apsw
 import msgspec
 
 from oio.common import status
+from oio.common.durable import fsync_directory
 from oio.common.status import StatusError
 from oio.event.queue import EventsRefused
 from oio.meta.base_type import TOMBSTONE, BaseType
@@ -613,12 +614,3 @@ def _size(rows: Iterable[Row]) -> int:
 
 def _mark_tidying(tx: Transaction) -> None:
     tx.tidying = True
-
-
-def fsync_directory(path: str) -> None:
-    """Make the names of a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -28,8 +28,8 @@ import msgspec
 
 from oio.common import status
 from oio.common.batching import Group, Member
+from oio.common.durable import fsync_directory
 from oio.common.status import StatusError
-from oio.meta.outbox import fsync_directory
 from oio.meta.replication.positions import Position
 from oio.meta.sqlite_files import translate
 

@@ -499,7 +499,7 @@ def test_a_failed_installation_leaves_nothing(
     def refuse(*_args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("oio.meta.repository.os.link", refuse)
+    monkeypatch.setattr("oio.meta.base_files.os.link", refuse)
     assert code_of(lambda: target.call(request(source.address))) == 503
     assert leftovers(target) == []
     monkeypatch.undo()

@@ -224,7 +224,7 @@ def test_kill_loses_nothing(tmp_path: Path, event_queue: FakeQueue) -> None:
 def test_destructions_and_creations_race(tmp_path: Path, event_queue: FakeQueue) -> None:
     """A base never meets the WAL of its successor, and every event comes out."""
     bench = Meta2Bench(str(tmp_path), event_queue)
-    bench.repository._open_max = 2
+    bench.repository._open_bases._open_max = 2
     cids = [digit * 64 for digit in "ABC"]
     done: Counter[str] = Counter()
     odd: list[str] = []
