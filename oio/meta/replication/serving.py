@@ -21,6 +21,7 @@ from oio.meta.base_messages import (
     BaseSync,
     BaseTarget,
 )
+from oio.meta.client import Route
 from oio.meta.context import Context
 from oio.meta.messages import Operation
 from oio.meta.replication.engine import Replication
@@ -30,6 +31,7 @@ from oio.meta.replication.wire import (
     CopyBury,
     CopyEntries,
     CopyInstall,
+    CopyLead,
     CopyReply,
     CopyState,
     CopyVacuum,
@@ -39,6 +41,9 @@ from oio.meta.replication.wire import (
 from oio.meta.repository import Repository
 
 Handler = Callable[[Any, Context], Any]
+
+#: A peer that asks for it waits for so long (seconds).
+LEAD_TIMEOUT_S = 4.0
 
 
 class Copies:
@@ -59,6 +64,7 @@ class Copies:
             CopyEntries: lambda request, context: follower.entries(request),
             CopyInstall: lambda request, context: follower.install(request),
             CopyBury: lambda request, context: follower.bury(request),
+            CopyLead: self.lead,
             CopyVacuum: self.vacuum_copy,
             BasePing: self.ping,
             BaseStatus: self.status,
@@ -76,6 +82,11 @@ class Copies:
         vote = self._replication.voter.vote(request.voice)
         self._replication.take_part(request.peers, request.shard)
         return vote
+
+    def lead(self, request: CopyLead, context: Context) -> None:
+        """Take the lead of a base. :raises StatusError: 303 when another is master."""
+        deadline = time.monotonic() + LEAD_TIMEOUT_S
+        self._replication.prepare(request.base, Route(peers=request.peers), deadline)
 
     def vacuum_copy(self, request: CopyVacuum, context: Context) -> CopyReply:
         """Give the unused space of our copy back."""

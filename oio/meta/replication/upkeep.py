@@ -17,7 +17,7 @@ from oio.common import status
 from oio.common.status import StatusError
 from oio.meta.replication.following import path_from
 from oio.meta.replication.leading import Lead
-from oio.meta.replication.wire import CopyAppend, CopyBury, CopyInstall, CopyReply, CopyState
+from oio.meta.replication.wire import CopyAppend, CopyBury, CopyInstall, CopyLead, CopyReply, CopyState
 
 if TYPE_CHECKING:
     from oio.meta.replication.engine import Replication
@@ -92,10 +92,12 @@ class Upkeep:
         try:
             done = self._bring_up(peer, base_name)
         except StatusError as exc:
-            logger.info("base %s: the copy of %s stays late: %s", base_name, peer, exc)
-            done = exc.code == status.REDIRECT
+            if exc.code == status.REDIRECT:
+                done = self._hand_over(exc.message, base_name)
+            else:
+                logger.info("base %s: the copy of %s stays late: %s", base_name, peer, exc)
+                done = False
         if done:
-            # When another is master now, it finds out by itself at its first use of the base.
             self._replication.ledger.clear_late(peer, base_name)
             self._paused.pop((peer, base_name), None)
         else:
@@ -120,6 +122,16 @@ class Upkeep:
                 return False
             reply = more
         return False
+
+    def _hand_over(self, master: str, base_name: str) -> bool:
+        """Another is master now. It asks all copies when it takes the lead, and remembers itself who is late."""
+        peers = self._replication.peers_of(base_name)
+        try:
+            self._replication.links.ask(master, CopyLead(base=base_name, peers=peers))
+        except StatusError as exc:
+            logger.info("base %s: %s does not lead it: %s", base_name, master, exc)
+            return False
+        return True
 
     def _give(self, peer: str, lead: Lead, reply: CopyReply) -> CopyReply | None:
         """One step forward of a late copy; None when an image is on its way."""

@@ -105,5 +105,11 @@ class CopyBury(CopyRequest, kw_only=True):
     position: Position
 
 
+class CopyLead(BaseTarget, kw_only=True):
+    """You are the master of this base: lead it now, since one of its copies is late. It may be yours."""
+
+    peers: list[str]
+
+
 class CopyVacuum(CopyRequest, kw_only=True):
     """Give the unused space of your copy back."""
