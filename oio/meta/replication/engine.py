@@ -243,6 +243,9 @@ class Replication:
         for _ in range(ROUNDS_MAX):
             own = self.follower.describe(base_name, Vote(granted=True))
             peers = later_peers or own.peers or list(route.peers)
+            if not self.own_name(peers) and self.own_name(route.peers):
+                # Our copy may have missed that the base came back to us.
+                peers = list(route.peers)
             if len(peers) < 2:
                 if own.held:
                     self._remember(base_name, None)
@@ -333,7 +336,7 @@ class Replication:
             self.ledger.bury(base_name, position, DESTROYED, peers)
         done = [
             peer for peer, reply in census.replies.items()
-            if reply.grave == DESTROYED and reply.position.rank >= position.rank
+            if reply.grave == DESTROYED and not reply.tail and reply.position.rank >= position.rank
         ]  # fmt: skip
         request = CopyBury(base=base_name, voice=voice, position=position)
         rest = [peer for peer in census.replies if peer not in done]
@@ -352,6 +355,9 @@ class Replication:
         """Take over what a peer knows better; did our copy change?"""
         best = census.best
         if best is own:
+            if own.held and own.peers and tuple(sorted(own.peers)) != group.key.peers:
+                self._check_ours(own.peers)
+                raise OtherPeers(own.peers)
             return False
         if best.peers and tuple(sorted(best.peers)) != group.key.peers:
             # Our copy missed that the base has moved: the peers it has now decide.

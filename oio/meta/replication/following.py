@@ -131,7 +131,8 @@ class Follower:
         if not vote.granted:
             return CopyReply(vote=vote)
         here = self.describe(request.base, vote)
-        self._repository.drop_copy(request.base, request.position, DESTROYED, here.peers)
+        if here.grave != DESTROYED or not self._repository.end_destruction(request.base):
+            self._repository.drop_copy(request.base, request.position, DESTROYED, here.peers)
         here = self.describe(request.base, vote)
         here.done = not here.held and here.position.rank >= request.position.rank
         return here
