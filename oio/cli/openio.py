@@ -66,9 +66,17 @@ class LazyCommandManager(CommandManager):
         for group in groups if groups and groups[0] in self._groups else list(self._groups):
             self._load(group, self._groups[group])
         if words and not any(name.startswith(words[0]) for name in self.commands):
-            # Plugins: looking for them means reading what all the installed packages declare.
-            for group, found in _groups_of(_all_entry_points()).items():
-                self._load(f"{group} of plugins", found)
+            self._load_plugins()
+
+    def load_everything(self) -> None:
+        """Load all the commands, those of other packages too."""
+        self.load_for([])
+        self._load_plugins()
+
+    def _load_plugins(self) -> None:
+        # Looking for them means reading what all the installed packages declare.
+        for group, found in _groups_of(_all_entry_points()).items():
+            self._load(f"{group} of plugins", found)
 
     def _load(self, key: str, found: list[EntryPoint]) -> None:
         if key not in self._loaded:
@@ -109,6 +117,8 @@ class OpenIOApp(App):
             command_manager=self.manager,
             deferred_help=True,
         )
+        # In the place of the one that cliff brings along.
+        self.manager.commands["complete"] = EntryPoint("complete", "oio.cli.complete:Complete", "openio")
         self.client_manager: ClientManager = ClientManager({})
         self.perfdata: dict[str, Any] = {}
         self.last_request_id: str | None = None
