@@ -99,23 +99,31 @@ class Prefixes:
 def load_from_meta0(
     registry: RegistryClient, client: MetaClient, own: Collection[str], digits: int
 ) -> list[str]:
-    """Bases of the services named ``own``, from the first meta0 that answers."""
-    addresses = [service.addr for service in registry.services("meta0")]
-    if not addresses:
+    """Bases of the services named ``own``, from the first meta0 that answers.
+
+    One that lost its volume has an empty table until it gets a copy. So each is told who the others are, and an
+    empty table counts only when all the others answer, and have none either.
+    """
+    services = registry.services("meta0")
+    if not services:
         raise StatusError(status.UNAVAILABLE, "No meta0 service known")
-    error: StatusError | None = None
-    for address in addresses:
+    peers = sorted(one.service_id for one in services)
+    table: dict[str, list[str]] = {}
+    failures: list[StatusError] = []
+    for service in services:
         try:
-            table = mapping.load(client, address)
+            table = mapping.load(client, service.addr, peers if len(peers) > 1 else ())
         except StatusError as err:
-            error = err
-            continue
-        return sorted(
-            {
-                mapping.base_of(prefix, digits)
-                for prefix, services in table.items()
-                if not set(own).isdisjoint(services)
-            }
-        )
-    assert error is not None  # there was an address, and it did not answer
-    raise error
+            failures.append(err)
+        if table:
+            break
+    silent = [err for err in failures if err.code != status.REDIRECT]
+    if not table and (silent or len(failures) == len(services)):
+        raise (silent or failures)[-1]
+    return sorted(
+        {
+            mapping.base_of(prefix, digits)
+            for prefix, services_of in table.items()
+            if not set(own).isdisjoint(services_of)
+        }
+    )
