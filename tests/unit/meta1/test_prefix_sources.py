@@ -16,7 +16,7 @@ OWN = {"127.0.0.1:2", "meta1-2"}
 class Registry:
     def __init__(self, count):
         self._services = [
-            Service(type="meta0", score=10, addr=f"127.0.0.1:{600 + number}", tags={"tag.service_id": f"m0-{number}"})
+            Service(type="meta0", score=1, addr=f"127.0.0.1:60{number}", tags={"tag.service_id": f"m0-{number}"})
             for number in range(count)
         ]
 
