@@ -16,7 +16,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -42,6 +43,8 @@ T = TypeVar("T")
 SYNC_LEVELS = {"full": "FULL", "normal": "NORMAL", "off": "OFF"}
 #: The WAL file is cut back to this size once its content is in the base.
 WAL_SIZE_MAX = 8 << 20
+#: SQLite takes the view of a transaction at its first read.
+_VIEW = "SELECT 1 FROM admin LIMIT 1"
 _PENDING = "SELECT 1 FROM events LIMIT 1"
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -107,6 +110,8 @@ class Base:
         self.doomed = False
         self.admin: dict[str, str] = {}
         self.commits = 0
+        #: Only the writer changes these; a reader that finds them equal meets no commit.
+        self._commits_begun = self._commits_ended = 0
         self._type = base_type
         self._options = options
         self._outbox = outbox
@@ -198,7 +203,7 @@ class Base:
         try:
             connection.execute("BEGIN")
             try:
-                return fn(Reader(self.name, connection, self.admin))
+                return fn(Reader(self.name, connection, self._admin_of(connection)))
             finally:
                 connection.execute("COMMIT")
                 healthy = True
@@ -206,6 +211,19 @@ class Base:
             raise translate(exc, self.name) from exc
         finally:
             self._readers.give_back(connection, generation, healthy)
+
+    def _admin_of(self, connection: apsw.Connection) -> dict[str, str]:
+        """Take the view of a read transaction; the admin keys as of this view.
+
+        Those in memory follow a commit by a moment: while there is one they are read from the view.
+        """
+        begun = self._commits_begun
+        quiet = begun == self._commits_ended
+        connection.execute(_VIEW).fetchall()
+        admin = self.admin
+        if quiet and self._commits_begun == begun:
+            return admin
+        return dict(connection.execute("SELECT k, v FROM admin"))
 
     def _read_on_writer(self, connection: apsw.Connection, fn: Callable[[Reader], T]) -> T:
         try:
@@ -315,18 +333,27 @@ class Base:
         pending = follows and bool(connection.execute(_PENDING).fetchall())
         if pending:
             self._outbox.follow(self.name)
-        connection.execute("COMMIT")
+        with self._committing():
+            connection.execute("COMMIT")
+            self.admin, former = admin, self.admin
         if follows and not pending:
             self._outbox.follow_nothing(self.name)
-        self._adopt_admin(admin)
+        self._look_at_peers(former)
         self.commits += 1
         if member.after is not None:
             member.after()
 
-    def _adopt_admin(self, admin: dict[str, str]) -> None:
-        changed = admin.get(PEERS) != self.admin.get(PEERS)
-        self.admin = admin
-        if changed and self.on_peers is not None:
+    @contextmanager
+    def _committing(self) -> Iterator[None]:
+        """A commit, and the change of the admin keys in memory that follows it."""
+        self._commits_begun += 1
+        try:
+            yield
+        finally:
+            self._commits_ended = self._commits_begun
+
+    def _look_at_peers(self, former: dict[str, str]) -> None:
+        if self.admin.get(PEERS) != former.get(PEERS) and self.on_peers is not None:
             self.on_peers()
 
     def _ready_writer(self) -> apsw.Connection:
@@ -394,13 +421,15 @@ class Base:
                         _fail_all(members, exc)
                         return []
                     replicated = True
-            connection.execute("COMMIT")
+            with self._committing():
+                connection.execute("COMMIT")
+                self.admin, former = admin, self.admin
             if replicated and replicator is not None:
                 replicator.committed()
         finally:
             if capture is not None:
                 capture.close()
-        self._adopt_admin(admin)
+        self._look_at_peers(former)
         self.commits += 1
         if batch is not None:
             self._outbox.committed(batch)

@@ -500,6 +500,36 @@ def test_a_vacuum_that_fails_harms_nothing(repository: Repository) -> None:
     assert repository.read("b1", lambda r: r.execute("SELECT count(*) FROM notes").fetchone()) == (1,)
 
 
+def test_counters_and_rows_of_a_view_belong_together(repository: Repository) -> None:
+    """A long reader begins while a commit is under way: its admin keys are those of the rows that it sees."""
+    repository.create("b", lambda tx: tx.set("told", "0"))
+    stop = threading.Event()
+    wrong: list[tuple[str | None, int]] = []
+
+    def add(tx: Any) -> None:
+        insert(tx, "x")
+        tx.set("told", str(int(tx.get("told")) + 1))
+
+    def look(reader: Any) -> None:
+        told, ((rows,),) = reader.get("told"), reader.execute("SELECT count(*) FROM notes")
+        if told != str(rows):
+            wrong.append((told, rows))
+
+    def read() -> None:
+        while not stop.is_set():
+            repository.read("b", look)
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for thread in readers:
+        thread.start()
+    for _ in range(300):
+        repository.write("b", add)
+    stop.set()
+    for thread in readers:
+        thread.join()
+    assert not wrong
+
+
 # --- new versions of the tables -----------------------------------------------------------------------
 
 
