@@ -24,17 +24,19 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import apsw
-import msgspec
 
 from oio.common import status
 from oio.common.durable import fsync_directory
 from oio.common.status import StatusError
 from oio.event.queue import EventsRefused
-from oio.meta.base_type import TOMBSTONE, BaseType
+from oio.meta import leftovers, outbox_rows
+from oio.meta.base_type import BaseType
+from oio.meta.leftovers import Leftovers
+from oio.meta.outbox_rows import BaseOutbox, Batch, Row, first_rows, size_of
 from oio.meta.refused import RefusedEvents, without_properties
 from oio.meta.transaction import Reader, Transaction
 
@@ -44,28 +46,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("oio.meta.outbox")
 
 DIRECTORY = ".outbox"
-#: Suffix of the bases of destroyed containers that still hold events.
-LEFTOVER_SUFFIX = ".gone"
 #: State events of one base are sent at most once per this time, when nothing else is said; an idle base is
 #: tidied after it.
 TIDY_DELAY_S = 1.0
-#: Delivered rows are deleted by the next write once there are this many of them.
-PIGGYBACK_ROWS = 64
-#: Events handed to the queue in one call, and their bytes (a single event may be larger).
-DELIVERY_MAX, DELIVERY_MAX_BYTES = 1000, 8 << 20
 #: Bytes of the events held in memory.
 MEMORY_MAX_BYTES = 64 << 20
 #: Events that come within this time leave together: the queue syncs once for all of them.
 LINGER_S = 0.2
 #: Wait after the queue refused, growing up to the second.
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 5.0
-
-_INSERT = "INSERT INTO events(id, event) VALUES(?, ?)"
-_INSERT_STATE = "INSERT OR IGNORE INTO events(id, event) VALUES(0, NULL)"
-_DELETE_STATE = "DELETE FROM events WHERE id = 0"
-_DELETE_DELIVERED = "DELETE FROM events WHERE id BETWEEN 1 AND ?"
-_SELECT = "SELECT id, event FROM events WHERE id > ? ORDER BY id LIMIT ?"
-_BOUNDS = "SELECT max(id), min(id) FROM events"
 
 
 class EventSink(Protocol):
@@ -78,46 +67,6 @@ class EventSink(Protocol):
 
         :raises EventsRefused: when some will never be taken; the others are durable.
         """
-
-
-Row = tuple[int, bytes]
-
-
-class BaseOutbox:
-    """What is known of the outbox of one base, from its first event until it is empty again."""
-
-    __slots__ = (
-        "backlog", "dead", "deleted", "delivered", "last_id", "loaded", "name", "pending", "queued",
-        "state_row", "state_since",
-    )
-
-    def __init__(self, name: str, loaded: bool) -> None:
-        self.name = name
-        #: False after a restart, until the table was looked at.
-        self.loaded = loaded
-        self.last_id = 0
-        self.delivered = 0
-        self.deleted = 0
-        #: Committed and not delivered; unused while ``backlog``: then the table is read instead.
-        self.pending: list[Row] = []
-        self.backlog = not loaded
-        self.state_row = False
-        self.state_since = 0.0
-        self.queued = False
-        self.dead = False
-
-
-class Batch:
-    """What one transaction does to the outbox; takes effect in memory after the commit."""
-
-    __slots__ = ("deleted", "rows", "state", "state_row", "tidying")
-
-    def __init__(self, state: BaseOutbox) -> None:
-        self.state = state
-        self.rows: list[Row] = []
-        self.state_row = state.state_row
-        self.deleted = state.deleted
-        self.tidying = False
 
 
 class Outbox:
@@ -148,9 +97,7 @@ class Outbox:
         self._tidy: dict[str, float] = {}
         #: Bases that are led elsewhere, whose events wait here in case that their master is lost.
         self._followed: set[str] = set()
-        self._leftovers: deque[str] = deque()
-        #: Last event of the first leftover that was delivered.
-        self._leftover_done = 0
+        self._leftovers = Leftovers(self.directory)
         self._in_memory = 0
         self._bytes_in_memory = 0
         self._stopping = False
@@ -171,8 +118,8 @@ class Outbox:
         os.makedirs(self.directory, exist_ok=True)
         now = time.monotonic()
         for entry in os.scandir(self.directory):
-            if entry.name.endswith(LEFTOVER_SUFFIX):
-                self._leftovers.append(entry.path)
+            if entry.name.endswith(leftovers.SUFFIX):
+                self._leftovers.add(entry.path)
             elif entry.is_file() and entry.stat().st_size == 0:
                 state = self._bases[entry.name] = BaseOutbox(entry.name, loaded=False)
                 with self._lock:
@@ -212,41 +159,16 @@ class Outbox:
             if not tx.events and not tx.state_wanted:
                 return None
             state = self._mark(name)
-        batch = Batch(state)
-        execute = tx.connection.execute
         if not state.loaded:
-            last, first = execute(_BOUNDS).fetchone() or (0, None)
+            last, has_state = outbox_rows.bounds(tx)
             with self._lock:
-                state.last_id, state.loaded = last or 0, True
-            batch.state_row = state.state_row = first == 0
-        events = tx.events
+                state.last_id, state.loaded = last, True
+            state.state_row = has_state
         now = time.monotonic()
         due = tidying or (tx.state_wanted and now - state.state_since >= self._delay_s)
-        if TOMBSTONE in admin:
-            # A state told after the end would bring the container back to life in its account.
-            if batch.state_row:
-                execute(_DELETE_STATE)
-                batch.state_row = False
-        elif batch.state_row and due and self._type.state_event is not None:
-            events = [*events, msgspec.json.encode(self._type.state_event(admin))]
-            execute(_DELETE_STATE)
-            batch.state_row = False
-        elif tx.state_wanted and not batch.state_row:
-            execute(_INSERT_STATE)
-            batch.state_row = True
-            state.state_since = now
-        last = state.last_id
-        if len(events) == 1:
-            batch.rows = [(last + 1, events[0])]
-            execute(_INSERT, batch.rows[0])
-        elif events:
-            batch.rows = list(enumerate(events, last + 1))
-            tx.connection.executemany(_INSERT, batch.rows)
-        delivered = state.delivered
-        if delivered - state.deleted >= (1 if tidying else PIGGYBACK_ROWS):
-            execute(_DELETE_DELIVERED, (delivered,))
-            batch.deleted = delivered
-        batch.tidying = tidying
+        batch = Batch(state, tidying)
+        events = outbox_rows.write_state(tx, batch, admin, self._type.state_event, due, now)
+        outbox_rows.write_events(tx, batch, events)
         return batch
 
     def committed(self, batch: Batch) -> None:
@@ -287,12 +209,12 @@ class Outbox:
 
     def leftover_path(self, name: str) -> str:
         """Where the file of a destroyed base goes while it holds events."""
-        return os.path.join(self.directory, f"{name}.{time.time_ns()}{LEFTOVER_SUFFIX}")
+        return self._leftovers.path_for(name)
 
     def adopt(self, path: str) -> None:
         """Drain the base of a destroyed container, then delete it."""
         with self._lock:
-            self._leftovers.append(path)
+            self._leftovers.add(path)
             self._wakeup.notify()
 
     def mark(self, name: str) -> None:
@@ -381,7 +303,7 @@ class Outbox:
 
     def _remember(self, state: BaseOutbox, rows: list[Row]) -> None:
         """Hold events in memory, unless there are too many: then they are read from the table later."""
-        size = _size(rows)
+        size = size_of(rows)
         if (
             state.backlog
             or self._in_memory + len(rows) > self._memory_max
@@ -396,7 +318,7 @@ class Outbox:
     def _forget_first(self, state: BaseOutbox, count: int) -> None:
         """Events are not needed in memory any more."""
         self._in_memory -= count
-        self._bytes_in_memory -= _size(state.pending[:count])
+        self._bytes_in_memory -= size_of(state.pending[:count])
         del state.pending[:count]
 
     def _enqueue(self, state: BaseOutbox) -> None:
@@ -427,7 +349,7 @@ class Outbox:
             more = False
             try:
                 more = self._deliver()
-                more |= self._deliver_leftover()
+                more |= self._leftovers.deliver(self._put)
                 retry_s = 0.0
             except Exception as exc:
                 # Whatever the queue raises, the events are still in their bases: say it, wait, retry.
@@ -445,7 +367,7 @@ class Outbox:
         """Hand over some of what is ready; is there probably more?"""
         taken: list[tuple[BaseOutbox, list[Row], int]] = []
         count = size = 0
-        while count < DELIVERY_MAX and size < DELIVERY_MAX_BYTES:
+        while count < outbox_rows.DELIVERY_MAX and size < outbox_rows.DELIVERY_MAX_BYTES:
             with self._lock:
                 if not self._ready:
                     break
@@ -453,7 +375,7 @@ class Outbox:
                 state = self._ready.popleft()
                 if state.dead:
                     continue
-                rows = _some(state.pending)
+                rows = first_rows(state.pending)
                 backlog, delivered = state.backlog, state.delivered
             if backlog:
                 try:
@@ -465,7 +387,7 @@ class Outbox:
                     continue
             taken.append((state, rows, len(rows) if not backlog else 0))
             count += len(rows)
-            size += _size(rows)
+            size += size_of(rows)
         try:
             self._put(
                 [event for _, rows, _ in taken for _, event in rows],
@@ -492,7 +414,7 @@ class Outbox:
                     self._enqueue(state)
                 else:
                     self._tidy.setdefault(state.name, time.monotonic() + self._delay_s)
-        return count >= DELIVERY_MAX or size >= DELIVERY_MAX_BYTES
+        return count >= outbox_rows.DELIVERY_MAX or size >= outbox_rows.DELIVERY_MAX_BYTES
 
     def _put(self, events: list[bytes], keys: list[str]) -> None:
         """Give events to the queue; what it will never take is kept aside."""
@@ -519,7 +441,7 @@ class Outbox:
 
     def _read_table(self, state: BaseOutbox, after: int) -> list[Row]:
         def select(reader: Reader) -> list[Row]:
-            return _some(reader.execute(_SELECT, (max(0, after), DELIVERY_MAX)))
+            return outbox_rows.read_after(reader.execute, max(0, after))
 
         return self._repository.read(state.name, select)
 
@@ -535,37 +457,6 @@ class Outbox:
         logger.error("base %s: pending events cannot be read now: %s", state.name, exc)
         with self._lock:
             self._tidy.setdefault(state.name, time.monotonic() + RETRY_MAX_S)
-
-    def _deliver_leftover(self) -> bool:
-        """Hand over some events of a destroyed base; is there more to do?"""
-        with self._lock:
-            if not self._leftovers:
-                return False
-            path = self._leftovers[0]
-        try:
-            connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
-            try:
-                rows = _some(connection.execute(_SELECT, (self._leftover_done, DELIVERY_MAX)))
-            finally:
-                connection.close()
-        except apsw.Error as exc:
-            logger.error("events of the destroyed base %s cannot be read, file kept: %s", path, exc)
-            self._next_leftover()
-            return True
-        if rows:
-            name = os.path.basename(path)[: -len(LEFTOVER_SUFFIX)].rpartition(".")[0]
-            self._put([event for _, event in rows], [name] * len(rows))
-            self._leftover_done = rows[-1][0]
-            return True
-        for suffix in ("", "-wal", "-shm"):
-            self._unlink(path + suffix)
-        self._next_leftover()
-        return True
-
-    def _next_leftover(self) -> None:
-        self._leftover_done = 0
-        with self._lock:
-            self._leftovers.popleft()
 
     def _tidy_one(self) -> None:
         """Tidy the bases whose time has come: send their state, delete what was delivered."""
@@ -594,22 +485,6 @@ class Outbox:
             os.unlink(path)
         except FileNotFoundError:
             return
-
-
-def _some(rows: Iterable[Row]) -> list[Row]:
-    """The first rows, as many as fit into one delivery, but one at least."""
-    some: list[Row] = []
-    size = 0
-    for row in rows:
-        some.append(row)
-        size += len(row[1])
-        if len(some) >= DELIVERY_MAX or size >= DELIVERY_MAX_BYTES:
-            break
-    return some
-
-
-def _size(rows: Iterable[Row]) -> int:
-    return sum([len(event) for _, event in rows])
 
 
 def _mark_tidying(tx: Transaction) -> None:

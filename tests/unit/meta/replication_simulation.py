@@ -26,6 +26,7 @@ from oio.meta import (
     base_files,
     deadlines,
     dump,
+    leftovers,
     open_bases,
     outbox,
     readers,
@@ -531,8 +532,8 @@ class Cluster:
 # --- modules that see the simulated world ---------------------------------------------------------------------
 
 _MODULES = (
-    batching, base_module, deadlines, dump, open_bases, outbox, readers, repository, transaction, engine,
-    following, groups, journal, leading, ledger, links, operations, serving, upkeep, voter,
+    batching, base_module, deadlines, dump, leftovers, open_bases, outbox, readers, repository, transaction,
+    engine, following, groups, journal, leading, ledger, links, operations, serving, upkeep, voter,
 )  # fmt: skip
 
 

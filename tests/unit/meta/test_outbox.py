@@ -21,7 +21,7 @@ from meta2_bench import CID, FakeQueue, Meta2Bench, wait_until
 from oio.common.status import StatusError
 from oio.event.queue import EVENT_MAX_BYTES
 from oio.meta import messages as m
-from oio.meta import outbox, refused
+from oio.meta import outbox, outbox_rows, refused
 
 #: Writes objects until it is killed; says each acknowledged one. Its queue refuses everything.
 CHILD = """
@@ -325,7 +325,7 @@ def test_bytes_in_memory_are_bounded(
     tmp_path: Path, event_queue: FakeQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "MEMORY_MAX_BYTES", 20_000)
-    monkeypatch.setattr(outbox, "DELIVERY_MAX_BYTES", 5_000)
+    monkeypatch.setattr(outbox_rows, "DELIVERY_MAX_BYTES", 5_000)
     event_queue.down = True
     bench = Meta2Bench(str(tmp_path), event_queue)
     bench.create()
@@ -345,7 +345,7 @@ def test_bytes_in_memory_are_bounded(
 def test_the_events_of_a_destroyed_container_leave_in_slices(
     tmp_path: Path, event_queue: FakeQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "DELIVERY_MAX", 7)
+    monkeypatch.setattr(outbox_rows, "DELIVERY_MAX", 7)
     event_queue.down = True
     bench = Meta2Bench(str(tmp_path), event_queue)
     bench.create()
