@@ -242,7 +242,9 @@ class Replication:
         later_peers: list[str] = []
         for _ in range(ROUNDS_MAX):
             own = self.follower.describe(base_name, Vote(granted=True))
-            peers = later_peers or own.peers or list(route.peers)
+            # A grave tells what the peers were when the base died: a caller may know better.
+            former = [] if own.held or not route.peers else list(route.peers)
+            peers = later_peers or former or own.peers or list(route.peers)
             if not self.own_name(peers) and self.own_name(route.peers):
                 # Our copy may have missed that the base came back to us.
                 peers = list(route.peers)
