@@ -497,7 +497,8 @@ class Trial:
         # One that was destroyed while it moved left its copy on a former peer.
         copies = [service.content(base) for service in self.cluster.services.values()]
         ranks = [copy["position"][0].rank for copy in copies if copy is not None]  # type: ignore[attr-defined]
-        dead = last is not None and last.peers and last.reason == "destroyed" and last.position.rank > max(ranks, default=(0, 0))
+        dead = last is not None and last.reason == "destroyed" and last.position.rank > max(ranks, default=(0, 0))
+        dead = dead and last.peers
         services = [self.cluster.services[peer] for peer in (last.peers if dead else self.directory[base])]
         contents = {service.name: service.content(base) for service in services}
         first = next(iter(contents.values()))
