@@ -355,6 +355,10 @@ class MetaApplication:
                     [({"what": k}, v) for k, v in self._repository.outbox.depth().items()],
                 )
             )
+            if self._repository.replication is not None:
+                from oio.meta.replication import figures
+
+                families += figures.metrics(self._repository.replication)
         return families
 
 

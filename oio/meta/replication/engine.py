@@ -574,6 +574,12 @@ class Replication:
             counts[_STATES.get(group.state, "pending")] += 1
         return counts
 
+    @property
+    def sessions(self) -> dict[str, bool]:
+        """Is the session with each ZooKeeper cluster alive?"""
+        ensembles = self._zookeepers.ensembles if self._zookeepers is not None else ()
+        return {ensemble.hosts: ensemble.connected for ensemble in ensembles}
+
     def stop(self) -> None:
         """Leave all elections: the sessions end, and with them our places."""
         self._upkeep.stop()

@@ -148,11 +148,6 @@ class Ledger:
 
     # --- promises ----------------------------------------------------------------------------------
 
-    @property
-    def has_promises(self) -> bool:
-        """Was anything ever promised?"""
-        return bool(self._promises)
-
     def promise(self, group_key: str) -> Promise | None:
         """The promise that holds for a group, from memory."""
         return self._promises.get(group_key)
@@ -256,6 +251,10 @@ class Ledger:
             if len(rows) < step:
                 break
         return names
+
+    def late_counts(self) -> dict[str, int]:
+        """How many late copies each peer has; those that have none are not there."""
+        return dict(self._read("SELECT peer, count(*) FROM late GROUP BY peer", ()))
 
     def late_peers(self) -> list[str]:
         """The peers that have late copies, sorted."""
