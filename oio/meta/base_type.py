@@ -32,6 +32,11 @@ _TABLE = re.compile(r"^\s*CREATE TABLE (?:IF NOT EXISTS )?(\w+)", re.IGNORECASE 
 _NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*\Z")
 
 
+def peers_in(admin: Mapping[str, str]) -> list[str]:
+    """The services that hold copies of a base, from its admin keys; none when it lives alone."""
+    return [peer for peer in admin.get(PEERS, "").split(",") if peer]
+
+
 @dataclass(frozen=True)
 class BaseType:
     """Kind of base.

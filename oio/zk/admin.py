@@ -67,7 +67,7 @@ class Group:
 
 
 class Outcome(NamedTuple):
-    """What became of a node. :ivar error: empty when it was done."""
+    """What became of a node, in words. :ivar failed: nobody knows whether anything was done."""
 
     node: Node
     status: str

@@ -22,7 +22,7 @@ from oio.http.client import HttpPool
 from oio.meta import messages as m
 from oio.meta.base_messages import BaseFind, BasePing
 from oio.meta.client import MetaClient, Route
-from oio.meta.replication.leading import TRIM_PERIOD
+from oio.meta.replication.journal import TRIM_PERIOD
 
 pytestmark = pytest.mark.skipif(find_zookeeper() is None, reason="ZooKeeper is not installed")
 

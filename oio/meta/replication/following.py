@@ -20,7 +20,7 @@ import apsw
 from oio.common import status
 from oio.common.status import StatusError
 from oio.meta import dump
-from oio.meta.base_type import PEERS, TOMBSTONE
+from oio.meta.base_type import TOMBSTONE, peers_in
 from oio.meta.replication import journal
 from oio.meta.replication.images import position_of_image, tail_of_file
 from oio.meta.replication.journal import CannotRollBack, Diverged
@@ -48,8 +48,6 @@ logger = logging.getLogger("oio.meta.replication")
 TAIL_MAX = 64
 #: Entries sent in one request (bytes).
 ENTRIES_MAX_BYTES = 4 << 20
-#: Entries after which the journal of a base is looked at for what is too old.
-TRIM_PERIOD = 64
 #: How long a master waits for the writes that were under way when it came (seconds).
 SETTLED_S = 2.0
 #: Images that a service gets at a time.
@@ -171,9 +169,9 @@ class Follower:
                     tail = base.exclusively(lambda connection: journal.tail(connection, TAIL_MAX), deadline=limit)
                 else:
                     tail = base.read(lambda reader: journal.tail(reader.connection, TAIL_MAX))
-                peers = [peer for peer in base.admin.get(PEERS, "").split(",") if peer]
+                peers = peers_in(base.admin)
                 position = tail[0] if tail else NOWHERE
-                grave = "destroyed" if TOMBSTONE in base.admin else ""
+                grave = DESTROYED if TOMBSTONE in base.admin else ""
         except StatusError as exc:
             if exc.code != status.CONTAINER_NOT_FOUND:
                 raise
@@ -204,9 +202,9 @@ class Follower:
                 logger.error("base %s: %s; an image of the master will replace it", history.base, exc)
                 raise Refused(str(exc)) from exc
             destroyed = TOMBSTONE in base.admin
-            peers = base.admin.get(PEERS, "").split(",")
+            peers = peers_in(base.admin)
         if destroyed:
-            self._repository.drop_copy(history.base, reached, DESTROYED, peers)
+            self._repository.drop_copy(history.base, reached, DESTROYED, peers, spare=True)
         return reached
 
     def take_image(self, request: CopyInstall) -> bool:
@@ -342,7 +340,7 @@ def _apply(
 ) -> Position:
     for entry in entries:
         reached = journal.apply(connection, entry, tables)
-    if reached.seq % TRIM_PERIOD < len(entries):
+    if reached.seq % journal.TRIM_PERIOD < len(entries):
         journal.trim(connection, log_max[0], log_max[1])
     return reached
 

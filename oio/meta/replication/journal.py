@@ -21,6 +21,8 @@ from oio.meta.replication.positions import NOWHERE, Entry, Position, after, chec
 
 #: Entries that :func:`trim` always leaves: those that no majority confirmed yet may have to be undone.
 KEPT_MIN = 8
+#: Entries after which a base is looked at for what :func:`trim` may forget.
+TRIM_PERIOD = 64
 
 #: What is short stands first: positions are read without the pages of the changesets.
 _TABLE = """

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import apsw
 
@@ -25,17 +25,13 @@ from oio.common.status import StatusError
 from oio.meta.replication import journal, operations
 from oio.meta.replication.following import path_from
 from oio.meta.replication.groups import Group
+from oio.meta.replication.ledger import DESTROYED, Ledger
 from oio.meta.replication.links import Answers, Links
 from oio.meta.replication.positions import Entry, Position, epoch_of
 from oio.meta.replication.wire import CopyAppend, CopyReply, CopyState, CopyVacuum, Voice
 
-if TYPE_CHECKING:
-    from oio.meta.replication.ledger import Ledger
-
 logger = logging.getLogger("oio.meta.replication")
 
-#: Entries after which the journal of a base is looked at for what is too old.
-TRIM_PERIOD = 64
 #: Rounds of giving peers what they miss within one write.
 CATCH_UP_ROUNDS = 4
 
@@ -101,7 +97,7 @@ class Lead:
         self.shared.links.ask_all(dict.fromkeys(peers, request))
 
     def begin(self) -> None:
-        """:raises StatusError: 303 or 503 when we are not master any more."""
+        """A transaction is about to begin. :raises StatusError: 303 or 503 when we are not master any more."""
         if self._uncertain:
             self.broken = True
         if self.broken:
@@ -112,7 +108,7 @@ class Lead:
 
     def tidy(self, connection: apsw.Connection) -> None:
         """From time to time forget old operations, here and in the copies."""
-        self._since_trim = (self._since_trim + 1) % TRIM_PERIOD
+        self._since_trim = (self._since_trim + 1) % journal.TRIM_PERIOD
         if not self._since_trim:
             operations.trim(connection)
 
@@ -257,7 +253,7 @@ class Census:
 
 def _rank(reply: CopyReply) -> tuple[int, int, bool]:
     # At the same position a copy is worth more than the grave of a removed one.
-    return (*reply.position.rank, reply.held or reply.grave == "destroyed")
+    return (*reply.position.rank, reply.held or reply.grave == DESTROYED)
 
 
 def take_census(

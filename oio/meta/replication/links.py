@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import select
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -32,7 +32,6 @@ GRACE_S = 0.3
 PING_TIMEOUT_S = 0.5
 _BODY_MAX = 1 << 28
 
-Answer = object
 #: Decoded replies, or errors, by peer.
 Answers = dict[str, object]
 
@@ -251,13 +250,3 @@ def _decoded(exchange: _Exchange, response: ClientResponse, body: bytes) -> obje
             status.NETWORK_ERROR, f"{exchange.peer}: HTTP {response.status} with a body that makes no sense"
         )
     return StatusError(reply.status, reply.message)
-
-
-def granted(answers: Answers, wanted: Callable[[object], bool]) -> list[str]:
-    """Peers whose answer is what was wanted."""
-    return [peer for peer, answer in answers.items() if wanted(answer)]
-
-
-def errors_of(answers: Answers, peers: Sequence[str]) -> str:
-    """What went wrong, as one text."""
-    return "; ".join(f"{peer}: {answers[peer]}" for peer in peers if isinstance(answers.get(peer), StatusError))

@@ -26,10 +26,12 @@ from oio.meta.context import Context
 from oio.meta.messages import Operation
 from oio.meta.replication.engine import Replication
 from oio.meta.replication.groups import Group
+from oio.meta.replication.ledger import REMOVED
 from oio.meta.replication.wire import (
     CopyAppend,
     CopyBury,
     CopyEntries,
+    CopyForget,
     CopyInstall,
     CopyLead,
     CopyReply,
@@ -42,7 +44,7 @@ from oio.meta.repository import Repository
 
 Handler = Callable[[Any, Context], Any]
 
-#: A peer that asks for it waits for so long (seconds).
+#: What taking a lead for a peer may take (seconds): less than it waits for an answer (``Links``).
 LEAD_TIMEOUT_S = 4.0
 
 
@@ -64,6 +66,7 @@ class Copies:
             CopyEntries: lambda request, context: follower.entries(request),
             CopyInstall: lambda request, context: follower.install(request),
             CopyBury: lambda request, context: follower.bury(request),
+            CopyForget: self.forget_spares,
             CopyLead: self.lead,
             CopyVacuum: self.vacuum_copy,
             BasePing: self.ping,
@@ -82,6 +85,10 @@ class Copies:
         vote = self._replication.voter.vote(request.voice)
         self._replication.take_part(request.peers, request.shard)
         return vote
+
+    def forget_spares(self, request: CopyForget, context: Context) -> None:
+        """The events of a destroyed base are delivered."""
+        self._repository.outbox.leftovers.drop_spares(request.base, request.last_entry)
 
     def lead(self, request: CopyLead, context: Context) -> None:
         """Take the lead of a base. :raises StatusError: 303 when another is master."""
@@ -180,7 +187,7 @@ class Copies:
     def remove(self, request: BaseRemove, context: Context) -> None:
         """Delete this copy; its grave says how far it had come. :raises StatusError: 431 without copy."""
         reply = self._follower.describe(request.base, Vote(granted=True))
-        if not reply.held or not self._repository.drop_copy(request.base, reply.position, "removed", reply.peers):
+        if not reply.held or not self._repository.drop_copy(request.base, reply.position, REMOVED, reply.peers):
             raise self._absent(request)
 
     def _group(self, request: BaseTarget, context: Context) -> Group | None:

@@ -17,6 +17,7 @@ from oio.common import status
 from oio.common.status import StatusError
 from oio.meta.replication.following import path_from
 from oio.meta.replication.leading import Lead
+from oio.meta.replication.ledger import DESTROYED
 from oio.meta.replication.wire import CopyAppend, CopyBury, CopyInstall, CopyLead, CopyReply, CopyState
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ logger = logging.getLogger("oio.meta.replication")
 PERIOD_S = 0.5
 #: Idle elections and old graves are looked at that often (seconds).
 SWEEP_PERIOD_S = 60.0
+#: Whoever destroyed a base has delivered its events by then, or is lost (seconds).
+SPARES_KEPT_S = 60.0
 #: A peer that was away for longer must be emptied before it comes back: bases may have died meanwhile (seconds).
 GRAVES_KEPT_S = 30 * 86400.0
 #: Late copies looked at in one turn, for each peer.
@@ -82,6 +85,7 @@ class Upkeep:
                     return
                 if self._paused.get((peer, base_name), 0.0) <= time.monotonic():
                     self._serve(peer, base_name)
+        self._repository.outbox.adopt_spares(SPARES_KEPT_S)
         if time.monotonic() - self._swept_at >= SWEEP_PERIOD_S:
             self._swept_at = time.monotonic()
             self._sweep()
@@ -156,7 +160,7 @@ class Upkeep:
     def _bury(self, peer: str, base_name: str) -> bool:
         """The base was destroyed while the peer was away."""
         grave = self._replication.ledger.grave(base_name)
-        if grave is None or grave.reason != "destroyed" or peer not in grave.peers:
+        if grave is None or grave.reason != DESTROYED or peer not in grave.peers:
             return True
         group = self._replication.group(grave.peers, base_name)
         group.require_master(time.monotonic() + PATIENCE_S)

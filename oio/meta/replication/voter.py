@@ -77,5 +77,4 @@ class Voter:
 
     def highest(self, key: str) -> int:
         """The epoch that was promised, 0 when none was."""
-        stored = self._ledger.promise(key)
-        return stored.epoch if stored is not None else 0
+        return self._ledger.highest_epoch(key)

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the services that hold the copies of a base say to each other.
 
-All of it goes from a candidate or a master to the other peers of its group, and carries the epoch in the name of
-which it speaks: a peer that promised a later one refuses (see :mod:`oio.meta.replication.voter`).
+A candidate or a master speaks to the other peers of its group in the name of an epoch: a peer that promised a
+later one refuses (see :mod:`oio.meta.replication.voter`). Only :class:`CopyLead` goes to a master.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class CopyReply(Message, kw_only=True):
     """What a peer holds of a base, after what it was asked.
 
     ``held``: there is a copy. Without one, a position may be that of a grave, and ``grave`` is its reason.
-    ``tail``: the latest positions, newest first. ``later``: the peer is getting an image.
+    ``tail``: the latest positions, newest first. ``done``: the copy is what the request wants it to be, on disk.
+    ``later``: the peer is getting an image.
     """
 
     vote: Vote
@@ -103,6 +104,12 @@ class CopyBury(CopyRequest, kw_only=True):
     """The base is destroyed, as of this position."""
 
     position: Position
+
+
+class CopyForget(BaseTarget, kw_only=True):
+    """The events of this destroyed base are delivered, up to an entry: nobody needs a spare of it."""
+
+    last_entry: int
 
 
 class CopyLead(BaseTarget, kw_only=True):

@@ -49,14 +49,12 @@ def reopen(tmp_path: Path) -> Iterator[Open]:
 
 def test_promises_outlive_the_process(reopen: Open) -> None:
     ledger = reopen()
-    assert not ledger.has_promises
     assert ledger.promise("K1") is None
     assert ledger.highest_epoch("K1") == 0
     ledger.store_promise("K1", 3, "peer-1")
     ledger.store_promise("K2", 1, "peer-2")
     ledger.store_promise("K1", 7, "peer-2")
     for _ in range(2):
-        assert ledger.has_promises
         assert ledger.promise("K1") == Promise(7, "peer-2")
         assert (ledger.highest_epoch("K1"), ledger.highest_epoch("K2"), ledger.highest_epoch("K3")) == (7, 1, 0)
         ledger = reopen()
