@@ -30,8 +30,6 @@ logger = logging.getLogger("oio.meta.replication")
 PERIOD_S = 0.5
 #: Idle elections and old graves are looked at that often (seconds).
 SWEEP_PERIOD_S = 60.0
-#: Whoever destroyed a base has delivered its events by then, or is lost (seconds).
-SPARES_KEPT_S = 60.0
 #: A peer that was away for longer must be emptied before it comes back: bases may have died meanwhile (seconds).
 GRAVES_KEPT_S = 30 * 86400.0
 #: Late copies looked at in one turn, for each peer.
@@ -85,7 +83,6 @@ class Upkeep:
                     return
                 if self._paused.get((peer, base_name), 0.0) <= time.monotonic():
                     self._serve(peer, base_name)
-        self._repository.outbox.adopt_spares(SPARES_KEPT_S)
         if time.monotonic() - self._swept_at >= SWEEP_PERIOD_S:
             self._swept_at = time.monotonic()
             self._sweep()
