@@ -387,6 +387,8 @@ class Meta0PrefixMapping(MetaMapping):
 
     #: A base comes to be with its first reference.
     may_be_missing = True
+    #: Proxies read the whole table again after each change.
+    batch = 32
 
     def change_of(self, base: str) -> Change:
         """What has to be done with a base."""

@@ -125,33 +125,54 @@ class MetaMapping:
         if moved is None:
             self.link([*self.services_by_base], **kwargs)
             return []
-        return [base for base in sorted(moved) if self._apply_one(base, **kwargs)]
+        done: list[str] = []
+        changes = {base: self.change_of(base) for base in sorted(moved)}
+        pending = [*changes]
+        while pending:
+            # Without election, what is written to a base between its copy and its link may be lost.
+            size = self.batch if len(changes[pending[0]].before) > 1 else 1
+            done += self._apply_some({base: changes[base] for base in pending[:size]}, **kwargs)
+            del pending[:size]
+        return done
 
-    def _apply_one(self, base: str, **kwargs: Any) -> bool:
-        change = self.change_of(base)
-        exists = True
+    def _apply_some(self, changes: Mapping[str, Change], **kwargs: Any) -> list[str]:
+        """Copy some bases, change the directory once for all of them, clean up; those that were moved."""
+        outcomes = {base: self._copy(base, change, **kwargs) for base, change in changes.items()}
+        copied = {base: exists for base, exists in outcomes.items() if exists is not None}
+        if not copied:
+            return []
         try:
-            try:
-                self.mover.copy(change, **kwargs)
-            except NoBaseToCopy:
-                if not self.may_be_missing:
-                    raise
-                exists = False
-            try:
-                self.link([base], **kwargs)
-            except OioException:
+            self.link([*copied], **kwargs)
+        except OioException as exc:
+            for base, exists in copied.items():
+                self.logger.error("Base %s not moved: %s", base, exc)
                 if exists:
-                    self.mover.undo(change, **kwargs)
-                raise
+                    self.mover.undo(changes[base], **kwargs)
+            return []
+        for base, exists in copied.items():
+            change = changes[base]
+            self.linked(change, **kwargs)
+            if exists:
+                self.mover.clean(change, **kwargs)
+            self.raw_services_by_base[base] = [*change.after]
+            self.logger.info("Base %s moved from %s to %s", base, ",".join(change.before), ",".join(change.after))
+        return [*copied]
+
+    def _copy(self, base: str, change: Change, **kwargs: Any) -> bool | None:
+        """Copy a base: True when it is done, False when there is nothing to copy, None when it fails."""
+        try:
+            self.mover.copy(change, **kwargs)
+        except NoBaseToCopy as exc:
+            if self.may_be_missing:
+                return False
+            self.logger.error("Base %s not moved: %s", base, exc)
+            return None
         except OioException as exc:
             self.logger.error("Base %s not moved: %s", base, exc)
-            return False
-        self.linked(change, **kwargs)
-        if exists:
-            self.mover.clean(change, **kwargs)
-        self.raw_services_by_base[base] = [*change.after]
-        self.logger.info("Base %s moved from %s to %s", base, ",".join(change.before), ",".join(change.after))
+            return None
         return True
 
     #: May a base that was never used have no copy at all?
     may_be_missing = False
+    #: Bases for which the directory is changed at once.
+    batch = 1
