@@ -78,8 +78,8 @@ class OpenBases:
             base.pins -= 1
             if base.pins:
                 return
-            if not base.is_open and self._bases.get(base.name) is base:
-                # It could not be opened: nothing to keep.
+            if not base.is_open and not base.doomed and self._bases.get(base.name) is base:
+                # It could not be opened: nothing to keep. (Whoever keeps a base closed keeps its place.)
                 del self._bases[base.name]
             self._lock.notify_all()
 
@@ -115,6 +115,8 @@ class OpenBases:
 
     def _doom(self, base_name: str) -> Base:
         with self._lock:
+            if not self._lock.wait_for(lambda: not self._is_doomed(base_name), self._wait_s):
+                raise StatusError(status.UNAVAILABLE, f"base {base_name} is being removed or replaced")
             base = self._bases.get(base_name)
             if base is None:
                 base = self._bases[base_name] = self._make(base_name)
@@ -122,16 +124,18 @@ class OpenBases:
             free = self._lock.wait_for(lambda: not base.pins and base_name not in self._closing, self._wait_s)
             if not free:
                 base.doomed = False
+                self._lock.notify_all()
                 raise StatusError(status.UNAVAILABLE, f"the file of base {base_name} is still in use")
         return base
 
-    def _wait_undoomed(self, base_name: str, deadline: float | None) -> None:
-        def free() -> bool:
-            base = self._bases.get(base_name)
-            return base is None or not base.doomed
+    def _is_doomed(self, base_name: str) -> bool:
+        base = self._bases.get(base_name)
+        return base is not None and base.doomed
 
+    def _wait_undoomed(self, base_name: str, deadline: float | None) -> None:
         with self._lock:
-            if not self._lock.wait_for(free, wait_within(self._wait_s, deadline)):
+            wait_s = wait_within(self._wait_s, deadline)
+            if not self._lock.wait_for(lambda: not self._is_doomed(base_name), wait_s):
                 raise StatusError(status.UNAVAILABLE, f"base {base_name} is being removed or replaced")
 
     def _wait_closed(self, base_name: str, victim: Base | None, deadline: float | None) -> None:
