@@ -241,6 +241,9 @@ class Links:
 
 
 def _decoded(exchange: _Exchange, response: ClientResponse, body: bytes) -> object:
+    if response.status == 204:
+        # What has no reply was done.
+        return None
     try:
         if response.status == 200:
             return exchange.decode(body)

@@ -18,7 +18,7 @@ from oio.http.server import Request, Response, Server, ServerConfig
 from oio.meta.messages import ErrorReply
 from oio.meta.replication.links import Answers, Links
 from oio.meta.replication.positions import NOWHERE
-from oio.meta.replication.wire import CopyInstall, CopyReply, GroupVote, Voice, Vote
+from oio.meta.replication.wire import CopyInstall, CopyLead, CopyReply, GroupVote, Voice, Vote
 
 #: No test waits for so long when all is well.
 LONG_S = 20.0
@@ -390,4 +390,20 @@ def test_many_threads_get_their_own_answers(peers: Peers) -> None:
     with ThreadPoolExecutor(12) as threads:
         assert list(threads.map(ask, range(12))) == [True] * 12
     assert 3 <= peers.links.pool.idle_count() <= 36
+    assert peers.links.benched_peers() == []
+
+
+def test_what_has_no_reply_is_done(peers: Peers) -> None:
+    """A master that is asked to lead a base has nothing to say but yes."""
+    paths = []
+
+    def lead(request: Request) -> Response:
+        paths.append(request.path)
+        request.drain()
+        return Response(204)
+
+    peers.serve("a", lead)
+    for _ in range(2):
+        assert peers.links.ask("a", CopyLead(base="B.1", peers=["a", "b", "c"])) is None
+    assert paths == ["/v1/copy_lead"] * 2
     assert peers.links.benched_peers() == []
