@@ -22,6 +22,7 @@ import zlib
 
 import msgspec
 
+from oio.common.durable import fsync_directory
 from oio.conscience.messages import Message
 from oio.conscience.registry import Registry
 from oio.conscience.replica import Removal, SavedService
@@ -126,8 +127,4 @@ def _replace_file(path: str, body: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    fsync_directory(os.path.dirname(path))

@@ -17,6 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+from oio.common.durable import fsync_directory
+
 # Directories created ahead of need: so many at once, then a pause that leaves the machine to the requests,
 # as a share of the time of one processor.
 PREPARE_BATCH = 16
@@ -41,15 +43,6 @@ class _Directory:
         self.busy = threading.Lock()  # held during the fsync
         self.next: _Batch | None = None  # the batch that may still be joined
         self.users = 0
-
-
-def fsync_directory(path: str) -> None:
-    """Flush one directory."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class DirectorySyncer:

@@ -23,8 +23,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from oio.common.durable import fsync_directory
 from oio.event.queue import EventQueue, EventsRefused, QueueError
-from oio.event.transport.spool import SpoolQueue, list_segments, segment_path, sync_directory
+from oio.event.transport.spool import SpoolQueue, list_segments, segment_path
 from oio.event.transport.spool_reader import SpoolReader
 
 #: Events handed to the queue in one call.
@@ -172,7 +173,7 @@ class Journal:
             # Former segments were synced by former calls, but for the one that was current then.
             for number in list_segments(self.directory)[-2:]:
                 _sync_file(segment_path(self.directory, number))
-            sync_directory(self.directory)
+            fsync_directory(self.directory)
         except FileNotFoundError:
             return False  # consumed meanwhile; the next call looks again
         except OSError as exc:

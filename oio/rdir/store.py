@@ -24,6 +24,7 @@ import lmdb
 import msgspec
 
 from oio.common import status
+from oio.common.durable import fsync_directory
 from oio.common.status import StatusError
 from oio.rdir import keys, records, tables
 from oio.rdir.engine import Engine
@@ -477,8 +478,8 @@ class Store:
                 os.makedirs(path, exist_ok=True)
             base = kind(path, **self._options)
             if is_new:
-                _sync_directory(path)
-                _sync_directory(self.path)
+                fsync_directory(path)
+                fsync_directory(self.path)
             return base
         except (OSError, lmdb.Error) as exc:
             if base is not None:
@@ -561,14 +562,6 @@ def _sweep(engine: Engine, name: str, now_s: int) -> int:
 
 def _is_old(grave: bytes, now_s: int) -> bool:
     return records.decode_grave(grave)[1] + records.TOMBSTONE_S <= now_s
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 _Container = tuple[str, str | None, int, int]

@@ -40,6 +40,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from urllib.parse import parse_qs, urlsplit
 
+from oio.common.durable import fsync_directory
 from oio.event.queue import (
     DEFAULT_TUBE,
     EVENT_MAX_BYTES,
@@ -235,7 +236,7 @@ class SpoolQueue(EventQueue):
         self._offset = len(MAGIC)
         if self._fsync:
             os.fsync(self._fd)
-            sync_directory(self.directory)
+            fsync_directory(self.directory)
 
     def _give_up_segment(self) -> None:
         """After an error: cut what may be half written, and never write behind it."""
@@ -404,12 +405,3 @@ def lock_file(path: str) -> int:
         os.close(fd)
         raise OSError(exc.errno, f"{path} is locked by another process") from exc
     return fd
-
-
-def sync_directory(path: str) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -101,7 +101,7 @@ def test_a_database_that_cannot_be_opened_leaves_nothing(rdir, tmp_path, monkeyp
         raise OSError(24, os.strerror(24))
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "_sync_directory", refuse)
+        patch.setattr(store_module, "fsync_directory", refuse)
         answer = rdir.ask("POST", "/v1/rdir/push?vol=v&create=1", RECORD)
         assert (answer.status, os.listdir(tmp_path)) == (503, [])
     # A directory that was left by a creation that was killed is used.
