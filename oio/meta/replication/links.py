@@ -81,7 +81,10 @@ class Links:
     # --- one peer ------------------------------------------------------------------------------------
 
     def ask(self, peer: str, request: Operation, timeout_s: float | None = None) -> object:
-        """The reply of one peer. :raises StatusError: its own, or a network code."""
+        """The reply of one peer, True from one that has nothing to say but yes.
+
+        :raises StatusError: its own, or a network code.
+        """
         answers = self.ask_all({peer: request}, timeout_s=timeout_s)
         answer = answers[peer]
         if isinstance(answer, StatusError):
@@ -242,8 +245,7 @@ class Links:
 
 def _decoded(exchange: _Exchange, response: ClientResponse, body: bytes) -> object:
     if response.status == 204:
-        # What has no reply was done.
-        return None
+        return True
     try:
         if response.status == 200:
             return exchange.decode(body)
