@@ -77,14 +77,10 @@ class BaseFiles:
 
     def move(self, base_name: str, target: str) -> bool:
         """Take a base elsewhere in the volume, with what its WAL holds; False when it does not exist."""
-        path = self.path(base_name)
         try:
-            os.rename(path, target)
+            move_base(self.path(base_name), target)
         except FileNotFoundError:
             return False
-        for suffix in SIDE_FILES:
-            if os.path.exists(path + suffix):
-                os.rename(path + suffix, target + suffix)
         self._sync(os.path.dirname(target))
         self.sync(base_name)
         return True
@@ -106,6 +102,14 @@ class BaseFiles:
 def unlink_base(path: str) -> None:
     """Delete a file that SQLite may have opened, and what it put beside it."""
     _unlink(path, ("", *SIDE_FILES))
+
+
+def move_base(path: str, target: str) -> None:
+    """Rename a file that SQLite may have opened, and what it put beside it. :raises FileNotFoundError:"""
+    os.rename(path, target)
+    for suffix in SIDE_FILES:
+        if os.path.exists(path + suffix):
+            os.rename(path + suffix, target + suffix)
 
 
 def _unlink(path: str, suffixes: tuple[str, ...]) -> None:

@@ -44,32 +44,38 @@ class OpenBases:
 
         It is not open yet when nobody else uses it. :raises StatusError: 503 after a wait in vain.
         """
-        victim = None
-        with self._lock:
-            base = self._bases.get(base_name)
-            if base is None:
-                if len(self._bases) >= self._open_max:
-                    victim = self._make_room(wait_within(self._wait_s, deadline))
-                    base = self._bases.get(base_name)
-                elif memory_is_short():
-                    victim = self._take_idle()
-            if base is None and base_name in self._closing:
-                self._wait_closed(base_name, victim, deadline)
-                victim = None
-                base = self._bases.get(base_name)
-            if base is None:
-                base = self._bases[base_name] = self._make(base_name)
-            else:
-                self._bases.move_to_end(base_name)
-            doomed = base.doomed
-            if not doomed:
-                base.pins += 1
-        if victim is not None:
-            self._close_victim(victim)
+        victims: list[Base] = []
+        try:
+            with self._lock:
+                base = self._register(base_name, victims, deadline)
+                doomed = base.doomed
+                if not doomed:
+                    base.pins += 1
+        finally:
+            self._close_victims(victims)
         if doomed:
             # Its file goes away, or another takes its place: what is there afterwards is the answer.
             self._wait_undoomed(base_name, deadline)
             return self.pin(base_name, deadline)
+        return base
+
+    def _register(self, base_name: str, victims: list[Base], deadline: float | None) -> Base:
+        """The base, in its place among the open ones; those that made room for it are to be closed.
+
+        Whatever waits lets others in: what was true before is looked at again.
+        """
+        while (base := self._bases.get(base_name)) is None:
+            if base_name in self._closing:
+                self._wait_closed(base_name, victims, deadline)
+            elif len(self._bases) >= self._open_max:
+                idle = self._make_room(wait_within(self._wait_s, deadline))
+                victims += [idle] if idle is not None else []
+            else:
+                if memory_is_short() and (idle := self._take_idle()) is not None:
+                    victims.append(idle)
+                base = self._bases[base_name] = self._make(base_name)
+                return base
+        self._bases.move_to_end(base_name)
         return base
 
     def unpin(self, base: Base) -> None:
@@ -138,24 +144,26 @@ class OpenBases:
             if not self._lock.wait_for(lambda: not self._is_doomed(base_name), wait_s):
                 raise StatusError(status.UNAVAILABLE, f"base {base_name} is being removed or replaced")
 
-    def _wait_closed(self, base_name: str, victim: Base | None, deadline: float | None) -> None:
+    def _wait_closed(self, base_name: str, victims: list[Base], deadline: float | None) -> None:
         """Wait until an evicted base is closed: its last connection deletes the WAL by its name."""
-        if victim is not None:
-            # Others may wait for our own victim as we wait for theirs: end it first.
+        if victims:
+            # Others may wait for our own victims as we wait for theirs: end them first.
             self._lock.release()
             try:
-                self._close_victim(victim)
+                self._close_victims(victims)
             finally:
                 self._lock.acquire()
         wait_s = wait_within(self._wait_s, deadline)
         if not self._lock.wait_for(lambda: base_name not in self._closing, wait_s):
             raise StatusError(status.UNAVAILABLE, f"base {base_name} is still being closed")
 
-    def _close_victim(self, victim: Base) -> None:
-        victim.close()
-        with self._lock:
-            self._closing.discard(victim.name)
-            self._lock.notify_all()
+    def _close_victims(self, victims: list[Base]) -> None:
+        while victims:
+            victim = victims.pop()
+            victim.close()
+            with self._lock:
+                self._closing.discard(victim.name)
+                self._lock.notify_all()
 
     def _make_room(self, wait_s: float) -> Base | None:
         """Take the least recently used base out, waiting for one that nobody uses."""

@@ -207,15 +207,26 @@ class Outbox:
             self._followed.discard(name)
         self._unlink(os.path.join(self.directory, name))
 
-    def leftover_path(self, name: str) -> str:
-        """Where the file of a destroyed base goes while it holds events."""
-        return self._leftovers.path_for(name)
+    @property
+    def leftovers(self) -> Leftovers:
+        """Bases of destroyed containers."""
+        return self._leftovers
 
     def adopt(self, path: str) -> None:
         """Drain the base of a destroyed container, then delete it."""
         with self._lock:
             self._leftovers.add(path)
             self._wakeup.notify()
+
+    def adopt_spares(self, age_s: float) -> None:
+        """Deliver what those that destroyed bases elsewhere did not deliver for so long."""
+        if self.enabled and self._leftovers.adopt_spares(age_s):
+            with self._lock:
+                self._wakeup.notify()
+
+    def holds(self, name: str) -> bool:
+        """Does a base hold events, as far as its marker tells?"""
+        return self.enabled and os.path.exists(os.path.join(self.directory, name))
 
     def mark(self, name: str) -> None:
         """Make the marker of a base that is about to be created with events.

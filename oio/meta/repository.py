@@ -28,12 +28,12 @@ from oio.common import status
 from oio.common.status import StatusError
 from oio.meta.base import Base, BaseOptions
 from oio.meta.base_files import BaseFiles
-from oio.meta.base_type import PEERS, SCHEMA_VERSION, TOMBSTONE, BaseType
+from oio.meta.base_type import PEERS, SCHEMA_VERSION, TOMBSTONE, BaseType, peers_in
 from oio.meta.client import Route
 from oio.meta.context import NO_ROUTE
 from oio.meta.open_bases import OpenBases
 from oio.meta.outbox import TIDY_DELAY_S, EventSink, Outbox
-from oio.meta.replication import journal
+from oio.meta.replication import journal, operations
 from oio.meta.replication.images import declare_position, look_at_image, tail_of_file
 from oio.meta.replication.ledger import DESTROYED
 from oio.meta.replication.positions import Position
@@ -199,15 +199,25 @@ class Repository:
         def make_copy(target: str, position: Position) -> None:
             nonlocal has_events
             has_events = make(target)
-            declare_position(target, position)
+            declare_position(target, position, route.operation)
 
         if self.replication is not None and len(route.peers) > 1:
             place = partial(self._place, base_name, path, lambda: has_events)
-            return self.replication.create(base_name, route, path, make_copy, place, deadline)
+            created = self.replication.create(base_name, route, path, make_copy, place, deadline)
+            return created or self._made_by(base_name, route, deadline)
         if self.exists(base_name) and not self.end_destruction(base_name):
             return False
         has_events = make(path)
         return self._place(base_name, path, lambda: has_events)
+
+    def _made_by(self, base_name: str, route: Route, deadline: float | None) -> bool:
+        """Was a base that exists made by this very operation, which was sent before?"""
+        if not route.operation:
+            return False
+        return self.read(
+            base_name, lambda reader: operations.known(reader.connection, route.operation), deadline=deadline,
+            route=route,
+        )
 
     def replace(self, base_name: str, image_path: str, wanted: Callable[[], bool]) -> bool:
         """Put an image in the place of a base, or of no base, as one step; False when it is not wanted any more.
@@ -232,10 +242,12 @@ class Repository:
             self.end_destruction(base_name)
         return True
 
-    def drop_copy(self, base_name: str, position: Position, reason: str, peers: list[str]) -> bool:
+    def drop_copy(
+        self, base_name: str, position: Position, reason: str, peers: list[str], spare: bool = False
+    ) -> bool:
         """Delete our copy of a base, and leave a grave that tells where the base stood; was there a copy?
 
-        What waits in its outbox is delivered by the master of the base.
+        What waits in its outbox is delivered by the master of the base; ``spare``: or by us, when it is lost.
         """
         assert self.replication is not None
         with self._name_lock(base_name):
@@ -243,7 +255,11 @@ class Repository:
             if not self.exists(base_name):
                 self.replication.ledger.bury(base_name, position, reason, peers)
                 return False
-            return self._discard(base_name, lambda: self._bury(base_name, position, reason, peers))
+            return self._discard(
+                base_name,
+                lambda: self._bury(base_name, position, reason, peers),
+                position.seq if spare and self.outbox.holds(base_name) else 0,
+            )
 
     def _bury(self, base_name: str, position: Position, reason: str, peers: list[str]) -> bool:
         """Leave a grave for a base that nobody has open; False when one lives that was created since."""
@@ -256,11 +272,14 @@ class Repository:
         self.replication.ledger.bury(base_name, position, reason, peers)
         return True
 
-    def _discard(self, base_name: str, allowed: Callable[[], bool] = _always) -> bool:
+    def _discard(self, base_name: str, allowed: Callable[[], bool] = _always, spare_entry: int = 0) -> bool:
         with self._open_bases.kept_closed(base_name):
             if not allowed():
                 return False
-            self._files.remove(base_name)
+            if spare_entry:
+                self._files.move(base_name, self.outbox.leftovers.path_for(base_name, spare_entry, spare=True))
+            else:
+                self._files.remove(base_name)
             self.outbox.forget(base_name)
         return True
 
@@ -368,14 +387,14 @@ class Repository:
                 with self.opened(base_name) as base:
                     if TOMBSTONE not in base.admin:
                         return False
-                    peers = [peer for peer in base.admin.get(PEERS, "").split(",") if peer]
+                    peers = peers_in(base.admin)
                     position = base.read(lambda reader: journal.position(reader.connection))
             except StatusError:
                 return False
             if self.replication is not None and len(peers) > 1:
                 self.replication.ledger.bury(base_name, position, DESTROYED, peers)
                 self.replication.forget(base_name)
-            self._remove(base_name)
+            self._remove(base_name, position.seq)
         return True
 
     def _name_lock(self, base_name: str) -> threading.Lock:
@@ -390,13 +409,13 @@ class Repository:
             self.outbox.forget(base_name)
         return True
 
-    def _remove(self, base_name: str) -> None:
+    def _remove(self, base_name: str, last_entry: int) -> None:
         """Take away the file of a base whose tombstone is committed, once nobody has it open."""
         with self._open_bases.kept_closed(base_name):
             if not self.outbox.enabled:
                 self._files.remove(base_name)
                 return
-            leftover = self.outbox.leftover_path(base_name)
+            leftover = self.outbox.leftovers.path_for(base_name, last_entry)
             if self._files.move(base_name, leftover):
                 self.outbox.forget(base_name)
                 self.outbox.adopt(leftover)

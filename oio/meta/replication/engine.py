@@ -34,7 +34,16 @@ from oio.meta.replication.positions import Position, epoch_of, term_of
 from oio.meta.replication.registration import Registration
 from oio.meta.replication.upkeep import Upkeep
 from oio.meta.replication.voter import Voter
-from oio.meta.replication.wire import CopyBury, CopyEntries, CopyInstall, CopyReply, CopyState, Voice, Vote
+from oio.meta.replication.wire import (
+    CopyBury,
+    CopyEntries,
+    CopyForget,
+    CopyInstall,
+    CopyReply,
+    CopyState,
+    Voice,
+    Vote,
+)
 
 if TYPE_CHECKING:
     from oio.meta.replication.zookeeper import ZooKeepers
@@ -132,7 +141,16 @@ class Replication:
 
     def start(self) -> None:
         """Begin what goes on behind the requests."""
+        self._repository.outbox.leftovers.on_delivered = self._tell_delivered
         self._upkeep.start()
+
+    def _tell_delivered(self, base_name: str, last_entry: int) -> None:
+        """The events of a base that we destroyed are delivered: the others need not keep theirs."""
+        grave = self.ledger.grave(base_name)
+        peers = [peer for peer in grave.peers if peer not in self.names] if grave is not None else []
+        request = CopyForget(base=base_name, last_entry=last_entry)
+        # Those who do not hear it deliver them once more.
+        self.links.ask_all({peer: request for peer in peers if not self.links.benched(peer)})
 
     # --- groups ------------------------------------------------------------
 
@@ -293,13 +311,16 @@ class Replication:
         if former is not None:
             # Whoever waits for a turn with it must not write.
             former.broken = True
-        lead = self._new_lead(base_name, group, voice.epoch, census, own.position)
+        used = former.term if former is not None else 0
+        lead = self._new_lead(base_name, group, voice.epoch, census, own.position, used)
         if lead is None:
             return None
         self._bring_up(lead, census, deadline)
+        # When its first entry finds no majority, its term is used all the same.
+        self._remember(base_name, lead)
         self._open_term(lead, deadline)
         self._upgrade(lead, deadline)
-        self._remember(base_name, lead)
+        lead.opened = True
         self._repository.outbox.rediscover(base_name)
         return lead
 
@@ -390,9 +411,9 @@ class Replication:
         self.follower.get_image(base_name, source, voice=voice)
 
     def _new_lead(
-        self, base_name: str, group: Group, epoch: int, census: Census, position: Position
+        self, base_name: str, group: Group, epoch: int, census: Census, position: Position, used: int = 0
     ) -> Lead | None:
-        """A lead whose term is higher than all those that were ever used for the base.
+        """A lead whose term is higher than all those that were ever used for the base; ``used`` by us at least.
 
         None when the group must have a later epoch first: the base comes from other peers, with more elections.
         """
@@ -401,7 +422,7 @@ class Replication:
         if epoch_of(highest) > epoch:
             group.outbid(epoch_of(highest))
             return None
-        term = max(term_of(epoch), highest + 1)
+        term = max(term_of(epoch), highest + 1, used + 1)
         return Lead(self, base_name, group, epoch, term, position)
 
     def _bring_up(self, lead: Lead, census: Census, deadline: float | None) -> None:
@@ -511,7 +532,9 @@ class Replication:
             self._spread_image(base_name, group, voice, path, position, deadline)
             if not place(lambda: group.obeys(voice)):
                 raise not_master(group)
-            self._remember(base_name, Lead(self, base_name, group, epoch_of(term), term, position))
+            lead = Lead(self, base_name, group, epoch_of(term), term, position)
+            lead.opened = True
+            self._remember(base_name, lead)
         return True
 
     def _spread_image(

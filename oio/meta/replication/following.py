@@ -204,7 +204,7 @@ class Follower:
             destroyed = TOMBSTONE in base.admin
             peers = peers_in(base.admin)
         if destroyed:
-            self._repository.drop_copy(history.base, reached, DESTROYED, peers)
+            self._repository.drop_copy(history.base, reached, DESTROYED, peers, spare=True)
         return reached
 
     def take_image(self, request: CopyInstall) -> bool:

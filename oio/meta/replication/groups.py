@@ -33,6 +33,7 @@ logger = logging.getLogger("oio.meta.replication")
 LEASE_PART = 0.8
 #: Between two attempts to get promises (seconds).
 CAMPAIGN_PERIOD_S = 0.1
+FAILURE_PERIOD_S = 1.0
 #: A master, or the first in line, that reaches no majority for so long goes to the end of the line (seconds).
 ALONE_MAX_S = 2.0
 #: Answers to a candidate (seconds): a peer that is down must not hold the election back for long.
@@ -150,6 +151,8 @@ class Group:
 
     def _wait_for_end(self, limit: float) -> str:
         """Id of the master. :raises StatusError: 503 when nobody is in time."""
+        if self.candidacy.view.leads:
+            self._begin_campaign()
         with self._changed:
             while True:
                 if self.state == "MASTER":
@@ -323,13 +326,16 @@ class Group:
                 if time.monotonic() > limit:
                     self._give_way()
                     limit = time.monotonic() + ALONE_MAX_S
-                seen, wait_s = self._ask_promises(epoch)
+                try:
+                    seen, wait_s = self._ask_promises(epoch)
+                except StatusError as exc:
+                    # Our own promise could not be stored: a full disk, say.
+                    logger.error("election %s: %s", self.name[:8], exc)
+                    seen, wait_s = 0, FAILURE_PERIOD_S
                 if self.is_master:
                     return
                 epoch = max(epoch, seen + 1)
                 time.sleep(wait_s or CAMPAIGN_PERIOD_S)
-        except StatusError as exc:
-            logger.error("election %s: %s", self.name[:8], exc)
         finally:
             with self._changed:
                 self._campaigning = False

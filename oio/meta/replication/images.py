@@ -16,8 +16,8 @@ from oio.meta.replication.positions import Position
 logger = logging.getLogger("oio.meta.replication")
 
 
-def declare_position(path: str, position: Position) -> None:
-    """Make an image the beginning of a history. :raises StatusError: 511 when it is no base."""
+def declare_position(path: str, position: Position, operation: str = "") -> None:
+    """Make an image the beginning of a history, made by an operation. :raises StatusError: 511: it is no base."""
     try:
         connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
         try:
@@ -26,6 +26,8 @@ def declare_position(path: str, position: Position) -> None:
             connection.execute("BEGIN")
             journal.set_position(connection, position)
             operations.install(connection)
+            if operation:
+                operations.note(connection, operation, b"")
             connection.execute("COMMIT")
         finally:
             # The last connection copies the WAL into the file.

@@ -54,8 +54,8 @@ class Lead:
     """
 
     __slots__ = (
-        "_next", "_since_trim", "_uncertain", "_voice", "base_name", "broken", "group", "position", "shared",
-        "term",
+        "_next", "_since_trim", "_uncertain", "_voice", "base_name", "broken", "group", "opened", "position",
+        "shared", "term",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +67,8 @@ class Lead:
         self.term = term
         self.position = position
         self.broken = False
+        #: A majority holds the first entry of its term.
+        self.opened = False
         self._voice = Voice(key=group.name, epoch=epoch, owner=group.own_name)
         self._next = position
         #: An entry left that is not committed here yet.
@@ -76,8 +78,11 @@ class Lead:
     @property
     def valid(self) -> bool:
         """May the base be written in the name of this lead?"""
-        group = self.group
-        return not self.broken and group.is_master and group.epoch == epoch_of(self.term)
+        return self.opened and not self.broken and self._leads
+
+    @property
+    def _leads(self) -> bool:
+        return self.group.is_master and self.group.epoch == epoch_of(self.term)
 
     @property
     def voice(self) -> Voice:
@@ -103,7 +108,7 @@ class Lead:
         if self.broken:
             raise StatusError(status.UNAVAILABLE, f"base {self.base_name}: the former write found no majority")
         # Our own copy obeys as those of the others do.
-        if not self.valid or not self.group.obeys(self._voice):
+        if not self._leads or not self.group.obeys(self._voice):
             raise not_master(self.group)
 
     def tidy(self, connection: apsw.Connection) -> None:

@@ -42,6 +42,11 @@ def install(connection: apsw.Connection) -> None:
     connection.execute(_CREATE)
 
 
+def known(connection: apsw.Connection, operation: str) -> bool:
+    """Is an operation among the last ones of a base that has copies?"""
+    return bool(connection.execute(_SEEN, (operation,)).fetchall())
+
+
 def check_new(connection: apsw.Connection, operation: str) -> None:
     """:raises AlreadyDone: when the operation is among the last ones."""
     for (reply,) in connection.execute(_SEEN, (operation,)):

@@ -31,6 +31,7 @@ from oio.meta.replication.wire import (
     CopyAppend,
     CopyBury,
     CopyEntries,
+    CopyForget,
     CopyInstall,
     CopyLead,
     CopyReply,
@@ -65,6 +66,7 @@ class Copies:
             CopyEntries: lambda request, context: follower.entries(request),
             CopyInstall: lambda request, context: follower.install(request),
             CopyBury: lambda request, context: follower.bury(request),
+            CopyForget: self.forget_spares,
             CopyLead: self.lead,
             CopyVacuum: self.vacuum_copy,
             BasePing: self.ping,
@@ -83,6 +85,10 @@ class Copies:
         vote = self._replication.voter.vote(request.voice)
         self._replication.take_part(request.peers, request.shard)
         return vote
+
+    def forget_spares(self, request: CopyForget, context: Context) -> None:
+        """The events of a destroyed base are delivered."""
+        self._repository.outbox.leftovers.drop_spares(request.base, request.last_entry)
 
     def lead(self, request: CopyLead, context: Context) -> None:
         """Take the lead of a base. :raises StatusError: 303 when another is master."""

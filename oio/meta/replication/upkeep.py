@@ -30,6 +30,8 @@ logger = logging.getLogger("oio.meta.replication")
 PERIOD_S = 0.5
 #: Idle elections and old graves are looked at that often (seconds).
 SWEEP_PERIOD_S = 60.0
+#: Whoever destroyed a base has delivered its events by then, or is lost (seconds).
+SPARES_KEPT_S = 60.0
 #: A peer that was away for longer must be emptied before it comes back: bases may have died meanwhile (seconds).
 GRAVES_KEPT_S = 30 * 86400.0
 #: Late copies looked at in one turn, for each peer.
@@ -83,6 +85,7 @@ class Upkeep:
                     return
                 if self._paused.get((peer, base_name), 0.0) <= time.monotonic():
                     self._serve(peer, base_name)
+        self._repository.outbox.adopt_spares(SPARES_KEPT_S)
         if time.monotonic() - self._swept_at >= SWEEP_PERIOD_S:
             self._swept_at = time.monotonic()
             self._sweep()
@@ -90,6 +93,8 @@ class Upkeep:
     # --- late copies ------------------------------------------------------------------------------------
 
     def _serve(self, peer: str, base_name: str) -> None:
+        # Before it is asked: what it misses from now on is noted anew.
+        self._replication.ledger.clear_late(peer, base_name)
         try:
             done = self._bring_up(peer, base_name)
         except StatusError as exc:
@@ -99,9 +104,9 @@ class Upkeep:
                 logger.info("base %s: the copy of %s stays late: %s", base_name, peer, exc)
                 done = False
         if done:
-            self._replication.ledger.clear_late(peer, base_name)
             self._paused.pop((peer, base_name), None)
         else:
+            self._replication.ledger.add_late(peer, base_name)
             self._paused[peer, base_name] = time.monotonic() + PAUSE_S
 
     def _bring_up(self, peer: str, base_name: str) -> bool:

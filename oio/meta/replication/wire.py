@@ -106,6 +106,12 @@ class CopyBury(CopyRequest, kw_only=True):
     position: Position
 
 
+class CopyForget(BaseTarget, kw_only=True):
+    """The events of this destroyed base are delivered, up to an entry: nobody needs a spare of it."""
+
+    last_entry: int
+
+
 class CopyLead(BaseTarget, kw_only=True):
     """You are the master of this base: lead it now, since one of its copies is late. It may be yours."""
 

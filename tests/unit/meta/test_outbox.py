@@ -170,7 +170,7 @@ def test_interrupted_destruction_ends_at_restart(tmp_path: Path, event_queue: Fa
     event_queue.down = True
     bench = Meta2Bench(str(tmp_path), event_queue)
     bench.create()
-    bench.repository._remove = lambda base_name: None  # type: ignore[method-assign]
+    bench.repository._remove = lambda base_name, last_entry: None  # type: ignore[method-assign]
     bench.call(m.ContainerDestroy(cid=CID))
     bench.repository.close()
     event_queue.down = False
