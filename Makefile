@@ -50,11 +50,12 @@ lint: $(VENV)/.installed-test
 unit: $(VENV)/.installed-test
 	$(PYTHON_HERE) -m pytest -q -n 3 --dist loadfile tests/unit
 
+# Clusters of their own, two at once.
 functional: $(VENV)/.installed-test
-	$(PYTHON_HERE) -m pytest -q tests/functional
+	$(PYTHON_HERE) -m pytest -q -n 2 --dist loadfile tests/functional
 
 fault: $(VENV)/.installed-test
-	$(PYTHON_HERE) -m pytest -q tests/fault
+	$(PYTHON_HERE) -m pytest -q -n 2 --dist loadfile tests/fault
 
 chaos: export OIO_CHAOS_KILLS ?= 300
 chaos: export OIO_CHAOS_ROUNDS ?= 200
