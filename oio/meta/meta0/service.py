@@ -98,7 +98,7 @@ class Meta0Service:
             return
         if not self._repository.present(self._base, context.deadline, context.route):
             # The copies of a new namespace are made with its first mapping.
-            self._repository.create(self._base, self._init, context.deadline, context.route)
+            self._repository.create(self._base, self._init, context.deadline, context.steps)
 
         def replace(tx: Transaction) -> None:
             tx.executemany(

@@ -97,7 +97,7 @@ class Meta1Service:
             if not references.may_create(request):
                 raise references.not_found(request)
             self._repository.create(
-                base, lambda tx: tx.set("sys.ns", context.namespace), context.deadline, context.route
+                base, lambda tx: tx.set("sys.ns", context.namespace), context.deadline, context.steps
             )
         return self._repository.write(
             base, lambda tx: function(tx, request, context), deadline=context.deadline, route=context.route
