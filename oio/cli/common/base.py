@@ -9,26 +9,42 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cliff._argparse import SmartHelpFormatter
 from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
+from oio.cli.common.examples import epilog_of
 from oio.cli.common.formatters import LIST_FORMATS, SHOW_FORMATS, Formatters
 from oio.common.easy_value import boolean_value
 from oio.common.exceptions import CommandError
+
+
+class _HelpFormatter(SmartHelpFormatter):
+    """Folds all but the examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
 
 
 class _WithSuccess:
     """Commands whose rows may fail: the exit code is 1 once all is written."""
 
     success = True
+    cmd_name: str | None
     _hooks: Any
 
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Arguments of the command; its examples keep their lines."""
+        parser: argparse.ArgumentParser = super().get_parser(prog_name)  # type: ignore[misc]
+        parser.formatter_class = _HelpFormatter
+        return parser
+
     def get_epilog(self) -> str:
-        """What follows the help. Cliff would name the distribution of the command here, and read the metadata
-        of every installed package at each start to find it.
+        """What follows the help: examples. Cliff would name the distribution of the command here, and read the
+        metadata of every installed package at each start to find it.
         """
-        return ""
+        return epilog_of(self.cmd_name or "")
 
     def _load_hooks(self) -> None:
         # Cliff would look for extensions of the command in all installed packages.
