@@ -222,12 +222,12 @@ class Repository:
     def replace(self, base_name: str, image_path: str, wanted: Callable[[], bool]) -> bool:
         """Put an image in the place of a base, or of no base, as one step; False when it is not wanted any more.
 
-        It waits until nobody uses the base; ``wanted`` is asked then.
+        It waits until nobody uses the base; ``wanted`` is asked then, and may change the image.
         """
-        admin, has_events = look_at_image(image_path)
         with self._name_lock(base_name), self._open_bases.kept_closed(base_name):
             if not wanted():
                 return False
+            admin, has_events = look_at_image(image_path)
             with _disk_errors(f"cannot replace {self.path(base_name)}"):
                 self._files.prepare(base_name, image_path)
                 if has_events and self.outbox.enabled:

@@ -5,6 +5,7 @@
 
 import contextlib
 import os
+import threading
 import time
 
 import apsw
@@ -208,6 +209,29 @@ def test_a_copy_whose_content_was_changed_behind_its_back_is_replaced(copies):
     connection.close()
     copies.set("repaired")
     eventually(lambda: copies.holds(damaged, "repaired"), what="the damaged copy replaced")
+    copies.wait_until_equal()
+
+
+def test_a_copy_is_replaced_as_a_whole_on_request_while_others_write(copies):
+    damaged = copies.slaves()[0]
+    connection = apsw.Connection(copies.ask(damaged, BaseFind(base=copies.base)).path)
+    connection.execute("UPDATE admin SET v = 'damaged' WHERE k = 'sys.user.name'")
+    connection.close()
+    stop = threading.Event()
+
+    def write():
+        number = 0
+        while not stop.is_set():
+            copies.set(str(number := number + 1))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        answers = copies.admin.election_sync("meta2", cid=copies.cid, check_type=2)
+    finally:
+        stop.set()
+        writer.join()
+    assert sorted(answer["status"]["status"] for answer in answers.values()) == [200, 200, 301]
     copies.wait_until_equal()
 
 

@@ -196,7 +196,7 @@ class Replication:
                 if self.group_for(base_name) is group:
                     self.prepare(base_name)
             except StatusError as exc:
-                logger.info("base %s: its events wait: %s", base_name, exc)
+                logger.debug("base %s: its events wait: %s", base_name, exc)
 
     # --- leads ------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from oio.common.status import StatusError
 from oio.meta import dump
 from oio.meta.base_type import TOMBSTONE, peers_in
 from oio.meta.replication import journal
-from oio.meta.replication.images import position_of_image, tail_of_file
+from oio.meta.replication.images import carry_on, position_of_image, tail_of_file
 from oio.meta.replication.journal import CannotRollBack, Diverged
 from oio.meta.replication.ledger import DESTROYED, REMOVED, Ledger
 from oio.meta.replication.links import Links
@@ -268,10 +268,12 @@ class Follower:
                 return grave.position.rank < position.rank
             known = position.digest in {former.digest for former in here}
             if known:
-                return whole and here[0] == position
+                # Our copy went on while the image was on its way.
+                own_path, tables = self._repository.path(base_name), self._repository.type.replicated
+                return whole and (here[0] == position or carry_on(path, own_path, tables))
             return not here or here[0].rank < position.rank
 
-        return self._repository.replace(base_name, path, still_wanted) or known
+        return self._repository.replace(base_name, path, still_wanted) or (known and not whole)
 
     def _get_later(self, request: CopyInstall) -> None:
         with self._getting_lock:

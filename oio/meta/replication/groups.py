@@ -375,7 +375,10 @@ class Group:
         if not self.candidacy.view.leads:
             return
         self._enter("MASTER", "PROMISED")
-        logger.info("election %s: master in epoch %d", self.name[:8], epoch)
+        logger.info(
+            "election %s: master in epoch %d, shard %d of %s",
+            self.name[:8], epoch, self.key.shard, ",".join(self.key.peers),
+        )  # fmt: skip
         self._on_master(self)
 
     # --- a master that is dead ------------------------------------------------------------
