@@ -53,11 +53,11 @@ def services(server, key):
     """Makes services that take part in the election: ``services("a", session_timeout_s)``."""
     ensembles = []
 
-    def make(name, session_s=LONG_S, on_change=None):
+    def make(name, session_s=LONG_S, on_change=None, peers=()):
         ensemble = Ensemble(server.addr, session_s)
         ensembles.append(ensemble)
         ensemble.start()
-        return Candidacy(ensemble, "NS", "meta2", key, name, on_change)
+        return Candidacy(ensemble, "NS", "meta2", key, name, on_change, peers)
 
     yield make
     for ensemble in ensembles:
@@ -252,6 +252,15 @@ def test_a_dead_master_that_is_impeached_is_followed_at_once(process, member):
     # Its session lasts a minute.
     reached(second, lambda view: view.leads)
     assert reached(third, has_order("b", "c")).master == "b"
+
+
+def test_nodes_of_those_who_are_no_peers_do_not_count(member, hands, key):
+    peers = ("a", "b")
+    member("stranger")
+    first, second = member("a", peers=peers), member("b", peers=peers)
+    assert reached(first, has_order("a", "b")).leads
+    assert reached(second, has_order("a", "b")).master == "a"
+    assert len(nodes(hands, key)) == 3
 
 
 def test_a_process_replaces_the_nodes_of_the_former_one(process, member, hands, key):

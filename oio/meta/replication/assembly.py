@@ -72,8 +72,10 @@ def open_replication(
     registry = RegistryClient([address for address in addresses if address], HttpPool())
     zookeepers = ZooKeepers(conf, namespace, service_type, variables["sqliterepo.zk.timeout"])
 
-    def open_candidacy(key: str, own_name: str, on_change: Callable[[View], None]) -> Candidacy:
-        return Candidacy(zookeepers.ensemble_of(key), namespace, service_type, key, own_name, on_change)
+    def open_candidacy(
+        key: str, own_name: str, on_change: Callable[[View], None], peers: tuple[str, ...]
+    ) -> Candidacy:
+        return Candidacy(zookeepers.ensemble_of(key), namespace, service_type, key, own_name, on_change, peers)
 
     zookeepers.start()
     return Replication(

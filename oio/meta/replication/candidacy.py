@@ -25,7 +25,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -85,6 +85,7 @@ class Candidacy:
     :param service_id: must have one living process in the namespace: former nodes of this id are removed.
     :param on_change: called after each change of :attr:`view`, in order, never twice at once, on a thread where
         it may wait (others wait behind it only when there are several such).
+    :param peers: those who may be members; nodes of others do not count, whoever put them there. Empty: anybody.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Candidacy:
         key: str,
         service_id: str,
         on_change: Callable[[View], None] | None = None,
+        peers: Collection[str] = (),
     ) -> None:
         self.key = key
         self.service_id = service_id
@@ -102,6 +104,7 @@ class Candidacy:
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         #: Name of the present state of the election (contract: "Life of an election").
         self.state = "NONE"
+        self._peers = frozenset(peers)
         self._ensemble = ensemble
         self._directory = Tree.election_directory(namespace, service_type, key)
         self._prefix = Tree.member_prefix(key)
@@ -295,7 +298,8 @@ class Candidacy:
     def _all_read(self) -> None:
         self._busy = False
         self._current = True
-        self._members = [self._cache[name] for name in self._listing if name in self._cache]
+        found = [self._cache[name] for name in self._listing if name in self._cache]
+        self._members = [node for node in found if not self._peers or node.service_id in self._peers]
         self._decide()
         self._publish()
         if self._dirty:

@@ -40,8 +40,8 @@ ALONE_MAX_S = 2.0
 PROMISE_TIMEOUT_S = 1.0
 
 
-#: Makes our place in the line of a group, given its key, our name, and what to call when the line changes.
-OpenCandidacy = Callable[[str, str, Callable[[View], None]], Candidacy]
+#: Makes our place in the line of a group, given its key, our name, what to call when it changes, and the peers.
+OpenCandidacy = Callable[[str, str, Callable[[View], None], tuple[str, ...]], Candidacy]
 
 
 class GroupKey(NamedTuple):
@@ -109,7 +109,7 @@ class Group:
         self._heard: dict[str, float] = {}
         self._lease_until = 0.0
         self._renewal = threading.Lock()
-        self.candidacy = open_candidacy(self.name, own_name, self._on_view)
+        self.candidacy = open_candidacy(self.name, own_name, self._on_view, key.peers)
 
     # --- what requests need ------------------------------------------------------------
 
@@ -128,6 +128,9 @@ class Group:
         self.used_at = time.monotonic()
         if self.state == "NONE" and self._enter("CREATING", "USED", only_from="NONE"):
             self.candidacy.join()
+            if self.candidacy.view.status == "member":
+                # We take part already: no news will come of it.
+                self._on_view(self.candidacy.view)
 
     def require_master(self, deadline: float | None = None, suspects: Sequence[str] = ()) -> int:
         """The epoch in which we are master.
@@ -297,7 +300,10 @@ class Group:
 
     def _step_down(self, event: str, state: str = "") -> None:
         view = self.candidacy.view
-        if not state:
+        if not state and view.status == "none":
+            # Another peer may be heard of before we take part: whoever uses the group shall join it.
+            state = "NONE"
+        elif not state:
             state = "SLAVE" if view.status == "member" and not view.leads else "WATCHING"
         self._lease_until = 0.0
         self._heard = {}

@@ -302,7 +302,7 @@ class Service:
         def start() -> None:
             replication = Replication(
                 TOY.name, [self.name], Ledger(self.volume, fsync=False), SimLinks(cluster.network, self.name),
-                lambda key, name, on_change: SimCandidacy(cluster.zookeeper, host, key, name, on_change),  # type: ignore
+                lambda key, name, on_change, _peers: SimCandidacy(cluster.zookeeper, host, key, name, on_change),  # type: ignore
                 lease_s=1.0, shards=2, settings=GroupSettings(True, 4.0),
                 log_max_entries=cluster.journal_max, log_max_bytes=1 << 20,
             )  # fmt: skip
