@@ -45,6 +45,8 @@ BROADCAST_TIMEOUT_S = 5.0
 """A sibling that does not answer within this time is left out of a broadcast's replies."""
 
 PROBE_TIMEOUT_S = 1.0
+#: Of a directory with sockets: the path of a socket has 107 bytes at most (unix(7)).
+DIRECTORY_MAX_BYTES = 107 - len("/worker-9999.sock")
 """A port that gives no connection within this time is taken for free."""
 
 PORT_WAIT_S = 5.0
@@ -162,7 +164,7 @@ def run_workers(
             return 1
     own_directory = directory is None
     if directory is None:
-        directory = tempfile.mkdtemp(prefix="oio-workers-")
+        directory = _directory_of_sockets()
     os.makedirs(directory, mode=0o700, exist_ok=True)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     master = _Master(make_server, count, grace_s, directory, on_start, on_stop, mask)
@@ -172,6 +174,15 @@ def run_workers(
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if own_directory and os.getpid() == master.pid:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _directory_of_sockets() -> str:
+    """A new directory for the private sockets of the workers, whose paths may not be long."""
+    directory = tempfile.mkdtemp(prefix="oio-workers-")
+    if len(os.fsencode(directory)) <= DIRECTORY_MAX_BYTES:
+        return directory
+    os.rmdir(directory)
+    return tempfile.mkdtemp(prefix="oio-workers-", dir="/tmp")
 
 
 def _is_served(host: str, port: int) -> bool:
