@@ -105,8 +105,15 @@ class Meta1Service:
 
     def _base(self, request: ContainerTarget) -> str:
         base = base_of(request.cid, self._digits)
-        # While a base that has copies moves, the peers that stand in it decide, which may be ahead of the table.
-        replicated = self._repository.replication is not None
-        if base not in self._prefixes and not (replicated and self._repository.exists(base)):
-            self._prefixes.check(base)
+        if base not in self._prefixes and not self._holds_copy(base):
+            try:
+                self._prefixes.check(base)
+            except StatusError:
+                # It may have arrived while the table was read.
+                if not self._holds_copy(base):
+                    raise
         return base
+
+    def _holds_copy(self, base: str) -> bool:
+        """While a base that has copies moves, the peers that stand in it decide: they may be ahead of the table."""
+        return self._repository.replication is not None and self._repository.exists(base)
