@@ -115,5 +115,8 @@ class Meta1Service:
         return base
 
     def _holds_copy(self, base: str) -> bool:
-        """While a base that has copies moves, the peers that stand in it decide: they may be ahead of the table."""
+        """Is there a copy here whose peers decide? While a base moves, they may be ahead of the table.
+
+        Without copies nobody but the table decides.
+        """
         return self._repository.replication is not None and self._repository.exists(base)
