@@ -4,10 +4,15 @@
 """A local cluster on free ports, in a temporary directory, started once per run by the tests that ask for it."""
 
 import os
+import signal
 import time
 
 import pytest
 from support import ACCOUNT, CHUNK_SIZE, start_cluster
+
+# Whoever started the tests behind a shell made them ignore Ctrl-C, and with them all the programs that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
