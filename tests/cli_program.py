@@ -58,7 +58,7 @@ class OpenioProgram:
     def silent(self, *args, **kwargs):
         """Run it, and see that it says nothing."""
         done = self(*args, **kwargs)
-        assert (done.stdout, done.stderr) == ("", "")
+        assert (done.stdout, done.stderr) == ("", ""), (done.stdout, done.stderr)
 
     def formats_of_list(self, *args, columns, moving=()):
         """Run a listing in every format, and see that all tell the same; returns the rows.

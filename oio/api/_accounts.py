@@ -88,7 +88,7 @@ class AccountMethods(ApiCore):
                     self.logger.info("Container %s of account %s was deleted meanwhile", container, account)
                 except Conflict as exc:
                     # What the account knows is later than now: it needs no repair, and others may.
-                    self.logger.warning("Container %s of account %s is not refreshed: %s", container, account, exc)
+                    self.logger.info("Container %s of account %s is not refreshed: %s", container, account, exc)
             marker = page[-1][0]
 
     def all_accounts_refresh(self, **kwargs: Any) -> None:
