@@ -122,6 +122,8 @@ def copies(replicated, request):
     found = Copies(replicated, f"{request.node.name[:40]}-{time.time_ns()}")
     found.api.container_create(ACCOUNT, found.name)
     found.set("first")
+    # A peer that answered late gets its copy a moment later.
+    found.wait_until_equal()
     yield found
     for service in replicated.services("meta2", "zookeeper"):
         replicated.resume(service.name)
