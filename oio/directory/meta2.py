@@ -11,12 +11,12 @@ from typing import Any
 
 from oio.common import status
 from oio.common.exceptions import ClientException, OioException
-from oio.common.logger import get_logger
 from oio.conscience.client import ConscienceClient
 from oio.directory.admin import AdminClient
 from oio.directory.client import DirectoryClient
 from oio.directory.meta_mapping import MetaMapping
 from oio.directory.moves import Change, Mover
+from oio.directory.tool_clients import ToolClients
 from oio.rdir.client import RdirClient
 
 SERVICE_TYPE = "meta2"
@@ -39,7 +39,7 @@ class _Links:
                 self.args[int(link["seq"])] = link.get("args") or ""
 
 
-class Meta2Database:
+class Meta2Database(ToolClients):
     """Bases of containers and their copies.
 
     >>> database = Meta2Database({"namespace": "OPENIO"})  # doctest: +SKIP
@@ -63,41 +63,17 @@ class Meta2Database:
         service_type: str = SERVICE_TYPE,
         **kwargs: Any,
     ) -> None:
-        self.conf = conf
-        self.ns = conf["namespace"]
-        self.logger = logger or get_logger(dict(conf), "oio.directory")
-        self.service_type = service_type
-        self._kwargs = {**kwargs, "logger": self.logger}
         given = {
             "admin": admin_client,
             "conscience": conscience_client,
             "rdir": rdir_client,
             "directory": directory_client,
         }
-        # The cached properties of these names are not computed then.
-        self.__dict__.update({name: client for name, client in given.items() if client is not None})
+        super().__init__(conf, logger, given, kwargs)
+        self.ns = conf["namespace"]
+        self.service_type = service_type
         self._services: dict[str, dict[str, Any]] | None = None
         self._links: dict[str, _Links] = {}
-
-    @functools.cached_property
-    def admin(self) -> AdminClient:
-        """Client of the administration of bases."""
-        return AdminClient(self.conf, **self._kwargs)
-
-    @functools.cached_property
-    def conscience(self) -> ConscienceClient:
-        """Client of the registry of services."""
-        return ConscienceClient(self.conf, **self._kwargs)
-
-    @functools.cached_property
-    def directory(self) -> DirectoryClient:
-        """Client of the directory."""
-        return DirectoryClient(self.conf, **self._kwargs)
-
-    @functools.cached_property
-    def rdir(self) -> RdirClient:
-        """Client of the reverse directory."""
-        return RdirClient(self.conf, directory_client=self.directory, **self._kwargs)
 
     @functools.cached_property
     def mover(self) -> Mover:

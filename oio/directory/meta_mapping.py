@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from oio.common.exceptions import OioException
-from oio.common.logger import get_logger
 from oio.conscience.client import ConscienceClient
 from oio.directory.admin import AdminClient
 from oio.directory.moves import Change, Mover, NoBaseToCopy
+from oio.directory.tool_clients import ToolClients
 from oio.rdir.client import RdirClient
 
 CID_CHARS = 64
@@ -23,7 +23,7 @@ _BASE = re.compile(r"^([0-9A-Fa-f]{1,64})(?:\.([0-9]+))?\Z")
 Service = dict[str, Any]
 
 
-class MetaMapping:
+class MetaMapping(ToolClients):
     """Bases and their services.
 
     :param conf: must hold ``namespace``.
@@ -44,32 +44,13 @@ class MetaMapping:
         rdir_client: RdirClient | None = None,
         **kwargs: Any,
     ) -> None:
-        self.conf = conf
-        self.logger = logger or get_logger(dict(conf), "oio.directory")
-        self.service_types = [*service_types]
-        self._kwargs = {**kwargs, "logger": self.logger}
         given = {"admin": admin_client, "conscience": conscience_client, "rdir": rdir_client}
-        # The cached properties of these names are not computed then.
-        self.__dict__.update({name: client for name, client in given.items() if client is not None})
+        super().__init__(conf, logger, given, kwargs)
+        self.service_types = [*service_types]
         self.services_by_base: dict[str, list[Service]] = {}
         self.raw_services_by_base: dict[str, list[Any]] = {}
         self.services_by_service_type: dict[str, dict[str, Service]] = {}
         self.reset()
-
-    @functools.cached_property
-    def admin(self) -> AdminClient:
-        """Client of the administration of bases."""
-        return AdminClient(self.conf, **self._kwargs)
-
-    @functools.cached_property
-    def conscience(self) -> ConscienceClient:
-        """Client of the registry of services."""
-        return ConscienceClient(self.conf, **self._kwargs)
-
-    @functools.cached_property
-    def rdir(self) -> RdirClient:
-        """Client of the reverse directory."""
-        return RdirClient(self.conf, **self._kwargs)
 
     @functools.cached_property
     def mover(self) -> Mover:

@@ -483,20 +483,15 @@ def read_configuration(namespace: str, path: str, use_system: bool) -> dict[str,
     return conf
 
 
-def open_replication(
-    service_type: str,
-    namespace: str,
-    names: Sequence[str],
-    volume: str,
-    conf: Mapping[str, str],
-    variables: Variables,
-) -> Replication | None:
+def _open_replication(process: MetaProcess) -> Replication | None:
     """The copies of the bases of a service; None without ZooKeeper, whose client is then not even loaded."""
-    if not ensembles_of(conf, service_type):
+    if not ensembles_of(process.conf, process.type):
         return None
-    from oio.meta.replication import assembly
+    from oio.meta.replication.assembly import open_replication
 
-    return assembly.open_replication(service_type, namespace, names, volume, conf, variables)
+    return open_replication(
+        process.type, process.namespace, process.names, process.volume, process.conf, process.variables
+    )
 
 
 def open_repository(process: MetaProcess, base_type: BaseType) -> Repository:
@@ -510,9 +505,6 @@ def open_repository(process: MetaProcess, base_type: BaseType) -> Repository:
         queue = RoutedQueue(target, variables)
     else:
         logger.warning("no event-agent in the configuration: events are not emitted")
-    replication = open_replication(
-        process.type, process.namespace, process.names, process.volume, process.conf, variables
-    )
     open_max = min(variables["sqliterepo.repo.hard_max"], raise_files_limit(FILES_WANTED) // FILES_PER_BASE)
     return Repository(
         process.volume,
@@ -527,7 +519,7 @@ def open_repository(process: MetaProcess, base_type: BaseType) -> Repository:
         queue=queue,
         events_memory_max=variables["events.common.pending.max"],
         state_delay_s=variables["events.common.pending.delay"],
-        replication=replication,
+        replication=_open_replication(process),
     )
 
 

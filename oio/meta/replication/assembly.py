@@ -20,7 +20,7 @@ from oio.meta.replication.following import ImageSettings
 from oio.meta.replication.groups import GroupSettings
 from oio.meta.replication.ledger import Ledger
 from oio.meta.replication.links import Links
-from oio.meta.replication.zookeeper import ZooKeepers, ensembles_of
+from oio.meta.replication.zookeeper import ZooKeepers
 
 #: A service that is not known is asked for not more often than that (seconds).
 ADDRESSES_AGE_S = 1.0
@@ -64,10 +64,8 @@ def open_replication(
     volume: str,
     conf: Mapping[str, str],
     variables: Variables,
-) -> Replication | None:
-    """The engine of the copies of a service; None when the namespace has no ZooKeeper: one copy of each base."""
-    if not ensembles_of(conf, service_type):
-        return None
+) -> Replication:
+    """The engine of the copies of a service. :raises ValueError: when the namespace has no ZooKeeper."""
     addresses = [text.strip() for text in conf.get("conscience", "").split(",")]
     registry = RegistryClient([address for address in addresses if address], HttpPool())
     zookeepers = ZooKeepers(conf, namespace, service_type, variables["sqliterepo.zk.timeout"])
