@@ -136,8 +136,13 @@ class Follower:
         return here
 
     def entries(self, request: CopyEntries) -> CopyAppend:
-        """What follows a position of a peer that is becoming master; no entry when it needs an image."""
-        self._voter.vote(request.voice)
+        """What follows a position of a peer that is behind us; no entry when it needs an image.
+
+        :raises StatusError: 303 when we obey another than the one that asks.
+        """
+        vote = self._voter.vote(request.voice)
+        if not vote.granted:
+            raise StatusError(status.REDIRECT, vote.owner)
         nothing = CopyAppend(base=request.base, voice=request.voice, previous=NOWHERE, entries=[])
         with self._repository.opened(request.base) as base:
             found = base.read(lambda reader: path_from(reader.connection, request.after))
