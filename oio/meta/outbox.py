@@ -38,6 +38,7 @@ from oio.meta.base_type import BaseType
 from oio.meta.leftovers import Leftovers
 from oio.meta.outbox_rows import BaseOutbox, Batch, Row, first_rows, size_of
 from oio.meta.refused import RefusedEvents, without_properties
+from oio.meta.timers import Timers
 from oio.meta.transaction import Reader, Transaction
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ class Outbox:
         self._wakeup = threading.Condition(self._lock)
         self._bases: dict[str, BaseOutbox] = {}
         self._ready: deque[BaseOutbox] = deque()
-        self._tidy: dict[str, float] = {}
+        #: Bases whose state is to be told, or whose delivered events are to be deleted.
+        self._tidy = Timers()
         #: Bases that are led elsewhere, whose events wait here in case that their master is lost.
         self._followed: set[str] = set()
         self._leftovers = Leftovers(self.directory)
@@ -124,7 +126,7 @@ class Outbox:
                 state = self._bases[entry.name] = BaseOutbox(entry.name, loaded=False)
                 with self._lock:
                     self._enqueue(state)
-                self._tidy[entry.name] = now + self._delay_s
+                self._tidy.add(entry.name, now + self._delay_s)
         self._thread = threading.Thread(target=self._drain, name="outbox", daemon=True)
         self._thread.start()
 
@@ -182,7 +184,7 @@ class Outbox:
                 self._remember(state, batch.rows)
                 self._enqueue(state)
             if batch.rows or batch.state_row:
-                self._tidy.setdefault(state.name, time.monotonic() + self._delay_s)
+                self._tidy.add(state.name, time.monotonic() + self._delay_s)
             if not batch.rows and len(self._tidy) == 1:
                 # The thread wakes up by itself for timers, unless it had none.
                 self._wakeup.notify()
@@ -190,11 +192,11 @@ class Outbox:
                 return
             if not state.state_row and state.deleted >= state.last_id and not state.queued:
                 self._bases.pop(state.name, None)
-                self._tidy.pop(state.name, None)
+                self._tidy.drop(state.name)
             else:
                 # Of what is not delivered, the delivery takes care: a queue that is down costs no writes.
                 if state.state_row or state.deleted < state.delivered:
-                    self._tidy.setdefault(state.name, time.monotonic() + self._delay_s)
+                    self._tidy.add(state.name, time.monotonic() + self._delay_s)
                 return
         # Still under the leadership of this base's writer: nobody can commit an event meanwhile. A
         # marker that comes back after a power cut is harmless.
@@ -236,7 +238,7 @@ class Outbox:
         self._make_marker(name)
         with self._lock:
             self._bases.setdefault(name, BaseOutbox(name, loaded=False))
-            self._tidy.setdefault(name, time.monotonic() + self._delay_s)
+            self._tidy.add(name, time.monotonic() + self._delay_s)
 
     def discover(self, name: str) -> None:
         """A base that was marked has its place: drain what its table holds."""
@@ -280,7 +282,7 @@ class Outbox:
             if os.path.exists(os.path.join(self.directory, name)):
                 state = self._bases[name] = BaseOutbox(name, loaded=False)
                 self._enqueue(state)
-                self._tidy.setdefault(name, time.monotonic() + self._delay_s)
+                self._tidy.add(name, time.monotonic() + self._delay_s)
 
     def _leave_to_master(self, name: str) -> None:
         """Somebody else leads the base, and delivers its events."""
@@ -290,7 +292,7 @@ class Outbox:
 
     def _forget_state(self, name: str) -> bool:
         state = self._bases.pop(name, None)
-        self._tidy.pop(name, None)
+        self._tidy.drop(name)
         if state is None:
             return False
         state.dead = True
@@ -367,12 +369,11 @@ class Outbox:
                 self.failures_total += 1
                 retry_s = min(RETRY_MAX_S, max(RETRY_MIN_S, retry_s * 2))
                 logger.warning("event queue: %s: %s; retry in %.1f s", type(exc).__name__, exc, retry_s)
-            self._tidy_one()
+            more |= self._tidy_some()
 
     def _next_timer(self) -> float | None:
-        for due in self._tidy.values():
-            return due - time.monotonic()
-        return None
+        due_s = self._tidy.next_s()
+        return None if due_s is None else due_s - time.monotonic()
 
     def _deliver(self) -> bool:
         """Hand over some of what is ready; is there probably more?"""
@@ -424,7 +425,7 @@ class Outbox:
                 if state.pending or (state.backlog and (rows or late)):
                     self._enqueue(state)
                 else:
-                    self._tidy.setdefault(state.name, time.monotonic() + self._delay_s)
+                    self._tidy.add(state.name, time.monotonic() + self._delay_s)
         return count >= outbox_rows.DELIVERY_MAX or size >= outbox_rows.DELIVERY_MAX_BYTES
 
     def _put(self, events: list[bytes], keys: list[str]) -> None:
@@ -467,17 +468,23 @@ class Outbox:
             return
         logger.error("base %s: pending events cannot be read now: %s", state.name, exc)
         with self._lock:
-            self._tidy.setdefault(state.name, time.monotonic() + RETRY_MAX_S)
+            self._tidy.add(state.name, time.monotonic() + RETRY_MAX_S)
 
-    def _tidy_one(self) -> None:
-        """Tidy the bases whose time has come: send their state, delete what was delivered."""
+    def _tidy_some(self) -> bool:
+        """Tidy bases whose time has come: send their state, delete what was delivered. Are there more?
+
+        Those that are many hold up the delivery for a moment only, and together: one delivery per base
+        would let a base wait for as long as there are bases.
+        """
+        pause_s = time.monotonic() + LINGER_S
         while not self._stopping:
+            now = time.monotonic()
             with self._lock:
-                wait_s = self._next_timer()
-                if wait_s is None or wait_s > 0:
-                    return
-                name = next(iter(self._tidy))
-                del self._tidy[name]
+                if now > pause_s and self._ready:
+                    return True
+                name = self._tidy.take(now)
+                if name is None:
+                    return False
                 state = self._bases.get(name)
                 if state is None or state.dead:
                     continue
@@ -487,8 +494,7 @@ class Outbox:
                 self._repository.write(name, _mark_tidying, relaxed=True)
             except (StatusError, apsw.Error) as exc:
                 self._unreadable(state, exc)
-            if self._ready:
-                return
+        return False
 
     @staticmethod
     def _unlink(path: str) -> None:

@@ -79,7 +79,8 @@ def test_assignments(openio):
 
 
 def test_events(openio):
-    assert openio.json("events", "tubes") == [{"Tubes": "oio"}]
+    # Others may exist: tests that break chunks on purpose make the one of the rebuilder.
+    assert {"Tubes": "oio"} in openio.json("events", "tubes")
     shown = openio.formats_of_show("events", "stats", moving=["current-jobs-ready", "current-jobs-reserved"])
     assert shown["name"] == "oio"
     assert openio.json("events", "exhume", "--limit", "1") == {"Exhumed": 0}

@@ -369,10 +369,10 @@ def test_a_queue_that_is_down_costs_no_writes(tmp_path: Path, event_queue: FakeQ
     bench.put("a")
     box = bench.repository.outbox
     # The last state is told once, then nothing is left to do before the queue is back.
-    wait_until(lambda: not box._tidy)
+    wait_until(lambda: len(box._tidy) == 0)
     calls = event_queue.calls
     wait_until(lambda: event_queue.calls > calls + 1)
-    assert not box._tidy
+    assert len(box._tidy) == 0
     event_queue.down = False
     wait_until(lambda: not outbox_files(bench))
     bench.repository.close()
@@ -392,4 +392,15 @@ def test_states_wait_for_others_as_long_as_told(tmp_path: Path, event_queue: Fak
     wait_until(lambda: not outbox_files(bench))
     states = [e["data"]["object-count"] for e in event_queue.events if e["event"] == "storage.container.state"]
     assert states[-1] == 10 and len(states) < 10
+    bench.repository.close()
+
+
+def test_the_states_of_many_bases_leave_together(tmp_path: Path, event_queue: FakeQueue) -> None:
+    """One delivery for each of them made the last one wait for as long as there were others."""
+    bench = Meta2Bench(str(tmp_path), event_queue)
+    cids = [f"{number:064X}" for number in range(100)]
+    for cid in cids:
+        bench.call(m.ContainerCreate(cid=cid, account="acme", name=cid, namespace="NS", peers=["p1"]))
+    event_queue.wait_for(lambda: event_queue.kinds().count("container.state") == len(cids))
+    assert event_queue.calls < len(cids) / 2
     bench.repository.close()
