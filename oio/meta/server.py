@@ -543,7 +543,8 @@ def serve(
     last: list[Callable[[], object]] = [*on_stop]
     if repository is not None:
         if repository.replication is not None:
-            last.append(repository.replication.stop)
+            # The outbox deletes what it delivered, and what is led here can only be written while peers are asked.
+            last += [repository.outbox.stop, repository.replication.stop]
         last.append(repository.close)
     last += [lock.release for lock in process.locks]
     return run_until_stopped([server], last, name=process.type)

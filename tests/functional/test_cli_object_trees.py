@@ -147,7 +147,7 @@ def interrupted(process, condition, number=signal.SIGINT):
 
 def chunks(cluster):
     """Files of the volumes of the cluster, those being written too."""
-    return {path for path in Path(cluster.home).rglob("*-rawx-*/**/*") if path.is_file()}
+    return {path for path in Path(cluster.home).rglob("*-rawx-*/[!.]*/*") if path.is_file()}
 
 
 def test_an_interrupted_upload_leaves_nothing(openio, cluster, container, tmp_path):

@@ -3,6 +3,7 @@
 
 """Elections in a real ZooKeeper, which is killed, frozen and emptied; members die, leave and are removed."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from hashlib import sha256
 from itertools import pairwise
 
 import pytest
-from kazoo.exceptions import NotEmptyError
+from kazoo.exceptions import NoNodeError, NotEmptyError
 from support import ROOT, eventually
 from zookeeper_servers import ZooKeeperProcess
 
@@ -100,10 +101,13 @@ def has_order(*names):
 
 
 def nodes(client, key):
-    """(name, value) in order."""
+    """(name, value) in order, without those that leave meanwhile."""
     directory = Tree.election_directory("NS", "meta2", key)
-    names = sorted(client.get_children(directory))
-    return [(name, client.get(f"{directory}/{name}")[0].decode()) for name in names]
+    found = []
+    for name in sorted(client.get_children(directory)):
+        with contextlib.suppress(NoNodeError):
+            found.append((name, client.get(f"{directory}/{name}")[0].decode()))
+    return found
 
 
 def remove(client, path):

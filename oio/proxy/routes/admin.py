@@ -41,6 +41,7 @@ from oio.proxy.app import RouteDefinition
 from oio.proxy.bases import Base, ask_peer, base_of, container_base, per_peer
 from oio.proxy.call import Call, Errand, bad_request, json_reply
 from oio.proxy.routes.container_properties import (
+    check_peers,
     deletion_of,
     names_to_delete,
     properties_to_set,
@@ -226,6 +227,7 @@ def set_properties(call: Call) -> Response:
     base = base_of(call)
     if base.service_type != "meta2":
         properties, clear = properties_to_set(call)
+        check_peers(call, base.service_type, properties)
         return _change(call, base, [BaseSetProperties(base=base.name, properties=properties, clear=clear)])
     requests = settings_of(call)
     response = _change(call, base, requests)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 
+from oio.common.status import StatusError
 from oio.http.messages import Response
 from oio.meta.base_messages import BaseSetProperties
 from oio.meta.messages import (
@@ -89,17 +90,39 @@ def properties_to_set(call: Call) -> tuple[dict[str, str], bool]:
     return properties, call.flag("flush") or call.args.get("flush") == ""
 
 
+def check_peers(call: Call, service_type: str, properties: dict[str, str]) -> None:
+    """Refuse peers without which a base could never be written again, not even to name better ones.
+
+    A few may be unknown: those that are lost and have not been replaced yet.
+
+    :raises StatusError: 400 unless the conscience knows the majority of them.
+    """
+    peers = [name.strip() for name in properties.get(PEERS, "").split(",") if name.strip()]
+    unknown = [name for name in peers if not _is_known(call, service_type, name)]
+    if peers and len(unknown) * 2 >= len(peers):
+        raise bad_request(f"Invalid property {PEERS}: no {service_type} service {', '.join(unknown)} is known")
+
+
+def _is_known(call: Call, service_type: str, name: str) -> bool:
+    try:
+        call.proxy.resolver.address(service_type, name)
+    except StatusError:
+        return False
+    return True
+
+
 def settings_of(call: Call) -> list[Operation]:
     """What a request to set properties of a container asks of meta2, one operation after the other.
 
     The services that hold the base are a matter of the base, not of the container, and are set last: those who set
     the rest are the ones before.
 
-    :raises StatusError: 400 when it says nothing, 480.
+    :raises StatusError: 400 when it says nothing, or names peers that nobody knows, 480.
     """
     container = call.container()
     properties, clear = properties_to_set(call)
     check_policy(call, properties)
+    check_peers(call, "meta2", properties)
     peers = properties.pop(PEERS, None)
     requests: list[Operation] = []
     if properties or clear:

@@ -19,6 +19,7 @@ CID = cid_from_name("acct", "ref")
 META2 = f"type=meta2&{REF}"
 NAMES = [f"{NS}-meta2-{number}" for number in (1, 2, 3)]
 PEERS = ",".join(NAMES)
+LESS = ",".join(NAMES[:2])
 
 
 class Copies:
@@ -257,28 +258,47 @@ def test_peers_are_a_property_of_the_base(copies, cluster):
             service.headers.clear()
         resolver.learn(CID, "meta2", NAMES)
         resolver.masters.put(("meta2", CID), NAMES[0])
-        body = {"properties": {"a": "b"}, "system": {"sys.peers": "x,y", "sys.m2.quota": "1"}}
+        body = {"properties": {"a": "b"}, "system": {"sys.peers": LESS, "sys.m2.quota": "1"}}
         answer = cluster.post(f"{route}/set_properties?{META2}", body)
         assert (answer.status, answer.json) == (200, {})
         [(setting, _)] = copies.calls("container_set_properties")[NAMES[0]]
         assert setting.properties == {"user.a": "b", "sys.m2.quota": "1"}
         [(setting, headers)] = copies.calls("base_set_properties")[NAMES[0]]
-        assert (setting.base, setting.properties) == (f"{CID}.1", {"sys.peers": "x,y"})
+        assert (setting.base, setting.properties) == (f"{CID}.1", {"sys.peers": LESS})
         assert headers["x-oio-peers"] == PEERS and not setting.clear
         assert resolver.links.get((CID, "meta2")) is None and resolver.masters.get(("meta2", CID)) is None
-        cluster.post(f"{route}/set_properties?{META2}", {"system": {"sys.peers": "x"}})
+        cluster.post(f"{route}/set_properties?{META2}", {"system": {"sys.peers": NAMES[0]}})
         assert sum(map(len, copies.calls("container_set_properties").values())) == 1
         assert sum(map(len, copies.calls("base_set_properties").values())) == 2
 
 
+@pytest.mark.parametrize("route", [f"admin/set_properties?{META2}", f"container/set_properties?{REF}"])
+def test_peers_that_nobody_knows_are_refused(copies, cluster, route):
+    """Nothing could be written to the base any more, not even the names of those that exist."""
+    for peers in ("x", "x,y,z", f"{NAMES[0]},x", f"{NAMES[0]},x,y"):
+        answer = cluster.post(route, {"system": {"sys.peers": peers}})
+        assert answer.code == (400, 400) and "x" in answer.json["message"]
+    assert not copies.calls("base_set_properties")
+    # One that is lost, and not replaced yet.
+    assert cluster.post(route, {"system": {"sys.peers": f"{LESS},x"}}).status == 200
+    assert copies.calls("base_set_properties")
+
+
+@pytest.mark.parametrize("kind", ["meta0", "meta1"])
+def test_peers_of_the_directory_that_nobody_knows_are_refused(cluster, kind):
+    answer = cluster.post(f"admin/set_properties?type={kind}&{REF}", {"system": {"sys.peers": "x"}})
+    assert answer.code == (400, 400)
+
+
 @pytest.mark.parametrize(("kind", "base"), [("meta0", NS), ("meta1", CID[:4])])
 def test_properties_of_bases_of_the_directory(cluster, kind, base):
-    body = {"properties": {"a": "b"}, "system": {"sys.peers": "x"}}
+    peer = "127.0.0.1:6001"
+    body = {"properties": {"a": "b"}, "system": {"sys.peers": peer}}
     answer = cluster.post(f"admin/set_properties?type={kind}&{REF}&flush=1", body)
     assert (answer.status, answer.json) == (200, {})
     sent = cluster.meta.last("base_set_properties")
     assert (sent.base, sent.clear) == (base, True)
-    assert sent.properties == {"user.a": "b", "sys.peers": "x"}
+    assert sent.properties == {"user.a": "b", "sys.peers": peer}
     answer = cluster.post(f"admin/del_properties?type={kind}&{REF}", ["a"])
     assert (answer.status, answer.json) == (200, {})
     sent = cluster.meta.last("base_del_properties")
