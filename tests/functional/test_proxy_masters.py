@@ -296,6 +296,28 @@ def test_a_copy_is_moved(sandbox, proxy, box):
     assert box.admin("get_properties", service_id=target).json["system"]["sys.peers"] == ",".join(new)
 
 
+def test_a_copy_without_which_writes_would_be_lost_is_not_removed(sandbox, box):
+    whole(sandbox, box)
+    told = box.each("status")
+    master = box.master()
+    slave, late = (name for name in told if name != master)
+    sandbox.pause(late)
+    try:
+        assert box.set(a="1").status == 200
+        sandbox.stop(slave)
+        try:
+            refused = box.each("remove", service_id=master)[master]
+        finally:
+            sandbox.start(slave)
+    finally:
+        sandbox.resume(late)
+    assert refused["status"] == 503 and "is needed: 0 of the 2 others hold all" in refused["message"]
+    assert box.properties() == {"a": "1"}
+    whole(sandbox, box)
+    eventually(lambda: box.each("remove", service_id=slave) == {slave: OK}, what="the others hold all of it")
+    assert box.properties() == {"a": "1"}
+
+
 def test_the_master_pushes_a_copy(sandbox, box):
     box.set(a="1")
     whole(sandbox, box)

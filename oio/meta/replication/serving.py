@@ -30,6 +30,7 @@ from oio.meta.replication.ledger import REMOVED
 from oio.meta.replication.wire import (
     CopyAppend,
     CopyBury,
+    CopyDescribe,
     CopyEntries,
     CopyForget,
     CopyInstall,
@@ -62,6 +63,7 @@ class Copies:
         return {
             GroupVote: self.vote,
             CopyState: lambda request, context: follower.state(request),
+            CopyDescribe: lambda request, context: follower.describe(request.base, Vote(granted=True)),
             CopyAppend: lambda request, context: follower.append(request),
             CopyEntries: lambda request, context: follower.entries(request),
             CopyInstall: lambda request, context: follower.install(request),
@@ -185,10 +187,37 @@ class Copies:
         self._follower.get_image(request.base, request.source, deadline=context.deadline)
 
     def remove(self, request: BaseRemove, context: Context) -> None:
-        """Delete this copy; its grave says how far it had come. :raises StatusError: 431 without copy."""
+        """Delete this copy; its grave says how far it had come.
+
+        :raises StatusError: 431 without copy, 503 when the other peers may not hold all that this one does.
+        """
         reply = self._follower.describe(request.base, Vote(granted=True))
-        if not reply.held or not self._repository.drop_copy(request.base, reply.position, REMOVED, reply.peers):
+        if not reply.held:
             raise self._absent(request)
+        self._check_dispensable(request.base, reply)
+        if not self._repository.drop_copy(request.base, reply.position, REMOVED, reply.peers):
+            raise self._absent(request)
+
+    def _check_dispensable(self, base_name: str, own: CopyReply) -> None:
+        """Would all that this copy holds still win an election without it?"""
+        replication = self._replication
+        if not replication.own_name(own.peers):
+            return
+        others = [peer for peer in own.peers if not replication.own_name([peer])]
+        needed = len(own.peers) // 2 + 1
+        answers = replication.links.ask_all(dict.fromkeys(others, CopyDescribe(base=base_name)))
+        told = [answer for answer in answers.values() if isinstance(answer, CopyReply)]
+        # A copy that went on may know that this one is not wanted any more.
+        latest = max(told, key=lambda one: one.position.rank, default=own)
+        if latest.position.rank > own.position.rank and not replication.own_name(latest.peers):
+            return
+        holders = [one for one in told if one.held and one.position.rank >= own.position.rank]
+        if len(holders) < needed:
+            raise StatusError(
+                status.UNAVAILABLE,
+                f"the copy of base {base_name} is needed: {len(holders)} of the {len(others)} others hold all"
+                f" that it does, {needed} have to",
+            )
 
     def _group(self, request: BaseTarget, context: Context) -> Group | None:
         return self._replication.group_for(request.base, context.route)

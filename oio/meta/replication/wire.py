@@ -70,6 +70,12 @@ class CopyState(CopyRequest, kw_only=True):
     """What do you hold of this base?"""
 
 
+class CopyDescribe(BaseTarget, kw_only=True):
+    """The same, asked in nobody's name: nothing is promised."""
+
+    reply: ClassVar[ReplyType] = CopyReply
+
+
 class CopyAppend(CopyRequest, kw_only=True):
     """Go on from ``previous`` with these entries; what stands after ``previous`` is rolled back first.
 
