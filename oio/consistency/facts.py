@@ -22,6 +22,8 @@ CREATE TABLE chunk (volume TEXT, id TEXT, cid TEXT, content TEXT, path TEXT, ver
 -- Which meta2 holds a base: by the container's own peers, and by the index of the service.
 CREATE TABLE peer (volume TEXT, cid TEXT, url TEXT, PRIMARY KEY (volume, cid)) WITHOUT ROWID;
 CREATE TABLE indexed_base (volume TEXT, cid TEXT, url TEXT, PRIMARY KEY (volume, cid)) WITHOUT ROWID;
+-- Which meta2 is to hold a base that none of them has, by the directory.
+CREATE TABLE linked_base (volume TEXT, cid TEXT, url TEXT, PRIMARY KEY (volume, cid)) WITHOUT ROWID;
 -- Which chunks a volume holds: by its index, and by its files.
 CREATE TABLE indexed (volume TEXT, id TEXT, cid TEXT, content TEXT, PRIMARY KEY (volume, id)) WITHOUT ROWID;
 CREATE TABLE stored (volume TEXT, id TEXT, path TEXT, PRIMARY KEY (volume, id)) WITHOUT ROWID;

@@ -75,7 +75,12 @@ QUESTIONS: dict[str, tuple[str, str]] = {
     "base-unknown": (
         "the index of a meta2 service has a container that it does not hold",
         "SELECT i.volume || ' ' || i.url, i.cid FROM indexed_base i LEFT JOIN peer p"
-        " ON (i.volume, i.cid) = (p.volume, p.cid) WHERE p.cid IS NULL",
+        " ON (i.volume, i.cid) = (p.volume, p.cid)"
+        " LEFT JOIN linked_base l ON (i.volume, i.cid) = (l.volume, l.cid) WHERE p.cid IS NULL AND l.cid IS NULL",
+    ),
+    "base-missing": (
+        "the directory says that a meta2 service has a container, and no service has it",
+        "SELECT l.volume || ' ' || l.url, l.cid FROM linked_base l",
     ),
     "chunk-not-indexed": (
         "the index of a volume lacks a chunk that an object has there",

@@ -155,9 +155,18 @@ class Gatherer:
         try:
             yield from self._listed_objects(cid)
         except NotFound:
-            return
+            self._try(f"directory of {cid}", self._links, cid)
         except OioException as exc:
             self.unchecked.append(f"container {cid}: {exc}")
+
+    def _links(self, cid: str) -> None:
+        """Note which services the directory names for a container that does not exist."""
+        try:
+            found = self._api.directory.list(cid=cid, service_type="meta2", force_master=True)
+        except NotFound:
+            return
+        url = f"{self._namespace}/{found['account']}/{found['name']}"
+        self._facts.add("linked_base", [(one["host"], cid, url) for one in found["srv"] if one["type"] == "meta2"])
 
     def _listed_objects(self, cid: str) -> Iterator[tuple[str, dict[str, Any]]]:
         system = self._api.container.container_get_properties(cid=cid)["system"]

@@ -87,6 +87,19 @@ def test_a_lost_chunk_file_is_told(cluster, check, chunk):
     assert check() == {("chunk-missing", f"{volume}/{chunk_id}")}
 
 
+def test_a_container_that_is_linked_and_not_there_is_told(cluster, api, check, request):
+    """As after a creation that failed between the directory and meta2."""
+    name = request.node.name
+    api.directory.create(ACCOUNT, name)
+    api.directory.link(ACCOUNT, name, "meta2")
+    service = cluster.services("meta2")[0].service_id
+    missing = {("base-missing", f"{service} {cluster.namespace}/{ACCOUNT}/{name}")}
+    eventually(lambda: check() == missing, what="the index knows the link")
+    api.container_create(ACCOUNT, name)
+    eventually(lambda: check() == set(), what="agreement")
+    api.container_delete(ACCOUNT, name)
+
+
 def test_a_lost_index_record_is_told(conf, check, chunk):
     volume, chunk_id, cid, content = chunk
     RdirClient(conf).chunk_delete(volume, cid, content, chunk_id)

@@ -30,8 +30,9 @@ HURRY_PERIOD_S = 5.0
 PATIENCE_S = (2.0, 5.0, 15.0)
 #: How long a service may go on with the destruction of a container after its client gave up.
 DESTRUCTION_MAX_S = 30.0
-#: Nobody cleans after an upload that was interrupted.
-LEFT_BY_UPLOADS = frozenset({"chunk-orphan", "index-unknown"})
+#: Nobody cleans after an upload that was interrupted, or unlinks a container whose creation failed: the next one
+#: may be under way, and needs the link.
+LEFT_BEHIND = frozenset({"chunk-orphan", "index-unknown", "base-missing"})
 
 
 def judged(key, operations):
@@ -231,7 +232,7 @@ class Trial:
                     self._hurry()
                     hurried_s = time.monotonic()
                 report = check_namespace(self._cluster.namespace, self._proxies[0], passes=1)
-                left[:] = [*report.unchecked, *(one for one in report.findings if one.kind not in LEFT_BY_UPLOADS)]
+                left[:] = [*report.unchecked, *(one for one in report.findings if one.kind not in LEFT_BEHIND)]
             except OioException as exc:
                 left[:] = [exc]
             return not left

@@ -70,6 +70,10 @@ CASES = [
     ("bucket-counters", "photos", changed("bucket", 0, c2=7)),
     ("base-not-indexed", "meta2-2 NS/acme/photos", without("indexed_base", 1)),
     ("base-unknown", "meta2-2 NS/acme/photos", without("peer", 1)),
+    ("base-missing", "meta2-1 NS/acme/lost", {
+        "linked_base": [("meta2-1", "C4", "NS/acme/lost")],
+        "indexed_base": [*AGREED["indexed_base"], ("meta2-1", "C4", "NS/acme/lost")],
+    }),
     ("chunk-not-indexed", "rawx-1/AA", without("indexed", 0)),
     ("index-unknown", "rawx-1/CC", {"indexed": [*AGREED["indexed"], ("rawx-1", "CC", "C1", "11")]}),
     ("chunk-missing", "rawx-2/BB", without("stored", 1)),
