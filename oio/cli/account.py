@@ -15,6 +15,7 @@ from oio.cli.common.base import (
     ShowCommand,
     ValueFormatAction,
     add_properties,
+    for_each,
     sorted_columns,
 )
 from oio.common.easy_value import convert_size
@@ -58,8 +59,10 @@ class DeleteAccount(PlainCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Delete them in turn; the first error stops the command."""
-        for name in parsed_args.accounts:
-            self.app.client_manager.storage.account_delete(name, reqid=self.app.request_id())
+        storage = self.app.client_manager.storage
+        for_each(
+            self.app, parsed_args.accounts, lambda name: storage.account_delete(name, reqid=self.app.request_id())
+        )
 
 
 class FlushAccount(PlainCommand):

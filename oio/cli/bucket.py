@@ -13,11 +13,11 @@ from oio.cli.common.base import (
     ListCommand,
     PlainCommand,
     ShowCommand,
-    ValueFormatAction,
     boolean_argument,
     positive_number,
     sorted_columns,
 )
+from oio.cli.common.listing import account_containers, add_paging, add_range
 from oio.common.constants import M2_PROP_VERSIONING_POLICY
 from oio.common.easy_value import convert_size, int_value
 from oio.common.exceptions import CommandError, NoSuchContainer, OioException
@@ -44,13 +44,8 @@ class ListBucket(ListCommand):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Arguments of the command."""
         parser = super().get_parser(prog_name)
-        parser.add_argument("--prefix", metavar="PREFIX", help="Only names that start so")
-        parser.add_argument("--marker", metavar="MARKER", help="Only names after this one")
-        parser.add_argument("--limit", metavar="N", help="Names at most")
-        parser.add_argument(
-            "--no-paging", "--full", dest="full_listing", default=False, action=ValueFormatAction,
-            help="List everything, page after page (output format: value)",
-        )
+        add_range(parser, grouped=False)
+        add_paging(parser)
         parser.add_argument(
             "--versioning", action="store_true", help="Show whether the bucket keeps versions of its objects"
         )
@@ -196,16 +191,10 @@ class RefreshBucket(PlainCommand):
     def _containers(self, account: str, bucket: str) -> Iterator[str]:
         for root in (bucket, bucket + SEGMENTS):
             yield root
-            marker = None
-            while True:
-                page = self.app.client_manager.storage.container_list(
-                    account, prefix=root + FOLDER, marker=marker,
-                    reqid=self.app.request_id(REQUEST_PREFIX),
-                )  # fmt: skip
-                if not page:
-                    break
-                yield from (entry[0] for entry in page)
-                marker = page[-1][0]
+            folders = account_containers(
+                self.app, account=account, prefix=root + FOLDER, request_prefix=REQUEST_PREFIX
+            )
+            yield from (entry[0] for entry in folders)
 
     def _touch(self, account: str, container: str, recompute: bool) -> bool:
         """Touch a container; a failure is told, and the others follow."""

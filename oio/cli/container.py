@@ -6,22 +6,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from oio.cli.common.base import (
     ListCommand,
     PlainCommand,
     ShowCommand,
-    ValueFormatAction,
     add_container,
     add_properties,
     boolean_argument,
     container_kwargs,
+    for_each,
     positive_number,
     single_line,
     sorted_columns,
 )
+from oio.cli.common.listing import account_containers, add_paging, add_range, range_of
 from oio.common.constants import (
     M2_PROP_BUCKET_NAME,
     M2_PROP_CTIME,
@@ -94,11 +95,17 @@ class CreateContainer(ListCommand):
         }
         names = parsed_args.containers
         if len(names) > 1:
-            results = manager.storage.container_create_many(manager.account, names, **kwargs)
+            results = manager.storage.container_create_many(
+                manager.account, names, on_failure=self._on_failure, **kwargs
+            )
         else:
             created = manager.storage.container_create(manager.account, names[0], **kwargs)
             results = [(names[0], created)]
         return ("Name", "Created"), iter(results)
+
+    def _on_failure(self, name: str, cause: str) -> None:
+        self.app.log.error("Failed to create container %s: %s (reqid=%s)", name, cause, self.app.last_request_id)
+        self.success = False
 
 
 class DeleteContainer(PlainCommand):
@@ -113,11 +120,14 @@ class DeleteContainer(PlainCommand):
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Delete them in turn; the first error stops the command."""
         manager = self.app.client_manager
-        for name in parsed_args.containers:
+
+        def delete(name: str) -> None:
             container, kwargs = container_kwargs(name, parsed_args.is_cid)
             manager.storage.container_delete(
                 manager.account, container, reqid=self.app.request_id(), **kwargs
             )
+
+        for_each(self.app, parsed_args.containers, delete)
 
 
 class ShowContainer(ShowCommand):
@@ -222,39 +232,23 @@ class ListContainer(ListCommand):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Arguments of the command."""
         parser = super().get_parser(prog_name)
-        parser.add_argument("--prefix", metavar="PREFIX", help="Only names that start so")
-        parser.add_argument("--delimiter", metavar="CHARACTER", help="Group names at this character")
-        parser.add_argument("--marker", metavar="MARKER", help="Only names after this one")
-        parser.add_argument("--end-marker", metavar="MARKER", help="Only names before this one")
-        parser.add_argument("--limit", metavar="N", help="Names at most")
-        parser.add_argument(
-            "--no-paging", "--full", dest="full_listing", default=False, action=ValueFormatAction,
-            help="List everything, page after page (output format: value)",
-        )
+        add_range(parser)
+        add_paging(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
         """Ask the account service."""
-        positive_number("--limit", parsed_args.limit)
-        rows = self._rows(parsed_args)
+        limit = positive_number("--limit", parsed_args.limit)
+        found = account_containers(
+            self.app, full=parsed_args.full_listing, limit=limit, **range_of(parsed_args)
+        )
+        rows = self._rows(found, human=parsed_args.formatter == "table")
         return ("Name", "Bytes", "Count", "Mtime", "CID"), rows
 
-    def _rows(self, parsed: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
-        manager = self.app.client_manager
-        kwargs = {
-            key: value
-            for key in ("prefix", "delimiter", "marker", "end_marker", "limit")
-            if (value := getattr(parsed, key))
-        }
-        while True:
-            page = manager.storage.container_list(
-                manager.account, reqid=self.app.request_id(), **kwargs
-            )
-            for name, objects, size_bytes, is_prefix, mtime_s in page:
-                cid = "" if is_prefix else cid_from_name(manager.account, name)
-                mtime = Timestamp(mtime_s).isoformat if parsed.formatter == "table" else mtime_s
-                size = convert_size(size_bytes, unit="B") if parsed.formatter == "table" else size_bytes
-                yield name, size, objects, mtime, cid
-            if not page or not parsed.full_listing:
-                return
-            kwargs["marker"] = page[-1][0]
+    def _rows(self, found: Iterable[list[Any]], human: bool) -> Iterator[tuple[Any, ...]]:
+        account = self.app.client_manager.account
+        for name, objects, size_bytes, is_prefix, mtime_s in found:
+            cid = "" if is_prefix else cid_from_name(account, name)
+            mtime = Timestamp(mtime_s).isoformat if human else mtime_s
+            size = convert_size(size_bytes, unit="B") if human else size_bytes
+            yield name, size, objects, mtime, cid

@@ -14,6 +14,7 @@ from oio.cli.common.base import (
     PlainCommand,
     add_container,
     container_kwargs,
+    for_each,
 )
 from oio.cli.container import add_settings, system_properties
 from oio.common.constants import (
@@ -137,9 +138,14 @@ class SetContainer(_OneContainer):
             system["sys.status"] = str(status)
         manager = self.app.client_manager
         container, kwargs = container_kwargs(parsed_args.container, parsed_args.is_cid)
+        kwargs["reqid"] = self.app.request_id()
+        if parsed_args.clear and not system and not parsed_args.property:
+            # A change to nothing is refused; a deletion of everything is not.
+            manager.storage.container_del_properties(manager.account, container, [], **kwargs)
+            return
         manager.storage.container_set_properties(
             manager.account, container, properties=parsed_args.property or {}, clear=parsed_args.clear,
-            system=system, reqid=self.app.request_id(), **kwargs,
+            system=system, **kwargs,
         )  # fmt: skip
 
 
@@ -194,12 +200,15 @@ class TouchContainer(PlainCommand):
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Touch them in turn; the first error stops the command."""
         manager = self.app.client_manager
-        for name in parsed_args.containers:
+
+        def touch(name: str) -> None:
             container, kwargs = container_kwargs(name, parsed_args.is_cid)
             manager.storage.container_touch(
                 manager.account, container, recompute=parsed_args.recompute, reqid=self.app.request_id(),
                 **kwargs,
             )  # fmt: skip
+
+        for_each(self.app, parsed_args.containers, touch)
 
 
 class UnsetContainer(_OneContainer):

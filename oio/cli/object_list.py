@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from oio.cli.common.autocontainer import add_object_container, check_object_container
-from oio.cli.common.base import ListCommand, ValueFormatAction, format_properties, positive_number
+from oio.cli.common.base import ListCommand, format_properties, positive_number
+from oio.cli.common.listing import account_containers, add_paging, add_range, range_of
 from oio.cli.common.objects import ObjectCommand
 from oio.common.exceptions import OioException
 from oio.common.timestamp import Timestamp
@@ -25,19 +26,12 @@ class ListObject(ObjectCommand, ListCommand):
         """Arguments of the command."""
         parser = super().get_parser(prog_name)
         add_object_container(parser)
-        parser.add_argument("--prefix", metavar="PREFIX", help="Only names that start so")
-        parser.add_argument("--delimiter", metavar="CHARACTER", help="Group names at this character")
-        parser.add_argument("--marker", metavar="MARKER", help="Only names after this one")
-        parser.add_argument("--end-marker", metavar="MARKER", help="Only names before this one")
+        add_range(parser)
         parser.add_argument(
             "--concurrency", type=int, default=100, metavar="N", help="Containers listed at once (--auto)"
         )
         parser.add_argument("--attempts", type=int, default=0, metavar="N", help="Tries when busy")
-        parser.add_argument("--limit", type=int, default=1000, metavar="N", help="Objects at most")
-        parser.add_argument(
-            "--no-paging", "--full", dest="full_listing", default=False, action=ValueFormatAction,
-            help="List everything, page after page (output format: value)",
-        )
+        add_paging(parser, "Objects", type=int, default=1000)
         parser.add_argument(
             "--properties", "--long", dest="long_listing", action="store_true",
             help="Show all columns and the properties",
@@ -67,11 +61,9 @@ class ListObject(ObjectCommand, ListCommand):
         return columns, self._rows(parsed_args, objects)
 
     def _listing_kwargs(self, parsed: argparse.Namespace) -> dict[str, Any]:
-        kwargs: dict[str, Any] = {
-            key: value
-            for key in ("prefix", "delimiter", "marker", "end_marker", "local")
-            if (value := getattr(parsed, key))
-        }
+        kwargs: dict[str, Any] = dict(range_of(parsed))
+        if parsed.local:
+            kwargs["local"] = True
         if parsed.attempts:
             kwargs["request_attempts"] = parsed.attempts
         kwargs["properties"] = parsed.long_listing
@@ -131,18 +123,10 @@ class ListObject(ObjectCommand, ListCommand):
 
     def _auto_containers(self, builder: Any, first: str | None) -> Iterator[str]:
         """Names of the computed containers of the account, from one of them on."""
-        manager = self.app.client_manager
-        marker = first
         if first is not None:
             yield first
-        while True:
-            page = manager.storage.container_list(
-                manager.account, marker=marker, reqid=self.app.request_id()
-            )
-            if not page:
-                return
-            yield from (entry[0] for entry in page if builder.verify(entry[0]))
-            marker = page[-1][0]
+        found = account_containers(self.app, marker=first)
+        yield from (entry[0] for entry in found if builder.verify(entry[0]))
 
     def _rows(
         self, parsed: argparse.Namespace, items: Iterable[dict[str, Any]]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -25,6 +25,7 @@ from oio.common.exceptions import (
     TooLarge,
     from_response,
 )
+from oio.common.status import CONTAINER_EXISTS
 
 HTTP_CREATED = 201
 HTTP_NO_CONTENT = 204
@@ -134,10 +135,16 @@ class ContainerRoutes(ProxyClient):
         containers: Iterable[str],
         properties: Mapping[str, str] | None = None,
         system: Mapping[str, str] | None = None,
+        on_failure: Callable[[str, str], None] | None = None,
         **kwargs: Any,
     ) -> list[tuple[str, bool]]:
-        """Create containers. :returns: pairs (name, was it created?), in order."""
+        """Create containers. :returns: pairs (name, was it created?), in order.
+
+        :param on_failure: called with the name and the cause of those that could not be created; they are
+            logged when it is None. A container that was there is no failure.
+        """
         names = list(containers)
+        tell = on_failure or self._log_not_created
         items = [{"name": name, "properties": properties or {}, "system": system or {}} for name in names]
         try:
             _resp, body = self._change(
@@ -154,7 +161,7 @@ class ContainerRoutes(ProxyClient):
                 pair
                 for part in (names[:half], names[half:])
                 for pair in self.container_create_many(
-                    account, part, properties=properties, system=system, **kwargs
+                    account, part, properties=properties, system=system, on_failure=on_failure, **kwargs
                 )
             ]
         except NotFound:
@@ -166,14 +173,20 @@ class ContainerRoutes(ProxyClient):
                         account, name, properties=properties, system=system, **kwargs
                     )
                 except OioException as exc:
-                    self.logger.warning("Failed to create container %s: %s", name, exc)
+                    tell(name, str(exc))
                     created = False
                 results.append((name, created))
             return results
         if body is None:
             # The first, unanswered request did it.
             return [(name, True) for name in names]
+        for item in body["containers"]:
+            if item["status"] not in (HTTP_CREATED, CONTAINER_EXISTS):
+                tell(item["name"], f"{item.get('message')} (STATUS {item['status']})")
         return [(item["name"], item["status"] == HTTP_CREATED) for item in body["containers"]]
+
+    def _log_not_created(self, name: str, cause: str) -> None:
+        self.logger.warning("Failed to create container %s: %s", name, cause)
 
     def container_delete(
         self,

@@ -92,6 +92,43 @@ def test_settings_are_set_and_unset(openio, container):
     assert not [key for key in openio.json("container", "show", container) if key.startswith("meta.")]
 
 
+def test_clearing_needs_nothing_to_set(openio, container):
+    openio("container", "set", container, "--property", "a=1", "--quota", "1000")
+    openio.silent("container", "set", container, "--clear")
+    shown = openio.json("container", "show", container)
+    assert "meta.a" not in shown and shown["quota"] == "1000"
+    assert "No properties found" in openio.error("container", "set", container)
+
+
+def test_containers_that_cannot_be_created_are_failed_rows(openio, container):
+    names = [container + "-x", container, container + "-y"]
+    done = openio("container", "create", "--stgpol", "NOPE", *names, "-f", "value", status=1)
+    assert done.stdout == "".join(f"{name} False\n" for name in names)
+    lines = done.stderr.splitlines()
+    assert [name in line for name, line in zip(names, lines, strict=True)] == [True] * 3
+    assert all("Storage policy [NOPE] not supported (STATUS 480) (reqid=CLI-" in line for line in lines)
+    openio("container", "create", container, container, "-f", "value")
+
+
+def test_the_container_that_fails_among_several_is_told(openio, container, fill):
+    fill("one")
+    empty = container + "-e"
+    openio("container", "create", empty)
+    line = openio.error("container", "delete", empty, container)
+    assert line.startswith(f"{container}: Container not empty") and "Hint: 'openio container flush'" in line
+    assert openio.error("container", "delete", container).startswith("Container not empty")
+    line = openio.error("container", "delete", empty, container)
+    assert line.startswith(f"Container '{empty}' does not exist.")
+    line = openio.error("container", "touch", container, empty)
+    assert line.startswith(f"{empty}: ") and "(HTTP 403) (STATUS 406)" in line
+
+
+@pytest.mark.parametrize("word", ["", "None", "maybe"])
+def test_what_is_no_boolean_is_refused(openio, container, word):
+    done = openio("container", "set", container, "--delete-exceeding-versions", word, status=2)
+    assert f"invalid boolean {word!r}" in done.stderr
+
+
 def test_the_status_of_a_container(openio, container):
     for status in ("frozen", "disabled", "enabled"):
         openio.silent("container", "set", container, "--status", status)

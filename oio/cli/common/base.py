@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cliff._argparse import SmartHelpFormatter
@@ -16,8 +16,8 @@ from cliff.show import ShowOne
 
 from oio.cli.common.examples import epilog_of
 from oio.cli.common.formatters import LIST_FORMATS, SHOW_FORMATS, Formatters
-from oio.common.easy_value import boolean_value
-from oio.common.exceptions import CommandError
+from oio.common.easy_value import FALSE_VALUES, TRUE_VALUES
+from oio.common.exceptions import CommandError, OioException
 
 
 class _HelpFormatter(SmartHelpFormatter):
@@ -137,11 +137,11 @@ def add_properties(parser: argparse.ArgumentParser, help_text: str, short: bool 
 
 
 def boolean_argument(text: str) -> bool:
-    """Type of the arguments that are booleans."""
-    try:
-        return boolean_value(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc
+    """Type of the arguments that are booleans. An empty text is none: a variable of a script was not set."""
+    word = text.lower()
+    if word not in TRUE_VALUES | FALSE_VALUES:
+        raise argparse.ArgumentTypeError(f"invalid boolean {text!r}")
+    return word in TRUE_VALUES
 
 
 def positive_number(option: str, text: str | int | None) -> int | None:
@@ -168,6 +168,17 @@ def add_container(parser: argparse.ArgumentParser, several: bool = False) -> Non
 def container_kwargs(name: str, is_cid: bool) -> tuple[str | None, dict[str, Any]]:
     """(container name or None, keyword arguments) to address a container."""
     return (None, {"cid": name}) if is_cid else (name, {})
+
+
+def for_each(app: Any, names: Sequence[str], act: Callable[[str], Any]) -> None:
+    """Act on each name. The first error stops; it tells which one it was when there are several."""
+    for name in names:
+        try:
+            act(name)
+        except OioException as exc:
+            if len(names) == 1 or f"'{name}'" in str(exc):
+                raise
+            raise CommandError(f"{name}: {app.describe_error(exc)}") from exc
 
 
 def sorted_columns(data: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Any, ...]]:

@@ -17,16 +17,18 @@ from oio.common.exceptions import (
     UnrecoverableContent,
 )
 
+_FLUSH = "'openio container flush' deletes its objects, with --quickly their former versions too"
+
 _BY_TYPE: tuple[tuple[type[OioException], str], ...] = (
     (NoSuchAccount, "'openio account list' tells those that exist"),
     (NoSuchContainer, "'openio container list' tells those of the account"),
     (NoSuchObject, "'openio object list' tells those of a container"),
-    (ContainerNotEmpty, "'openio container flush' deletes its objects"),
+    (ContainerNotEmpty, _FLUSH),
     (UnrecoverableContent, "'openio object locate --chunk-info' tells which chunks are left"),
 )
 # By the internal code of the answer.
 _BY_STATUS = {
-    438: "'openio container flush' deletes its objects",
+    438: _FLUSH,
     436: "'openio container show' tells its status",
     453: "'openio cluster list' tells the types of services",
     480: "'openio cluster show' tells the storage policies",

@@ -266,7 +266,8 @@ def prepare_streams() -> None:
     """Let any name be written: what is not UTF-8 in a name comes out as it came in, and a character that the
     locale cannot show as an escape.
     """
-    # A stream that was closed by whoever started the program takes everything and keeps nothing.
+    # A stream that was closed by whoever started the program gives nothing, takes everything and keeps nothing.
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream, utf8_errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):

@@ -5,7 +5,7 @@
 
 Lines are split as a shell splits words; ``#`` at the start of a line makes a comment. A line that fails is told
 and the next one is read. ``exit`` or ``quit`` ends the session. Nothing else is interpreted: no pipes, no
-redirections, no variables.
+redirections, no variables. Options of the program (``--ns``, ``--account``…) are those that it was started with.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ def run_lines(
             continue
         if argv[0] in _LEAVE and len(argv) == 1:
             return
+        if argv[0].startswith("-"):
+            on_error(f"A line begins with a command, and openio takes {argv[0]} when it starts: {line.strip()}")
+            continue
         try:
             run(argv)
         except SystemExit:

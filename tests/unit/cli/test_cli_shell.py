@@ -4,11 +4,13 @@
 """Commands read from standard input, and commands found among entry points."""
 
 import io
+import sys
 from importlib.metadata import EntryPoint
 
 import pytest
 
 from oio.cli import openio as program
+from oio.cli.common.formatters import prepare_streams
 from oio.cli.common.shell import completions, run_lines
 
 
@@ -40,6 +42,12 @@ def test_a_line_that_cannot_be_split_is_told_and_the_next_one_runs():
     assert ran == [["good"]] and errors == ["No closing quotation: bad 'quote"]
 
 
+def test_global_options_are_those_of_the_start():
+    ran, errors = run("--ns OTHER object list\ngood\n")
+    assert ran == [["good"]]
+    assert errors == ["A line begins with a command, and openio takes --ns when it starts: --ns OTHER object list"]
+
+
 @pytest.mark.parametrize("word", ["exit", "quit"])
 def test_a_word_ends_the_session(word):
     assert run(f"a\n{word}\nb\n")[0] == [["a"]]
@@ -50,6 +58,15 @@ def test_usage_errors_end_their_line_only_and_interruptions_the_batch():
     assert run("a\nb\n", SystemExit(2))[0] == [["a"], ["b"]]
     with pytest.raises(KeyboardInterrupt):
         run("a\nb\n", KeyboardInterrupt())
+
+
+def test_a_standard_input_that_was_closed_is_empty(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.StringIO())
+    prepare_streams()
+    with sys.stdin as stdin:
+        run_lines(stdin, pytest.fail, pytest.fail, list)
 
 
 def test_completion_of_words():

@@ -78,6 +78,18 @@ def test_container_create_many(client: ContainerClient) -> None:
     assert client.container_create_many("a", ["x", "y"]) == [("x", True), ("y", False)]
     mock = mocked(client, (None, None))
     assert client.container_create_many("a", ["x"]) == [("x", True)]
+    statuses = {"new": 201, "old": 433, "bad": 480}
+    outcomes = [{"name": name, "status": status, "message": "why"} for name, status in statuses.items()]
+    mocked(client, (response(200), {"containers": outcomes}), exc.NotFound(), exc.Forbidden("no"))
+    failures: list[tuple[str, str]] = []
+
+    def tell(name: str, cause: str) -> None:
+        failures.append((name, cause))
+
+    made = client.container_create_many("a", list(statuses), on_failure=tell)
+    assert made == [("new", True), ("old", False), ("bad", False)] and failures == [("bad", "why (STATUS 480)")]
+    client.container_create_many("a", ["x"], on_failure=tell)
+    assert failures[1][0] == "x" and "no" in failures[1][1]
     mock = mocked(client, exc.TooLarge())
     with pytest.raises(exc.TooLarge):
         client.container_create_many("a", ["x"])
