@@ -209,9 +209,15 @@ class Sandbox:
                 ready.wait_ground(ground)
             if consciences and wait:
                 ready.wait_conscience()
+            # An agent that finds a service before it listens has it known as down, for as long as until it looks again.
+            last = [service for service in chosen if service.type == "conscience-agent"]
             for service in chosen:
-                if service not in first:
+                if service not in first and service not in last:
                     supervision.start(service)
+            if last and wait:
+                ready.wait_answers(chosen)
+            for service in last:
+                supervision.start(service)
             if wait and self.layout.zookeeper:
                 zookeeper.make_tree(self.layout, report)
             if wait:

@@ -98,14 +98,21 @@ class Readiness:
         if services:
             self._wait(" and ".join({one.type: "" for one in services}), lambda: self._missing_answers(services))
 
+    def wait_answers(self, services: list[Service]) -> None:
+        """Wait until these services answer, but for agents."""
+        expected = [service for service in services if service.type not in _AGENT_TYPES]
+        self._wanted = {service.name for service in expected}
+        if expected:
+            self._wait("services", lambda: self._missing_answers(expected))
+
     def wait_all(self, services: list[Service]) -> None:
         """Wait for these services, and set up what the first start must set up."""
         agents = [service for service in services if service.type in _AGENT_TYPES]
         expected = [service for service in services if service not in agents]
         types = {service.type for service in expected}
+        self.wait_answers(expected)
         self._wanted = {service.name for service in services}
         if expected:
-            self._wait("services", lambda: self._missing_answers(expected))
             self._wait("scores", lambda: self._missing_scores(expected))
         if types & {"meta0", "meta1"}:
             self._wait("directory", self._missing_directory)
