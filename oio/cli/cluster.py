@@ -25,7 +25,7 @@ class ClusterShow(ShowCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
         """Ask the conscience, through the proxy."""
-        info = self.app.client_manager.conscience.info()
+        info = self.app.client_manager.conscience.info(reqid=self.app.request_id())
         rows = [("namespace", info["ns"]), ("chunksize", info["chunksize"])]
         families = (
             ("storage_policy", "storage_policy"),
@@ -64,7 +64,8 @@ class ClusterList(ListCommand):
 
     def _rows(self, parsed: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
         client = self.app.client_manager.conscience
-        for number, srv_type in enumerate(parsed.srv_types or client.service_types()):
+        types = parsed.srv_types or client.service_types(reqid=self.app.request_id("CLI-list-"))
+        for number, srv_type in enumerate(types):
             reqid = self.app.request_id(f"CLI-list-{number}-")
             try:
                 services = client.all_services(srv_type, parsed.stats, reqid=reqid)
@@ -125,7 +126,9 @@ class ClusterWait(ListCommand):
     def _wait_for_types(self) -> list[str]:
         while True:
             try:
-                return list(self.app.client_manager.conscience.service_types())
+                return list(
+                    self.app.client_manager.conscience.service_types(reqid=self.app.request_id("CLI-wait-"))
+                )
             except (OioNetworkException, ServiceBusy) as exc:
                 if time.monotonic() >= self._deadline:
                     raise OioException(self._timeout_text(None)) from exc

@@ -11,13 +11,18 @@ from typing import Any
 
 from oio.cli.cluster import BATCH, ClusterList
 from oio.cli.common.base import ListCommand, ShowCommand, sorted_columns
+from oio.cli.common.errors import short_error
 from oio.common.configuration import load_namespace_conf
 from oio.common.easy_value import boolean_value
-from oio.common.exceptions import OioException
+from oio.common.exceptions import BadRequest, CommandError, OioException, ServiceBusy
+
+SCORE_MAX = 100
 
 
 class _ServicesCommand(ListCommand):
-    """Does something to services, up to ``BATCH`` in one request; a row fails with its request."""
+    """Does something to services, up to ``BATCH`` in one request. A row fails with its request; when only some
+    services of a request are wrong, the others are done all the same.
+    """
 
     _columns = ("Type", "Service", "Result")
 
@@ -39,17 +44,24 @@ class _ServicesCommand(ListCommand):
         score: int | None = None,
     ) -> Iterator[tuple[str, str, str]]:
         client = self.app.client_manager.conscience
-        for first in range(0, len(ids), BATCH):
-            batch = ids[first : first + BATCH]
+
+        def change(batch: list[str]) -> Iterator[tuple[str, str, str]]:
             definitions = [client.get_service_definition(srv_type, one, score=score) for one in batch]
             text = result
             try:
                 request(definitions, reqid=self.app.request_id("CLI-cluster-"))
             except OioException as exc:
-                text = str(exc)
+                if isinstance(exc, BadRequest) and len(batch) > 1:
+                    for one in batch:
+                        yield from change([one])
+                    return
+                text = short_error(exc)
                 self.success = False
             for one in batch:
                 yield srv_type, one, text
+
+        for first in range(0, len(ids), BATCH):
+            yield from change(ids[first : first + BATCH])
 
 
 class ClusterLock(_ServicesCommand):
@@ -63,7 +75,8 @@ class ClusterLock(_ServicesCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
         """Ask the conscience, through the proxy."""
-        score = parsed_args.score
+        # As the conscience takes it: the row tells what holds.
+        score = max(0, min(parsed_args.score, SCORE_MAX))
         return self._columns, self._change(
             parsed_args.srv_type,
             parsed_args.srv_ids,
@@ -106,12 +119,12 @@ class ClusterUnlockAll(_ServicesCommand):
 
     def _rows(self, types: list[str]) -> Iterator[tuple[str, str, str]]:
         client = self.app.client_manager.conscience
-        for srv_type in types or client.service_types():
+        for srv_type in types or client.service_types(reqid=self.app.request_id("CLI-unlockall-")):
             try:
                 services = client.all_services(srv_type, reqid=self.app.request_id("CLI-unlockall-"))
             except OioException as exc:
                 self.success = False
-                yield srv_type, "n/a", str(exc)
+                yield srv_type, "n/a", short_error(exc)
                 continue
             addresses = [service["addr"] for service in services]
             yield from self._change(srv_type, addresses, client.unlock_score, "unlocked")
@@ -132,12 +145,12 @@ class ClusterFlush(ListCommand):
 
     def _rows(self, types: list[str]) -> Iterator[tuple[str, str]]:
         client = self.app.client_manager.conscience
-        for srv_type in types or client.service_types():
+        for srv_type in types or client.service_types(reqid=self.app.request_id("CLI-flush-")):
             try:
                 client.flush(srv_type, reqid=self.app.request_id("CLI-flush-"))
             except OioException as exc:
                 self.success = False
-                yield srv_type, str(exc)
+                yield srv_type, short_error(exc)
             else:
                 yield srv_type, "flushed"
 
@@ -154,9 +167,16 @@ class ClusterResolve(ShowCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
         """Ask the proxy."""
-        found = self.app.client_manager.conscience.resolve(
-            parsed_args.srv_type, parsed_args.srv_id, reqid=self.app.request_id()
-        )
+        reqid = self.app.request_id()
+        try:
+            found = self.app.client_manager.conscience.resolve(
+                parsed_args.srv_type, parsed_args.srv_id, reqid=reqid
+            )
+        except ServiceBusy as exc:
+            # Contract: an id that nobody knows has this code too. To try again does not help.
+            raise CommandError(
+                f"{short_error(exc)} (reqid={reqid}). Hint: 'openio cluster list' tells the ids of services"
+            ) from exc
         return ("addr",), (found["addr"],)
 
 

@@ -155,12 +155,15 @@ def look_once(watch: ClusterWatch, interval_s: float) -> Snapshot:
 
 
 def only(types: Iterable[str], snapshot: Snapshot) -> Snapshot:
-    """The same with services of these types; with all of them when there is none."""
+    """The same with services of these types; types without any are told. No types: all of them."""
     wanted = frozenset(types)
     if not wanted:
         return snapshot
     shown = [service for service in snapshot.services if service.type in wanted]
-    return dataclasses.replace(snapshot, services=shown)
+    missing: list[str] = []
+    if snapshot.services or not snapshot.problems:
+        missing = [f"No service of type {name}" for name in sorted(wanted - {service.type for service in shown})]
+    return dataclasses.replace(snapshot, services=shown, problems=[*snapshot.problems, *missing])
 
 
 def as_json(snapshot: Snapshot) -> dict[str, Any]:

@@ -18,8 +18,10 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cached_property
+from typing import Any
 
 from oio.cli.common.base import PlainCommand
+from oio.cli.common.errors import short_error
 from oio.common.configuration import load_namespace_conf
 from oio.common.easy_value import int_value
 from oio.common.exceptions import CommandError, ConfigurationException, OioException, ServiceBusy
@@ -88,13 +90,12 @@ class _DirectoryCommand(PlainCommand):
     def load(self, parsed: argparse.Namespace) -> Meta0PrefixMapping:
         """The mapping of the namespace."""
         mapping = self.new_mapping(parsed)
-        mapping.load_meta0(**self.timeouts(parsed))
+        mapping.load_meta0(**self.kwargs(parsed))
         return mapping
 
-    @staticmethod
-    def timeouts(parsed: argparse.Namespace) -> dict[str, float]:
+    def kwargs(self, parsed: argparse.Namespace) -> dict[str, Any]:
         """Keywords of the requests."""
-        return {"read_timeout": parsed.meta0_timeout}
+        return {"read_timeout": parsed.meta0_timeout, "reqid": self.app.request_id()}
 
     def report(self, mapping: Meta0PrefixMapping) -> None:
         """Log how many prefixes each service has."""
@@ -104,7 +105,7 @@ class _DirectoryCommand(PlainCommand):
     def move(self, mapping: Meta0PrefixMapping, moved: Iterable[str], parsed: argparse.Namespace) -> int:
         """Apply what was planned for these bases; the exit code."""
         planned = [*moved]
-        done = mapping.apply(moved=planned, **self.timeouts(parsed))
+        done = mapping.apply(moved=planned, **self.kwargs(parsed))
         self.app.log.info("%d bases moved", len(done))
         self.report(mapping)
         if len(done) < len(planned):
@@ -149,7 +150,7 @@ class DirectoryInit(_DirectoryCommand):
         mapping.bootstrap(parsed_args.level, degradation)
         if not mapping.check_replicas():
             raise OioException("Bad number of services in the planned mapping, nothing is changed")
-        mapping.apply(None, **self.timeouts(parsed_args))
+        mapping.apply(None, **self.kwargs(parsed_args))
         self.report(mapping)
         return 0
 
@@ -170,7 +171,7 @@ class DirectoryList(_DirectoryCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Read the mapping."""
-        table = self.app.client_manager.meta0.list(**self.timeouts(parsed_args))
+        table = self.app.client_manager.meta0.list(**self.kwargs(parsed_args))
         self.app.stdout.write(json.dumps(table, indent=0, sort_keys=True) + "\n")
 
 
@@ -233,13 +234,16 @@ class DirectoryRestore(_DirectoryCommand):
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Check, and upload if the user is sure."""
         mapping = self.new_mapping(parsed_args)
-        mapping.load_json(_read(parsed_args.backup))
+        try:
+            mapping.load_json(_read(parsed_args.backup))
+        except ValueError as exc:
+            raise CommandError(f"{parsed_args.backup} holds no mapping: {exc}") from exc
         if not mapping.check_replicas() and not parsed_args.sure:
             raise OioException("Bad number of services in this mapping, nothing is changed")
         if not parsed_args.sure:
             self.app.log.warning("The mapping is good. It is uploaded with --I-know-what-I-am-doing only")
             return
-        mapping.apply(None, **self.timeouts(parsed_args))
+        mapping.apply(None, **self.kwargs(parsed_args))
 
 
 class DirectoryWarmup(_DirectoryCommand):
@@ -260,13 +264,13 @@ class DirectoryWarmup(_DirectoryCommand):
         """Ask for the status of each base; those that fail lower the exit code at the end."""
         if parsed_args.concurrency < 1:
             raise CommandError("--concurrency must be positive")
-        admin = self._admin(parsed_args)
+        admin, reqid = self._admin(parsed_args), self.app.request_id()
         names = [*generate_prefixes(self.digits)]
         done = failed = 0
         stop = threading.Event()
         pool = ThreadPoolExecutor(parsed_args.concurrency)
         try:
-            futures = [pool.submit(_warm, admin, name, stop) for name in names]
+            futures = [pool.submit(_warm, admin, name, reqid, stop) for name in names]
             for future in as_completed(futures):
                 error = future.result()
                 if error is not None:
@@ -289,20 +293,20 @@ class DirectoryWarmup(_DirectoryCommand):
         return AdminClient(manager.conf, endpoint=parsed.warmup_proxy, logger=manager.logger)
 
 
-def _warm(admin: AdminClient, base: str, stop: threading.Event) -> str | None:
+def _warm(admin: AdminClient, base: str, reqid: str, stop: threading.Event) -> str | None:
     """Ask for the status of a base; the text of the error, if any."""
     for attempt in range(1, WARMUP_ATTEMPTS + 1):
         if stop.is_set():
             return None
         try:
-            admin.election_status("meta1", cid=base.ljust(_CID_CHARS, "0"))
+            admin.election_status("meta1", cid=base.ljust(_CID_CHARS, "0"), reqid=reqid)
             return None
         except ServiceBusy as exc:
             if attempt == WARMUP_ATTEMPTS:
-                return f"Base {base}: {exc}"
+                return f"Base {base}: {short_error(exc)}"
             time.sleep(attempt * 0.5)
         except OioException as exc:
-            return f"Base {base}: {exc}"
+            return f"Base {base}: {short_error(exc)}"
     return None
 
 

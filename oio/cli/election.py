@@ -56,6 +56,7 @@ class _ElectionCommand(ListCommand):
             cid=cid,
             service_id=parsed.service_id,
             read_timeout=parsed.timeout,
+            reqid=self.app.request_id(_REQID_PREFIX),
             **kwargs,
         )
 
@@ -129,9 +130,6 @@ class ElectionDebug(_WithBody):
         parser = super().get_parser(prog_name)
         parser.add_argument("--human", action="store_true", help="Write the dates of the log for people")
         return parser
-
-    def _ask(self, parsed: argparse.Namespace, **kwargs: Any) -> dict[str, Any]:
-        return super()._ask(parsed, reqid=self.app.request_id(_REQID_PREFIX))
 
     def readable(self, body: Any, parsed: argparse.Namespace) -> Any:
         """The same, with dates in the log when asked for."""

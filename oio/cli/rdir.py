@@ -64,7 +64,7 @@ class Bootstrap(ListCommand):
 
 def add_service_type(parser: argparse.ArgumentParser) -> None:
     """Add the type of services."""
-    parser.add_argument("service_type", metavar="<service_type>", help="Type of services: rawx, meta2")
+    parser.add_argument("service_type", metavar="<volume_type>", help="Type of services: rawx, meta2")
 
 
 def add_aggregated(parser: argparse.ArgumentParser) -> None:
@@ -81,20 +81,28 @@ def assign(command: ListCommand, service_type: str, **options: Any) -> Rows:
     """Assign, and give the rows of the assignments, present ones when something failed."""
     dispatcher = command.app.client_manager.rdir_dispatcher
     try:
-        services = dispatcher.assign_services(service_type, **options, **TIMEOUTS)
+        services = dispatcher.assign_services(service_type, **options, **_kwargs(command))
     except (OioException, ServiceUnavailable) as exc:
-        command.app.log.warning("Failed to assign all %s: %s", service_type, exc)
+        # A type that does not exist has no assignments either: that is told once.
+        services, _rdirs = dispatcher.get_assignments(service_type, **_kwargs(command))
+        command.app.log.warning("Failed to assign all %s: %s", service_type, command.app.describe_error(exc))
         command.success = False
-        services, _rdirs = dispatcher.get_assignments(service_type, **TIMEOUTS)
     return columns(service_type), assignment_rows(services)
 
 
 def read_assignments(command: ListCommand, service_type: str, aggregated: bool) -> Rows:
     """The rows of the present assignments."""
-    services, rdirs = command.app.client_manager.rdir_dispatcher.get_assignments(service_type, **TIMEOUTS)
+    services, rdirs = command.app.client_manager.rdir_dispatcher.get_assignments(
+        service_type, **_kwargs(command)
+    )
     if aggregated:
         return ("Rdir", "Number of bases", "Bases"), aggregated_rows(services, rdirs)
     return columns(service_type), assignment_rows(services)
+
+
+def _kwargs(command: ListCommand) -> dict[str, Any]:
+    """Keywords of the requests."""
+    return {**TIMEOUTS, "reqid": command.app.request_id()}
 
 
 def columns(service_type: str) -> tuple[str, ...]:

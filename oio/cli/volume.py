@@ -30,7 +30,7 @@ class ShowVolume(ShowCommand):
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
         """Add up all the pages."""
         found = self.app.client_manager.rdir.status(
-            parsed_args.volume, max=STATUS_PAGE, read_timeout=STATUS_TIMEOUT_S
+            parsed_args.volume, max=STATUS_PAGE, read_timeout=STATUS_TIMEOUT_S, reqid=self.app.request_id(),
         )
         rows = [("chunk", found["chunk"])]
         rows += [
@@ -49,7 +49,9 @@ class ShowVolumeAdmin(ShowCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
         """Ask the rdir of the volume."""
-        entries = self.app.client_manager.rdir.admin_show(parsed_args.volume)
+        entries = self.app.client_manager.rdir.admin_show(
+            parsed_args.volume, reqid=self.app.request_id()
+        )
         return tuple(zip(("volume", parsed_args.volume), *sorted(entries.items()), strict=True))
 
 
@@ -73,7 +75,7 @@ class IncidentVolume(ListCommand):
         dates = parsed.date or []
         for index, volume in enumerate(parsed.volumes):
             date = dates[index] if index < len(dates) else int(time.time())
-            self.app.client_manager.rdir.admin_incident_set(volume, date)
+            self.app.client_manager.rdir.admin_incident_set(volume, date, reqid=self.app.request_id())
             yield volume, date
 
 
@@ -92,7 +94,7 @@ class LockVolume(ListCommand):
 
     def _rows(self, parsed: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
         for volume in parsed.volumes:
-            self.app.client_manager.rdir.admin_lock(volume, parsed.key)
+            self.app.client_manager.rdir.admin_lock(volume, parsed.key, reqid=self.app.request_id())
             yield volume, True
 
 
@@ -109,7 +111,7 @@ class UnlockVolume(ListCommand):
 
     def _rows(self, parsed: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
         for volume in parsed.volumes:
-            self.app.client_manager.rdir.admin_unlock(volume)
+            self.app.client_manager.rdir.admin_unlock(volume, reqid=self.app.request_id())
             yield volume, True
 
 
@@ -139,6 +141,7 @@ class ClearVolume(ListCommand):
                     before_incident=parsed.before_incident,
                     repair=parsed.repair,
                     read_timeout=CLEAR_TIMEOUT_S,
+                    reqid=self.app.request_id(),
                 )
             except OioException as exc:
                 self.success = False

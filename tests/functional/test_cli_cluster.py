@@ -79,6 +79,28 @@ def test_locks(openio, proxy, add):
     assert scores(proxy) == {}
 
 
+def test_one_wrong_service_does_not_spare_the_others(openio, proxy, add):
+    addr, _ = add()
+    rows, code, _ = openio("lock", "oiofs", "no-such-id", addr, "-s", "700")
+    assert code == 1 and [row["Service"] for row in rows] == ["no-such-id", addr]
+    assert "not IP:PORT: 'no-such-id'" in rows[0]["Result"]
+    assert rows[1]["Result"] == "locked to 100", "what holds, rather than what was asked for"
+    assert scores(proxy) == {addr: (100, True)}
+    assert openio("unlock", "oiofs", addr, "no-such-id")[1] == 1
+    assert scores(proxy) == {addr: (50, False)}
+
+
+def test_ids_that_do_not_exist_are_no_reason_to_try_again(openio):
+    _, code, error = openio("resolve", "oiofs", "no-such-id")
+    assert code == 1 and "Service ID [no-such-id] not found" in error
+    assert "try again" not in error and "openio cluster list" in error and error.count("\n") == 1
+
+
+def test_rows_of_a_proxy_that_is_away(openio):
+    rows, code, _ = openio("--oio-proxy", "127.0.0.1:1", "lock", "oiofs", "127.0.0.1:9")
+    assert code == 1 and rows[0]["Result"].startswith("cannot connect")
+
+
 @pytest.mark.parametrize("command", ["lock", "unlock", "deregister"])
 def test_services_and_types_that_do_not_exist(openio, proxy, command):
     rows, code, _ = openio(command, "oiofs", "127.0.0.1:9")

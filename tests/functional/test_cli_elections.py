@@ -54,7 +54,8 @@ def test_columns_can_be_chosen(openio, container):
 
 @pytest.mark.parametrize("command", ["ping", "status", "leave", "sync", "debug"])
 def test_what_does_not_exist(openio, cluster, container, command):
-    assert "Reference not found" in openio.error("election", command, "meta2", fresh_name("none"))
+    error = openio.error("election", command, "meta2", fresh_name("none"))
+    assert "Reference not found" in error and "(reqid=ACLI-EL-" in error
     assert "Invalid parameter 'type'" in openio.error("election", command, "rawx", container)
     assert "account and reference" in openio.error("election", command, "meta2", container, account="")
     # Each service answers for itself; that one does not does not change the exit code.

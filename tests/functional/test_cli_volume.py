@@ -39,7 +39,8 @@ def test_a_volume_counts_its_chunks(openio, volume):
 
 def test_locks_and_incidents(openio, volume):
     assert openio.json("volume", "admin", "lock", volume, "--key", "me") == [{"Volume": volume, "Success": True}]
-    assert openio.error("volume", "admin", "lock", volume, "--key", "other")
+    error = openio.error("volume", "admin", "lock", volume, "--key", "other", "--request-id", "my-lock")
+    assert "Already locked by me" in error and error.endswith("(reqid=my-lock)")
     rows = openio.formats_of_list(
         "volume", "admin", "incident", volume, "--date", "123", columns=("Volume", "Date")
     )
@@ -73,6 +74,8 @@ def test_assignments(openio):
     assert openio.json("rdir", "bootstrap", "rawx", "--dry-run", "--min-dist", "1") == rows
     done = openio("rdir", "bootstrap", "rawx", "--service-id", "nobody", status=1)
     assert "nobody isn't a rawx" in done.stderr
+    error = openio.error("rdir", "bootstrap", "no-such-type", "--request-id", "my-id")
+    assert "not managed" in error and "(reqid=my-id)" in error
     done = openio("volume", "assignation", "--aggregated", "-f", "json")
     assert json.loads(done.stdout) == grouped and "openio rdir assignments rawx" in done.stderr
     assert "openio rdir bootstrap rawx" in openio("volume", "admin", "bootstrap").stderr

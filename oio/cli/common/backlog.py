@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from oio.common.exceptions import OioException
 from oio.event.beanstalk import Beanstalk, BeanstalkError
 from oio.event.client import EventClient
 from oio.event.queue import DEFAULT_TUBE, shown_url
@@ -52,7 +53,11 @@ def read_backlog(url: str, tube: str = DEFAULT_TUBE, timeout_s: float = 4.0) -> 
         base, _, options = url.partition("?")
         # The last ones count: those of the URL.
         url = f"{base}?timeout_s={timeout_s:g}&connect_timeout_s={timeout_s:g}&{options}".rstrip("&")
-    stats = EventClient({"event-agent": url}).stats(tube)
+    try:
+        stats = EventClient({"event-agent": url}).stats(tube)
+    except OioException as exc:
+        # The options are ours, and long.
+        raise OioException(str(exc).replace(shown_url(url), shown_url(url.partition("?")[0]))) from exc
     counts = {state: int(stats.get(f"current-jobs-{state}", 0)) for state in _STATES}
     oldest_s = None
     if any(counts[state] for state in _STATES[:3]):

@@ -21,7 +21,12 @@ FILES = "@files"
 # Values of placeholders that stand for one of a few things.
 _TYPES = ("account", "beanstalkd", "meta0", "meta1", "meta2", "oioproxy", "rawx", "rdir", "redis")
 _BASES = ("meta0", "meta1", "meta2")
-_PLACEHOLDERS = {"<type>": _TYPES, "<srv_type>": _TYPES, "<service_type>": _BASES}
+_PLACEHOLDERS = {
+    "<type>": _TYPES, "<srv_type>": _TYPES, "<service_type>": _BASES, "<volume_type>": ("rawx", "meta2"),
+    "profiler": ("cProfile", "profile", "yappi"),
+}  # fmt: skip
+# Names under which the values of positionals stand: the first one, the second one…, and all that come later.
+_POSITION, _LATER = "@{}", "@*"
 _HELP_COLUMNS = 70
 
 
@@ -65,10 +70,17 @@ def _valued(command: CommandText) -> tuple[str, ...]:
 
 
 def _values(command: CommandText) -> dict[str, tuple[str, ...]]:
-    """Values of options, and those of the positionals under an empty name."""
+    """Values of options, and those of positionals by their position."""
     found = {name: values for option in command.options if (values := _values_of(option)) for name in option.names}
-    positionals = [value for argument in command.positionals for value in _values_of(argument)]
-    return found | ({"": tuple(dict.fromkeys(positionals))} if positionals else {})
+    positionals = [(argument, _values_of(argument)) for argument in command.positionals]
+    if any(argument.optional for argument, _values in positionals):
+        # Whatever is typed may be any of them.
+        everything = tuple(dict.fromkeys(value for _argument, values in positionals for value in values))
+        return found | ({_LATER: everything} if everything else {})
+    for number, (argument, values) in enumerate(positionals, start=1):
+        # Those without values too: the later ones must not be taken for theirs.
+        found[_LATER if argument.repeatable else _POSITION.format(number)] = values
+    return found
 
 
 def _values_of(argument: Argument) -> tuple[str, ...]:
@@ -132,7 +144,8 @@ def fish_script(name: str, tables: Tables) -> str:
         for key, names in sorted(tables.valued.items()) if names
     )  # fmt: skip
     values = "\n".join(
-        f"        case {_fish_quote(f'{key}/{option}')}\n            printf '%s\\n' {' '.join(found)}"
+        f"        case {_fish_quote(f'{key}/{option}')}"
+        + (f"\n            printf '%s\\n' {' '.join(found)}" if found else "")
         for key, option, found in _flat(tables)
     )
     return _fill(
@@ -172,13 +185,17 @@ def _pattern_cases(table: dict[str, tuple[str, ...]]) -> str:
 
 
 def _value_cases(tables: Tables, line: Callable[[tuple[str, ...]], str]) -> str:
-    return "\n".join(f"    {_quote(f'{key}/{option}')}) {line(found)} ;;" for key, option, found in _flat(tables))
+    def pattern(name: str) -> str:
+        return _quote(name.removesuffix("*")) + ("*" if name.endswith("*") else "")
+
+    return "\n".join(f"    {pattern(f'{key}/{option}')}) {line(found)} ;;" for key, option, found in _flat(tables))
 
 
 def _flat(tables: Tables) -> list[tuple[str, str, tuple[str, ...]]]:
     rows = [
         (key, option, found)
-        for key, table in sorted(tables.values.items()) for option, found in sorted(table.items())
+        for key, table in sorted(tables.values.items())
+        for option, found in sorted(table.items(), key=lambda row: (row[0] == _LATER, row[0]))
     ]
     return rows + [("", option, found) for option, found in sorted(tables.global_values.items())]
 
@@ -225,7 +242,7 @@ _BASH = r"""# Completion of @NAME@ for bash. To have it in each session:
 }
 
 @F@() {
-  local REPLY word i cmd= value_of= current=${COMP_WORDS[COMP_CWORD]}
+  local REPLY word i cmd= value_of= position=1 current=${COMP_WORDS[COMP_CWORD]}
   COMPREPLY=()
   # bash makes a word of its own of the sign in --option=value.
   [[ $current == = ]] && current=
@@ -237,9 +254,13 @@ _BASH = r"""# Completion of @NAME@ for bash. To have it in each session:
       value_of=
     elif [[ $word == -* ]]; then
       @F@_takes_value "$cmd" "$word" && value_of=$word
-    else
+    elif [[ -n $cmd || $word != help ]]; then
       @F@_following "$cmd"
-      [[ " $REPLY " == *" $word "* ]] && cmd=${cmd:+$cmd }$word
+      if [[ " $REPLY " == *" $word "* ]]; then
+        cmd=${cmd:+$cmd }$word
+      else
+        ((position++))
+      fi
     fi
   done
   if [[ ${COMP_WORDS[COMP_CWORD]} == = && ${COMP_WORDS[COMP_CWORD-1]} == -* ]]; then
@@ -254,7 +275,7 @@ _BASH = r"""# Completion of @NAME@ for bash. To have it in each session:
   else
     @F@_following "$cmd"
     word=$REPLY
-    @F@_values "$cmd/"
+    @F@_values "$cmd/@$position"
     REPLY="$word $REPLY"
   fi
   if [[ " $REPLY " == *" @FILES@ "* ]]; then
@@ -305,7 +326,7 @@ _ZSH = r"""#compdef @NAME@
 
 @F@() {
   local -a reply found global_options
-  local word i cmd= value_of= current=${words[CURRENT]}
+  local word i cmd= value_of= position=1 current=${words[CURRENT]}
   global_options=@GLOBAL_OPTIONS@
   for ((i = 2; i < CURRENT; i++)); do
     word=${words[i]}
@@ -315,9 +336,13 @@ _ZSH = r"""#compdef @NAME@
       continue
     elif [[ $word == -* ]]; then
       @F@_takes_value "$cmd" "$word" && value_of=$word
-    else
+    elif [[ -n $cmd || $word != help ]]; then
       @F@_following "$cmd"
-      (( ${reply[(I)$word|$word:*]} )) && cmd=${cmd:+$cmd }$word
+      if (( ${reply[(I)$word|$word:*]} )); then
+        cmd=${cmd:+$cmd }$word
+      else
+        (( position++ ))
+      fi
     fi
   done
   if [[ -z $value_of && $current == -*=* ]]; then
@@ -336,7 +361,7 @@ _ZSH = r"""#compdef @NAME@
     @F@_following "$cmd"
     found=($reply)
     (( $#found )) && _describe command found
-    @F@_values "$cmd/"
+    @F@_values "$cmd/@$position"
   fi
   # Zsh wants to know whether anything was found.
   (( $#reply )) || return $(( ! $#found ))
@@ -390,6 +415,7 @@ function @F@_candidates
     set -l current (commandline -ct)
     set -l cmd
     set -l value_of
+    set -l position 1
     for word in $tokens[2..-1]
         if set -q value_of[1]
             set -e value_of
@@ -397,8 +423,12 @@ function @F@_candidates
             continue
         else if string match -q -- '-*' $word
             @F@_takes_value "$cmd" $word; and set value_of $word
+        else if test -z "$cmd" -a "$word" = help
+            continue
         else if contains -- $word (@F@_following "$cmd" | string replace -r '\t.*' '')
             set cmd (string trim "$cmd $word")
+        else
+            set position (math $position + 1)
         end
     end
     set -l prefix
@@ -419,7 +449,7 @@ function @F@_candidates
         @GLOBAL_OPTIONS@
     else
         @F@_following "$cmd"
-        set -l found (@F@_values "$cmd/")
+        set -l found (@F@_values "$cmd/@$position")
         if contains -- @FILES@ $found
             __fish_complete_path $current
         else if set -q found[1]

@@ -32,6 +32,7 @@ class Argument:
     choices: tuple[str, ...]
     files: bool
     repeatable: bool
+    optional: bool
     default: Any
 
 
@@ -106,6 +107,7 @@ def _argument(action: argparse.Action) -> Argument:
         choices=tuple(str(choice) for choice in action.choices or ()),
         files=bool(_FILES.search(metavar)),
         repeatable=type(action).__name__ in ("_AppendAction", "KeyValueAction") or action.nargs in ("*", "+"),
+        optional=action.nargs == "?",
         default=action.default,
     )
 

@@ -58,12 +58,17 @@ def describe_error(exc: object, reqid: str | None = None) -> str:
     """
     if not isinstance(exc, OioException):
         return _os_error(exc) if isinstance(exc, OSError) else str(exc)
-    text = " ".join(printable(_cause(exc), keep="\n").split("\n"))
+    text = short_error(exc)
     reqid = exc.reqid or reqid
     if reqid and reqid not in text:
         text = f"{text} (reqid={reqid})"
     advice = hint(exc)
     return f"{text.removesuffix('.')}. Hint: {advice}" if advice else text
+
+
+def short_error(exc: OioException) -> str:
+    """What happened, on one line: for cells, where the same advice would come again and again."""
+    return " ".join(printable(_cause(exc), keep="\n").split("\n"))
 
 
 def _cause(exc: OioException) -> str:

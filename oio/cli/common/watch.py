@@ -23,6 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from oio.cli.common.backlog import Backlog, read_backlog
+from oio.cli.common.errors import short_error
 from oio.common.exceptions import OioException
 from oio.http.client import HttpPool
 from oio.http.errors import HttpClientError, ProtocolError
@@ -149,7 +150,7 @@ class ClusterWatch:
                     listed.append({**service, "type": srv_type})
         except OioException as exc:
             with self._lock:
-                self._problems["services"] = f"Services cannot be listed: {exc}"
+                self._problems["services"] = f"Services cannot be listed: {short_error(exc)}"
             return
         with self._lock:
             self._listed = listed

@@ -116,6 +116,22 @@ def test_words_options_and_values(complete):
     assert complete("object save box name --file ") == files
 
 
+def test_arguments_by_their_position(complete):
+    assert {"rawx", "meta2"} <= complete("cluster lock ")
+    # A name of a service, which is not known here, or any number of them.
+    assert complete("cluster lock rawx ") == complete("cluster lock rawx one ") == set()
+    assert {"rawx", "meta2"} <= complete("cluster list rawx --tags rdir ")
+    assert complete("reference link ") == set()
+    assert {"rdir", "meta2"} <= complete("reference link -a someone photos ")
+    assert complete("rdir bootstrap ") == {"rawx", "meta2"}
+    assert complete("election sync ") == {"meta0", "meta1", "meta2"} and complete("election sync meta2 ") == set()
+
+
+def test_help_of_commands(complete):
+    assert {"cluster", "object"} <= complete("help ")
+    assert complete("help volume ") == {"admin", "assignation", "show"}
+
+
 def test_quick(complete):
     start = time.monotonic()
     complete("object create --")
@@ -147,7 +163,7 @@ def test_tables(program):
     tables = make_tables(*program)
     assert isinstance(tables, Tables)
     assert tables.following["object"]["create"].startswith("Upload")
-    assert tables.values["object create"][""] == (FILES,)
+    assert tables.values["object create"]["@*"] == (FILES,)
     assert "--property" in tables.valued["object create"] and "--auto" not in tables.valued["object create"]
     assert "--ns" in tables.global_valued and "--debug" not in tables.global_valued
     for rows in (*tables.following.values(), *tables.options.values()):

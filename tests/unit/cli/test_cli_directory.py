@@ -13,8 +13,8 @@ from oio.cli import directory
 from oio.common.exceptions import (
     CommandError,
     ConfigurationException,
-    NotFound,
     OioException,
+    OioNetworkException,
     PreconditionFailed,
     ServiceBusy,
 )
@@ -39,19 +39,19 @@ class Services:
             for rank in range(self.count)
         ]
 
-    def list(self, read_timeout):
+    def list(self, read_timeout, reqid):
         self.timeouts.add(read_timeout)
         return self.table
 
-    def force(self, table, read_timeout):
+    def force(self, table, read_timeout, reqid):
         self.timeouts.add(read_timeout)
         self.table.update(json.loads(table))
 
-    def has_base(self, _type, cid, service_id, read_timeout):
+    def has_base(self, _type, cid, service_id, read_timeout, reqid):
         return {one: {"status": {"status": 431, "message": ""}, "body": ""} for one in service_id}
 
-    def election_status(self, service_type, cid):
-        assert service_type == "meta1" and len(cid) == 64
+    def election_status(self, service_type, cid, reqid):
+        assert service_type == "meta1" and len(cid) == 64 and reqid == "CLI-1"
         if self.errors:
             raise self.errors.pop(0)
         self.warmed.append(cid)
@@ -73,7 +73,9 @@ def run(services, monkeypatch):
             logger=logging.getLogger("test"),
         )  # fmt: skip
         out = io.StringIO()
-        app = SimpleNamespace(log=logging.getLogger("openio.test"), client_manager=manager, stdout=out)
+        app = SimpleNamespace(
+            log=logging.getLogger("openio.test"), client_manager=manager, stdout=out, request_id=lambda: "CLI-1"
+        )
         command = getattr(directory, f"Directory{kind}")(app, None)
         return command.run(command.get_parser("openio directory").parse_args(args)), out.getvalue()
 
@@ -189,6 +191,10 @@ def test_restore(run, services, tmp_path, monkeypatch, caplog):
     assert services.table == saved
     with pytest.raises(FileNotFoundError):
         run("Restore", str(tmp_path / "none"))
+    for wrong in (b"\xff", b"{", b"[]", b'{"0000": 3}'):
+        path.write_bytes(wrong)
+        with pytest.raises(CommandError, match=f"{path} holds no mapping: "):
+            run("Restore", str(path))
 
 
 @pytest.mark.parametrize(
@@ -219,8 +225,8 @@ def test_warmup(run, services, monkeypatch, caplog):
     services.errors = [ServiceBusy()] * 4
     assert run("Warmup") == (0, "") and len(pauses) == 4
     assert len(services.warmed) == 16 and "100 %" in caplog.text
-    services.errors = [ServiceBusy()] * 5 + [NotFound()]
-    assert run("Warmup") == (1, "")
+    services.errors = [ServiceBusy()] * 5 + [OioNetworkException("host=h:1", "refused")]
+    assert run("Warmup") == (1, "") and ": host=h:1 refused" in caplog.text
     assert "2 bases of 16" in caplog.text and len(services.warmed) == 30
     assert run("Warmup", "--workers", "4")[0] == 0
     with pytest.raises(CommandError):

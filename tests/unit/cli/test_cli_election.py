@@ -45,7 +45,8 @@ def test_rows(kind):
     assert rows == [("s1", 200, "OK"), ("s2", 303, "s1")]
     assert admin.asked == [
         (f"election_{kind.lower()}", "meta2",
-         {"account": "acme", "reference": "photos", "cid": None, "service_id": None, "read_timeout": 32.0})
+         {"account": "acme", "reference": "photos", "cid": None, "service_id": None, "read_timeout": 32.0,
+          "reqid": "ACLI-EL-1"})
     ]  # fmt: skip
 
 
@@ -55,6 +56,7 @@ def test_a_container_id_needs_no_account():
     run("Ping", admin, "meta2", "CID", "--cid", *options, account="")
     assert admin.asked[0][2] == {
         "account": None, "reference": None, "cid": "CID", "service_id": ["a", "b"], "read_timeout": 1.5,
+        "reqid": "ACLI-EL-1",
     }  # fmt: skip
 
 

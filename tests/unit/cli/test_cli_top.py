@@ -136,11 +136,11 @@ def test_a_proxy_that_hangs_leaves_the_last_list(conscience, counted_service):
     conscience.hang.clear()
     snapshot = look(watch, 0.3)
     assert len(snapshot.services) == 1 and "has not answered" in snapshot.problems[0]
-    conscience.error = OioNetworkException("refused")
+    conscience.error = OioNetworkException("host=h:1", "refused")
     conscience.hang.set()
     look(watch)
     snapshot = look(watch)
-    assert "cannot be listed" in snapshot.problems[0] and len(snapshot.services) == 1
+    assert snapshot.problems == ["Services cannot be listed: host=h:1 refused"] and len(snapshot.services) == 1
     conscience.error = None
     assert look(watch).problems == []
 
@@ -163,7 +163,11 @@ def test_a_queue_that_refuses_is_a_problem(conscience):
     held, port = held_port()
     with held:
         snapshot = look(ClusterWatch("NS", conscience, [f"beanstalk://127.0.0.1:{port}"]))
-    assert snapshot.queues == [] and len(snapshot.problems) == 1
+        assert snapshot.queues == [] and len(snapshot.problems) == 1
+        url = f"redis://:secret@127.0.0.1:{port}/1"
+        (problem,) = look(ClusterWatch("NS", conscience, [url]), 5.0).problems
+    # Nothing of our own in the address, and the reason near the beginning: lines are cut.
+    assert problem.startswith(f"Event queue: redis://127.0.0.1:{port}/1: ")
 
 
 def test_requests_of_pages():
@@ -196,6 +200,10 @@ def test_pictures():
         lines = table(snapshot, plain, columns) + head(snapshot, plain, columns)
         assert all(len(line) <= columns for line in lines)
     assert [view.type for view in only(["rdir"], snapshot).services] == ["rdir"]
+    mistyped = only(["rdir", "rdri"], snapshot)
+    assert mistyped.problems == ["The proxy is away", "No service of type rdri"] and len(mistyped.services) == 1
+    unknown = only(["rdir"], snapshot_of(problems=["The proxy is away"]))
+    assert unknown.problems == ["The proxy is away"]
     shown = as_json(snapshot)
     assert shown["events"][0]["pending"] == 6 and shown["services"][1]["problem"] == "refused"
 
