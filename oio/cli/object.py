@@ -9,7 +9,7 @@ import argparse
 import json
 from typing import Any
 
-from oio.cli.common.autocontainer import add_object, add_object_container, check_object_container
+from oio.cli.common.autocontainer import add_object, add_object_container
 from oio.cli.common.base import ListCommand, PlainCommand, ShowCommand, add_properties, sorted_columns
 from oio.cli.common.objects import ObjectCommand
 from oio.common.exceptions import CommandError
@@ -28,7 +28,7 @@ class ShowObject(ObjectCommand, ShowCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
         """Read the metadata of one version."""
-        check_object_container(parsed_args)
+        self.check_names(parsed_args)
         manager = self.app.client_manager
         container, kwargs = self.resolve_container(parsed_args, parsed_args.object)
         data = manager.storage.object_get_properties(
@@ -64,7 +64,7 @@ class LocateObject(ObjectCommand, ListCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
         """List the chunks by position."""
-        check_object_container(parsed_args)
+        self.check_names(parsed_args)
         manager = self.app.client_manager
         container, kwargs = self.resolve_container(parsed_args, parsed_args.object)
         _metadata, chunks = manager.storage.object_locate(
@@ -98,7 +98,7 @@ class DeleteObject(ObjectCommand, ListCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
         """One object: an error is an error. Several: one request per container, a row each."""
-        check_object_container(parsed_args)
+        self.check_names(parsed_args)
         names = parsed_args.objects
         if len(names) > 1:
             if parsed_args.object_version is not None:
@@ -143,7 +143,7 @@ class SetObject(ObjectCommand, PlainCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Set them in one request."""
-        check_object_container(parsed_args)
+        self.check_names(parsed_args)
         manager = self.app.client_manager
         container, kwargs = self.resolve_container(parsed_args, parsed_args.object)
         properties = dict(parsed_args.property or {})
@@ -188,7 +188,7 @@ class UnsetObject(ObjectCommand, PlainCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Remove them in one request."""
-        check_object_container(parsed_args)
+        self.check_names(parsed_args)
         manager = self.app.client_manager
         container, kwargs = self.resolve_container(parsed_args, parsed_args.object)
         keys = [*parsed_args.keys, *([TAGGING_KEY] if parsed_args.tagging else [])]
@@ -210,7 +210,7 @@ class DrainObject(ObjectCommand, PlainCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Drain them in turn; the first error stops the command."""
-        check_object_container(parsed_args)
+        self.check_names(parsed_args)
         # A container that is named is taken, with --auto too.
         parsed_args.auto = parsed_args.auto and not parsed_args.container
         manager = self.app.client_manager
@@ -234,7 +234,7 @@ class TouchObject(ObjectCommand, PlainCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Touch them in turn; the first error stops the command."""
-        check_object_container(parsed_args)
+        self.check_names(parsed_args)
         if parsed_args.object_version is not None and len(parsed_args.objects) > 1:
             raise CommandError("Cannot specify a version for several objects")
         manager = self.app.client_manager
@@ -261,7 +261,7 @@ class PurgeObject(ObjectCommand, PlainCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Delete the oldest ones."""
-        check_object_container(parsed_args)
+        self.check_names(parsed_args)
         manager = self.app.client_manager
         container, kwargs = self.resolve_container(parsed_args, parsed_args.object)
         manager.storage.container.content_purge(
@@ -296,7 +296,7 @@ class LinkObject(ObjectCommand, PlainCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Link it."""
-        check_object_container(parsed_args)
+        self.check_names(parsed_args, parsed_args.dest_object)
         manager = self.app.client_manager
         if parsed_args.is_cid and not parsed_args.auto:
             # The new chunks tell the full path of their object: it has to be made of names.

@@ -10,19 +10,22 @@ deleted. Running the same command again with ``--resume`` uploads what is missin
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from oio.cli.common.autocontainer import add_object_container, check_object_container
 from oio.cli.common.base import ListCommand, add_properties
 from oio.cli.common.errors import describe_error
 from oio.cli.common.formatters import printable
-from oio.cli.common.objects import ObjectCommand
-from oio.cli.common.parallel import Stopped, Workers, reader
+from oio.cli.common.objects import ObjectCommand, check_name, in_detail
+from oio.cli.common.parallel import Stopped, Workers, reader, untold_stops
 from oio.cli.common.progress import Progress
 from oio.cli.common.trees import Leaf, total_bytes, walk
 from oio.common.exceptions import CommandError, NoSuchContainer, NoSuchObject, OioException
@@ -46,6 +49,7 @@ class CreateObject(ObjectCommand, ListCommand):
     """Upload files."""
 
     rows_name = ""
+    _interrupted = False
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Arguments of the command."""
@@ -104,6 +108,8 @@ class CreateObject(ObjectCommand, ListCommand):
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Print the table before failing."""
         status = super().run(parsed_args)
+        if self._interrupted:
+            raise KeyboardInterrupt
         if not self.success:
             raise CommandError("Too many errors occured")
         return status
@@ -112,7 +118,9 @@ class CreateObject(ObjectCommand, ListCommand):
         concurrency = parsed.concurrency or (CONCURRENCY_RECURSIVE if parsed.recursive else 1)
         label, total = _work_of(parsed)
         many = parsed.recursive or len(parsed.filenames) > 1
-        with Progress(label, total) as progress:
+        # Rows of these formats come one by one, maybe to the terminal where the bar is.
+        scrolls = parsed.formatter in ("value", "csv") and self.app.stdout.isatty()
+        with untold_stops(self._storage.logger), Progress(label, total) as progress:
             if parsed.recursive:
                 progress.set_total_later(lambda: sum(map(_bytes_of, parsed.filenames)))
 
@@ -122,13 +130,13 @@ class CreateObject(ObjectCommand, ListCommand):
             workers: Workers[Leaf, Outcome] = Workers(concurrency, upload)
             for outcome in workers.map(_leaves(parsed)):
                 if outcome.error is not None:
-                    progress.clear()
                     log = self.app.log.warning if outcome.status == "Skipped" else self.app.log.error
                     log("%s%s", f"{printable(outcome.name)}: " if many else "", outcome.error)
                 if outcome.status not in ("Ok", "Skipped"):
                     self.success = False
-                yield outcome[:4]
-            self.success = self.success and not workers.interrupted
+                with progress.paused() if scrolls else nullcontext():
+                    yield outcome[:4]
+            self._interrupted = workers.interrupted
 
     def _upload(
         self, parsed: argparse.Namespace, leaf: Leaf, workers: Workers[Leaf, Outcome], progress: Progress
@@ -137,9 +145,10 @@ class CreateObject(ObjectCommand, ListCommand):
         name = leaf.name
         if leaf.problem is not None:
             return Outcome(name, 0, None, "Failed" if leaf.is_error else "Skipped", leaf.problem)
-        reqid = self.app.request_id()
+        reqid, debug = self.app.request_id(), self.app.options.debug
         try:
             workers.check()
+            check_name(name)
             with self._resolving:
                 container = self.resolve_name(parsed, name)
             with _open(leaf.path) as file:
@@ -147,7 +156,7 @@ class CreateObject(ObjectCommand, ListCommand):
                 size = os.fstat(file.fileno()).st_size
                 again = parsed.resume and leaf.path != STDIN
                 if again and (checksum := self._in_place(container, name, file, size, workers)):
-                    progress.advance(size)
+                    progress.skip(size)
                     return Outcome(name, size, checksum, "Skipped")
                 _chunks, size, checksum = self._storage.object_create(
                     self._account, container, file_or_path=source, obj_name=name, policy=parsed.policy,
@@ -158,9 +167,9 @@ class CreateObject(ObjectCommand, ListCommand):
         except Stopped:
             return Outcome(name, 0, None, "Interrupted")
         except OSError as exc:
-            return Outcome(leaf.path, 0, None, "Failed", describe_error(exc))
-        except (OioException, CommandError, UnicodeError) as exc:
-            return Outcome(name, 0, None, "Failed", describe_error(exc, reqid))
+            return Outcome(leaf.path, 0, None, "Failed", in_detail(describe_error(exc), debug))
+        except (OioException, CommandError) as exc:
+            return Outcome(name, 0, None, "Failed", in_detail(describe_error(exc, reqid), debug))
 
     def _in_place(
         self, container: str, name: str, file: Any, size: int, workers: Workers[Leaf, Outcome]
@@ -198,6 +207,9 @@ def _check_arguments(parsed: argparse.Namespace) -> None:
 
 
 def _open(path: str) -> BinaryIO:
+    if path == STDIN and sys.__stdin__ is None:
+        # Closed by whoever started the program: what has its number by now is something else.
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard input")
     # A copy: standard input is not ours to close. Without buffer, whether there is something to read can be told.
     file = open(os.dup(0) if path == STDIN else path, "rb", buffering=0)  # noqa: SIM115
     return cast(BinaryIO, file)

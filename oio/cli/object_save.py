@@ -14,7 +14,8 @@ from oio.cli.common.autocontainer import add_object, check_object_container
 from oio.cli.common.base import PlainCommand, add_container, container_kwargs
 from oio.cli.common.download import STDOUT, Download
 from oio.cli.common.errors import describe_error
-from oio.cli.common.objects import ObjectCommand
+from oio.cli.common.formatters import printable
+from oio.cli.common.objects import ObjectCommand, in_detail
 from oio.cli.common.parallel import Stopped, Workers
 from oio.cli.common.progress import Progress
 from oio.cli.common.trees import path_of
@@ -62,20 +63,18 @@ class _SaveCommand(PlainCommand):
         :raises CommandError: when some could not be saved, after all the others.
         """
         done = failed = 0
+        fetch = self.fetcher(container, kwargs)
         with Progress("Downloading", None) as progress:
 
             def save(task: _Task) -> str | None:
                 return self._save_task(task, directory, download, workers)
 
             workers: Workers[_Task, str | None] = Workers(parsed.concurrency, save)
-            download = Download(
-                self.fetcher(container, kwargs), workers.check, progress, resume=parsed.resume
-            )
+            download = Download(fetch, workers.check, progress, resume=parsed.resume)
             for error in workers.map(_tasks(listed, folder, progress)):
                 done += error is None
                 if error is not None:
                     failed += 1
-                    progress.clear()
                     self.app.log.error("%s", error)
         if workers.interrupted:
             raise KeyboardInterrupt
@@ -86,7 +85,7 @@ class _SaveCommand(PlainCommand):
         self, task: _Task, directory: str, download: Download, workers: Workers[_Task, str | None]
     ) -> str | None:
         """Download an object; called in threads. :returns: what went wrong."""
-        reqid = self.app.request_id()
+        reqid, debug = self.app.request_id(), self.app.options.debug
         try:
             workers.check()
             if task.path.endswith("/") and not task.size_bytes:
@@ -97,9 +96,9 @@ class _SaveCommand(PlainCommand):
         except Stopped:
             return f"Interrupted: {task.name!r}"
         except OSError as exc:
-            return describe_error(exc)
+            return in_detail(describe_error(exc), debug)
         except (OioException, CommandError) as exc:
-            return f"{task.name}: {describe_error(exc, reqid)}"
+            return in_detail(f"{printable(task.name)}: {describe_error(exc, reqid)}", debug)
         return None
 
     def fetcher(self, container: str | None, kwargs: dict[str, Any]) -> Any:
@@ -159,10 +158,12 @@ class SaveObject(ObjectCommand, _SaveCommand):
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Write beside the target, then rename: an interrupted download leaves nothing half-written."""
         _positive(parsed_args)
+        if parsed_args.file == "":
+            raise CommandError("--file wants a name, not an empty text")
         if parsed_args.recursive:
             self._save_many(parsed_args)
             return
-        check_object_container(parsed_args)
+        self.check_names(parsed_args)
         name = parsed_args.object
         container, kwargs = self.resolve_container(parsed_args, name)
         kwargs.update(_transport(parsed_args), version=parsed_args.object_version)

@@ -4,6 +4,7 @@
 """``openio object``: what ``test_cli.py`` does not run."""
 
 import hashlib
+import os
 import subprocess
 import sys
 
@@ -139,6 +140,30 @@ def test_names_that_are_not_text_are_failed_rows(openio, container, tmp_path):
     assert "\\x1b[31mred" in table and "\x1b" not in table
     plain = openio("object", "list", container, "--prefix", "\x1b", "-f", "value", "-c", "Name").stdout
     assert plain == "\x1b[31mred\n"
+
+
+def test_what_cannot_be_a_name_is_told_before_anything_is_done(openio, container, put, tmp_path):
+    put("a")
+    (tmp_path / "file").write_bytes(b"x")
+    bad = os.fsdecode(b"a\xff")
+    for words in (
+        ["show", container], ["save", container], ["delete", container, "a"], ["touch", container],
+        ["show", "--auto"], ["locate", container], ["link", container, "a"],
+    ):  # fmt: skip
+        assert "is not UTF-8" in openio.error("object", *words, bad)
+        assert "cannot be empty" in openio.error("object", *words, "")
+    done = openio("object", "create", "--auto", "file", "--name", bad, status=1)
+    assert "is not UTF-8" in done.stderr and "codec" not in done.stderr
+    assert [row["Name"] for row in openio.json("object", "list", container)] == ["a"]
+
+
+def test_a_name_does_not_look_like_several_rows(openio, container, put):
+    put("a\n| b |", properties={"k": "v", "l": "w"})
+    (row,) = openio("object", "list", container).stdout.splitlines()[3:-1]
+    assert row.startswith("| a\\n| b | ")
+    # Properties have a line each.
+    assert len(openio("object", "list", container, "--long").stdout.splitlines()[3:-1]) == 2
+    assert "a\\n| b |" in openio("object", "show", container, "a\n| b |").stdout
 
 
 def test_a_reader_that_goes_away_is_no_error(openio, container, put):

@@ -5,7 +5,10 @@
 
 import fcntl
 import os
+import re
+import shlex
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -169,8 +172,7 @@ def test_an_interrupted_upload_leaves_nothing(openio, cluster, container, tmp_pa
     code, out, err = interrupted(process, lambda: len(chunks(cluster) - before) > 3)
     stop.set()
     feeder.join(30)
-    assert (code, out) == (1, "endless 0 None Interrupted\n")
-    assert "Traceback" not in err
+    assert (code, out, err) == (130, "endless 0 None Interrupted\n", "Interrupted\n")
     assert openio.json("object", "list", container) == []
     eventually(lambda: chunks(cluster) <= before, what="no chunk of the upload is left")
 
@@ -187,7 +189,7 @@ def test_an_upload_that_waits_for_its_source_is_interrupted(openio, container, t
     eventually(is_read, what="the beginning is read")
     process.send_signal(signal.SIGINT)
     assert process.stdout.read() == b"x 0 None Interrupted\n"
-    assert process.wait(30) == 1
+    assert process.wait(30) == 130
     process.stdin.close()
     process.stderr.close()
     assert openio.json("object", "list", container) == []
@@ -215,6 +217,95 @@ def test_an_interrupted_download_leaves_no_file(openio, api, container, tmp_path
     assert [path.name for path in directory.iterdir()] == ["copy"]
 
 
+def test_a_batch_ends_where_it_is_interrupted(openio, container, tmp_path):
+    os.mkfifo(tmp_path / "silent")
+    lines = f"object create {container} silent\nobject create {container} /etc/hostname\n"
+    process = openio.start(stdin=subprocess.PIPE)
+    process.stdin.write(lines.encode())
+    process.stdin.close()
+    # It has begun once the pipe has a reader.
+    pipe = os.open(tmp_path / "silent", os.O_WRONLY)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.read() == b"Interrupted\n"
+    assert process.wait(30) == 130 and b"hostname" not in process.stdout.read()
+    process.stdout.close()
+    process.stderr.close()
+    os.close(pipe)
+
+
+def drawn(openio, *words, until=None):
+    """Run it on a terminal, output included; gives the exit code and the lines, as they can be read at the end.
+
+    :param until: Ctrl-C is typed once this stands on the terminal.
+    """
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+
+    def take_terminal():
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = openio.start(*words, stdin=slave, stdout=slave, stderr=slave, preexec_fn=take_terminal)
+    os.close(slave)
+    text = b""
+    with open(master, "r+b", buffering=0) as terminal:
+        try:
+            while block := terminal.read(65536):
+                text += block
+                if until is not None and until in text:
+                    until = None
+                    terminal.write(b"\x03")
+        except OSError:
+            # The last one who had the other end is gone.
+            text += b""
+    return process.wait(30), text.decode(), [visible(line) for line in text.decode().split("\r\n")]
+
+
+def visible(line):
+    """What a terminal shows of a line that was written over."""
+    cells = []
+    # The bar is wiped where the line begins.
+    for part in line.rsplit("\r\x1b[K", 1)[-1].split("\r"):
+        cells[: len(part)] = part
+    return "".join(cells).rstrip()
+
+
+@pytest.fixture
+def large(tmp_path):
+    (tmp_path / "large").mkdir()
+    for name in "abc":
+        (tmp_path / "large" / name).write_bytes(os.urandom(2**20) * 24)
+    return tmp_path / "large"
+
+
+@pytest.mark.parametrize("form", ["value", "csv", "table", "json"])
+def test_what_is_drawn_beside_rows(openio, container, large, form):
+    code, raw, lines = drawn(openio, "object", "create", container, "large", "-r", "-f", form)
+    assert code == 0 and "B/s]" in raw and "Uploading" in raw
+    assert "B/s" not in "".join(lines)
+    rows = [line for line in lines if "Ok" in line]
+    assert len(rows) == 3
+    if form == "value":
+        assert all(re.fullmatch(r"[abc] 25165824 [0-9A-F]{32} Ok", line) for line in lines[:3])
+
+
+def test_what_is_drawn_beside_messages(openio, container, large):
+    (large / "aa").symlink_to("nowhere")
+    code, raw, lines = drawn(openio, "object", "create", container, "large", "-r", "--concurrency", "1")
+    assert code == 1 and "B/s]" in raw
+    assert lines[0].startswith("aa: Link that leads nowhere")
+
+
+def test_what_is_drawn_when_a_transfer_is_interrupted(openio, container, large):
+    (large / "d").write_bytes(b"")
+    os.truncate(large / "d", 2**31)
+    code, _raw, lines = drawn(openio, "object", "create", container, "large/d", until=b" 1%|")
+    shown = [line for line in lines if line]
+    assert code == 130 and "^C" not in "".join(shown)
+    assert "WARNING" not in "".join(lines) and shown[-1] == "Interrupted"
+    assert openio("object", "list", container, "-f", "value", status=0).stdout == ""
+
+
 def test_a_damaged_beginning_is_not_kept(openio, api, container, tmp_path):
     api.object_create(ACCOUNT, container, data=b"0123456789", obj_name="o")
     content_id = api.object_get_properties(ACCOUNT, container, "o")["id"]
@@ -231,3 +322,68 @@ def test_a_damaged_beginning_is_not_kept(openio, api, container, tmp_path):
         else:
             assert "is damaged: start again" in openio.error("object", "save", container, "o", "--resume")
             assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("closed", "words"),
+    [("<&-", "create {} - --name x -f value"), (">&-", "save {} o --file -")],
+    ids=["input", "output"],
+)
+def test_streams_that_are_closed_are_told(openio, api, container, closed, words):
+    api.object_create(ACCOUNT, container, data=b"x", obj_name="o")
+    command = f"exec {sys.executable} -m oio.cli.openio object {words.format(shlex.quote(container))} {closed}"
+    done = subprocess.run(
+        ["bash", "-c", command], env=openio.environment, cwd=openio.directory, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Bad file descriptor: 'standard " in done.stderr, done.stderr
+    assert [row["Name"] for row in openio.json("object", "list", container)] == ["o"]
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("folder", "Is a directory: 'folder'"), ("new/", "Is a directory: 'new/'"),
+        ("file/x", "Not a directory: 'file/x'"), ("y" * 300, "File name too long: 'yyy"),
+        ("/dev/full", "No space left on device: '/dev/full'"), ("", "--file wants a name"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_targets_that_cannot_be_written(openio, api, container, tmp_path, target, text, resume):
+    api.object_create(ACCOUNT, container, data=b"x", obj_name="o")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"kept")
+    assert text in openio.error("object", "save", container, "o", "--file", target, *resume)
+    assert {path.name for path in tmp_path.rglob("*")} == {"folder", "file"}
+    assert (tmp_path / "file").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_disk_that_is_too_small_for_a_download(openio, api, container, tmp_path, resume):
+    api.object_create(ACCOUNT, container, data=bytes(3 * 2**20), obj_name="o")
+    api.object_create(ACCOUNT, container, data=b"small", obj_name="small")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted")
+    try:
+        options = ["--resume"] if resume else []
+        line = openio.error("object", "save", container, "o", "--file", "disk/copy", *options)
+        assert line == "No space left on device: 'disk/copy'"
+        assert len(list(disk.iterdir())) == int(resume)
+        if not resume:
+            words = ("object", "save", container, "-r", "--file", "disk", "--concurrency", "1")
+            lines = openio(*words, status=1).stderr.splitlines()
+            assert lines == ["No space left on device: 'disk/o'", "1 of 2 objects could not be saved"]
+            assert [path.name for path in disk.iterdir()] == ["small"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_tracebacks_of_rows_are_for_those_who_debug(openio, container):
+    words = ("object", "create", container, "absent")
+    assert "Traceback" not in openio(*words, status=1).stderr
+    process = openio.start(*words, "--debug")
+    _out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and b"FileNotFoundError: [Errno 2]" in err

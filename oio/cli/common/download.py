@@ -11,16 +11,18 @@ the content of the object, so that only the same content can be added to it, and
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from oio.cli.common.progress import Progress
-from oio.common.exceptions import CommandError, OioException
+from oio.common.exceptions import CommandError
 
 # Written to, rather than replaced when it is a file.
 STDOUT = ("-", "/dev/stdout")
@@ -52,22 +54,31 @@ class Download:
         :raises OSError: when the file cannot be written. :raises CommandError: when what was resumed is not the
             content of the object.
         """
-        metadata, stream = self._fetch(name, None, reqid)
-        size = int(metadata["length"])
         if target in STDOUT:
-            sys.stdout.flush()
-            self._pour(stream, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
+            with _telling("standard output"):
+                if sys.__stdout__ is None:
+                    # Closed by whoever started the program.
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+                sys.stdout.flush()
+                self._pour(self._fetch(name, None, reqid)[1], sys.stdout.buffer)
+                sys.stdout.buffer.flush()
             return
-        if os.path.exists(target) and not os.path.isfile(target):
+        with _telling(target):
+            self._save_file(name, target, reqid)
+
+    def _save_file(self, name: str, target: str, reqid: str) -> None:
+        is_special = _is_special(target)
+        metadata, stream = self._fetch(name, None, reqid)
+        if is_special:
             # A pipe or a device cannot be replaced: write to it as it is.
             with open(target, "wb") as out:
                 self._pour(stream, out)
             return
+        size = int(metadata["length"])
         target = os.path.realpath(target)
         if self._resume and _has_content(target, size, metadata.get("hash"), self._check):
             _close(stream)
-            self._progress.advance(size)
+            self._progress.skip(size)
             return
         os.makedirs(os.path.dirname(target), exist_ok=True)
         if self._resume and metadata.get("id"):
@@ -96,7 +107,7 @@ class Download:
                 raise CommandError(f"Somebody else downloads {name!r} to {target!r}") from exc
             if (start := out.tell()) > size:
                 out.truncate(start := 0)
-            self._progress.advance(start)
+            self._progress.skip(start)
             if start < size:
                 _metadata, stream = self._fetch(name, [(start, None)] if start else None, reqid)
                 if _metadata.get("id") != metadata["id"]:
@@ -117,6 +128,28 @@ class Download:
                 self._progress.advance(len(block))
         finally:
             _close(stream)
+
+
+def _is_special(target: str) -> bool:
+    """Whether something that is no file is there. :raises OSError: when no file can be."""
+    try:
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        if not target.endswith("/"):
+            return False
+        mode = stat.S_IFDIR
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return not stat.S_ISREG(mode)
+
+
+@contextlib.contextmanager
+def _telling(target: str) -> Iterator[None]:
+    """Have errors name the target, rather than nothing or the hidden file beside it."""
+    try:
+        yield
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, target) from exc
 
 
 def partial_path(target: str, suffix: str) -> str:
@@ -149,5 +182,3 @@ def _has_content(path: str, size: int, checksum: Any, check: Callable[[], None])
             return found.hexdigest().upper() == told
     except FileNotFoundError:
         return False
-    except IsADirectoryError as exc:
-        raise OioException(f"Is a directory: {path!r}") from exc

@@ -28,6 +28,7 @@ _BY_TYPE: tuple[tuple[type[OioException], str], ...] = (
 )
 # By the internal code of the answer.
 _BY_STATUS = {
+    420: "'openio object list' tells those of a container",
     438: _FLUSH,
     436: "'openio container show' tells its status",
     453: "'openio cluster list' tells the types of services",

@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 import argparse
+import traceback
 from typing import Any
+
+from oio.cli.common.autocontainer import check_object_container
+from oio.common.exceptions import CommandError
 
 
 class ObjectCommand:
@@ -14,6 +18,15 @@ class ObjectCommand:
 
     app: Any
     _names_by_cid: dict[str, str]
+
+    def check_names(self, parsed: argparse.Namespace, *others: str) -> None:
+        """See that there is a container, and that the objects of the arguments (and others) have names.
+
+        :raises CommandError: before anything is done.
+        """
+        check_object_container(parsed)
+        for name in (*(parsed.objects if hasattr(parsed, "objects") else [parsed.object]), *others):
+            check_name(name)
 
     def resolve_container(self, parsed: argparse.Namespace, name: str) -> tuple[str | None, dict[str, Any]]:
         """(container name or None, keyword arguments) for an object name."""
@@ -37,3 +50,18 @@ class ObjectCommand:
             )
             known[cid] = str(data["system"]["sys.user.name"])
         return known[cid]
+
+
+def check_name(name: str) -> None:
+    """:raises CommandError: when no object can have this name."""
+    if not name:
+        raise CommandError("The name of an object cannot be empty")
+    try:
+        name.encode()
+    except UnicodeEncodeError as exc:
+        raise CommandError(f"The name {name!r} is not UTF-8") from exc
+
+
+def in_detail(text: str, debug: bool) -> str:
+    """Text of the error that is being handled, followed by its traceback when that is wanted (``--debug``)."""
+    return f"{text}\n{traceback.format_exc().rstrip()}" if debug else text

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import stat
@@ -12,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from oio.common.exceptions import OioException
@@ -82,6 +84,20 @@ class Workers(Generic[T, R]):
         finally:
             self._stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def untold_stops(logger: logging.Logger) -> Iterator[None]:
+    """Leave out of a log that work failed because the user interrupted it: the results tell that."""
+
+    def is_told(record: logging.LogRecord) -> bool:
+        return not any(isinstance(arg, Stopped) for arg in record.args or ())
+
+    logger.addFilter(is_told)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_told)
 
 
 def reader(source: Any, check: Callable[[], None], advance: Callable[[int], Any]) -> Any:

@@ -106,6 +106,8 @@ def _open_bar(**options: Any) -> Any:
 class Progress:
     """Context manager that counts bytes, from any thread; silent when standard error is not a terminal.
 
+    Lines that are logged meanwhile do not run into the bar: it leaves for them, and comes back.
+
     >>> with Progress("file", 10) as progress:
     ...     progress.advance(10)
     """
@@ -114,16 +116,34 @@ class Progress:
         self._bar: Any = None
         self._lock = threading.Lock()
         self._later: threading.Thread | None = None
+        self._pauses = 0
+        self._is_drawn = True
+        self._diverted: list[tuple[Any, Any]] = []
         worth_it = total_bytes is None or total_bytes >= MINIMUM_BYTES
         if worth_it and sys.stderr.isatty():
-            self._bar = _open_bar(total=total_bytes, unit="B", unit_scale=True, desc=_printable(label))
+            # Looked at for each block: the thread of tqdm that wakes slow bars would draw during a pause.
+            options: dict[str, Any] = {"unit": "B", "unit_scale": True, "miniters": 1}
+            self._bar = _open_bar(total=total_bytes, desc=_printable(label), **options)
+            for handler in _console_handlers():
+                self._diverted.append((handler, handler.stream))
+                handler.setStream(_Beside(handler.stream, self))
 
     def advance(self, size_bytes: int) -> None:
         """Count bytes."""
-        if self._bar is not None:
-            with self._lock:
-                if self._bar is not None:
-                    self._bar.update(size_bytes)
+        with self._lock:
+            if self._bar is None:
+                return
+            if self._pauses:
+                self._bar.n += size_bytes
+            elif self._bar.update(size_bytes):
+                self._is_drawn = True
+
+    def skip(self, size_bytes: int) -> None:
+        """Count bytes that were there already: they say nothing of the rate."""
+        with self._lock:
+            if self._bar is not None:
+                for counter in ("initial", "n", "last_print_n"):
+                    setattr(self._bar, counter, getattr(self._bar, counter) + size_bytes)
 
     def add_total(self, size_bytes: int) -> None:
         """Count bytes that are to come."""
@@ -137,17 +157,20 @@ class Progress:
             self._later = threading.Thread(target=lambda: self.add_total(count()), daemon=True)
             self._later.start()
 
-    def clear(self) -> None:
-        """Leave the line to a message; the bar comes back after it."""
-        if self._bar is not None:
-            with self._lock:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the line to what is written meanwhile; the bar comes back after it."""
+        with self._lock:
+            self._pauses += 1
+            if self._bar is not None and self._is_drawn:
                 self._bar.clear()
-
-    def blocks(self, stream: Iterable[bytes]) -> Iterator[bytes]:
-        """Pass blocks through, counting them."""
-        for block in stream:
-            self.advance(len(block))
-            yield block
+                _wipe()
+                self._is_drawn = False
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pauses -= 1
 
     def __enter__(self) -> Progress:
         return self
@@ -155,13 +178,58 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            with self._lock:
+        for handler, stream in self._diverted:
+            handler.setStream(stream)
+        self._diverted.clear()
+        with self._lock:
+            if self._bar is not None:
                 self._bar.close()
                 self._bar = None
+                _wipe()
+
+
+class _Beside:
+    """Standard error of the handlers of logs: what they write has the line for itself."""
+
+    def __init__(self, stream: Any, progress: Progress) -> None:
+        self._stream = stream
+        self._progress = progress
+
+    def write(self, text: str) -> None:
+        with self._progress.paused():
+            self._stream.write(text)
+            self._stream.flush()
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def _wipe() -> None:
+    """Wipe the line of the bar: the terminal itself may have written there (``^C``)."""
+    sys.stderr.write("\r" if os.environ.get("TERM") == "dumb" else "\r\x1b[K")
+    # What is written next may go to the same terminal through another stream.
+    sys.stderr.flush()
+
+
+def _console_handlers() -> list[logging.StreamHandler[Any]]:
+    """Those that write to the terminal where the bar is."""
+    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    return [
+        handler
+        for logger in loggers
+        if isinstance(logger, logging.Logger)
+        for handler in logger.handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
+    ]
 
 
 def _printable(label: str) -> str:
     """Label that cannot drive the terminal, nor leave no room for the bar."""
+    from wcwidth import wcswidth
+
     text = "".join(char if char.isprintable() else "?" for char in label)
-    return text if len(text) <= LABEL_COLUMNS else "…" + text[1 - LABEL_COLUMNS :]
+    if wcswidth(text) <= LABEL_COLUMNS:
+        return text
+    while wcswidth(text) >= LABEL_COLUMNS:
+        text = text[1 - LABEL_COLUMNS :] if len(text) >= LABEL_COLUMNS else text[1:]
+    return "…" + text

@@ -20,6 +20,8 @@ from oio.cli.common.formatters import coloured, open_spool, printable, use_colou
 
 _COLOUR = re.compile("\x1b\\[[0-9;]*m")
 _RIGHT = (int, float)
+# Titles of names: a line feed in one of them must not look like a row.
+_NAMES = frozenset(("Name", "container", "object"))
 
 
 class StateTableFormatter:
@@ -75,7 +77,7 @@ def _draw(
 
 
 def _cell(title: str, value: Any, colours: bool) -> str:
-    text = printable(value, keep="\n") if isinstance(value, str) else str(value)
+    text = printable(value, keep="" if title in _NAMES else "\n") if isinstance(value, str) else str(value)
     if not colours:
         return text
     shown = coloured(title, value)

@@ -197,7 +197,9 @@ cells = st.one_of(
 )
 @settings(max_examples=60, deadline=None)
 def test_tables_are_those_of_cliff(rows, args):
-    assert listed("table", iter(rows), *args) == drawn_by_cliff(COLUMNS, rows, *args)
+    # But for names, which have one line.
+    same = [(row[0].replace("\n", "\\n") if isinstance(row[0], str) else row[0], *row[1:]) for row in rows]
+    assert listed("table", iter(rows), *args) == drawn_by_cliff(COLUMNS, same, *args)
 
 
 def test_descriptions_are_those_of_cliff():

@@ -5,6 +5,7 @@
 
 import fcntl
 import io
+import logging
 import os
 import struct
 import subprocess
@@ -72,6 +73,51 @@ def test_a_label_cannot_drive_the_terminal(terminal):
     assert "\x1b[2J" not in text and "…xxx" in text
 
 
+def test_a_label_leaves_room_however_wide_its_characters_are(terminal):
+    terminal(80)
+    with Progress("漢" * 40, 10 * MINIMUM_BYTES):
+        text = terminal()
+    assert "…漢" in text and 10 < text.count("漢") < 20
+
+
+def test_messages_have_lines_of_their_own(terminal):
+    terminal(80)
+    logger = logging.getLogger("test of messages beside a bar")
+    logger.propagate = False
+    console = logging.StreamHandler(sys.stderr)
+    logger.addHandler(console)
+    try:
+        with Progress("name", 10 * MINIMUM_BYTES) as progress:
+            logger.error("first")
+            progress._bar.mininterval = 0
+            progress.advance(5 * MINIMUM_BYTES)
+            with progress.paused():
+                progress.advance(MINIMUM_BYTES)
+                sys.stderr.write("second\n")
+            progress.advance(MINIMUM_BYTES)
+        logger.error("third")
+    finally:
+        logger.removeHandler(console)
+    lines = terminal().split("\r\n")
+    # What stood before on the line was wiped.
+    assert [line.rsplit("\r\x1b[K", 1)[1] for line in lines[:2]] == ["first", "second"]
+    assert " 50%|" in lines[1] and " 60%|" not in "".join(lines) and " 70%|" in lines[2]
+    assert lines[2].endswith("\r\x1b[Kthird")
+
+
+def test_what_was_there_already_says_nothing_of_the_rate(terminal):
+    terminal(80)
+    with Progress("name", 10 * MINIMUM_BYTES) as progress:
+        progress.skip(8 * MINIMUM_BYTES)
+        progress._bar.start_t -= 1
+        progress._bar.last_print_t -= 1
+        progress.advance(MINIMUM_BYTES)
+        shown = progress._bar.format_dict
+        assert (shown["n"], shown["initial"]) == (9 * MINIMUM_BYTES, 8 * MINIMUM_BYTES)
+        assert shown["rate"] < 2 * MINIMUM_BYTES
+    assert " 90%|" in terminal()
+
+
 def test_a_short_transfer_shows_nothing(terminal):
     terminal(80)
     with Progress("name", MINIMUM_BYTES - 1) as progress:
@@ -81,7 +127,9 @@ def test_a_short_transfer_shows_nothing(terminal):
 
 def test_without_terminal_nothing_is_shown(capsys):
     with Progress("name", 10 * MINIMUM_BYTES) as progress:
-        assert list(progress.blocks([b"abc"])) == [b"abc"]
+        progress.advance(3)
+        with progress.paused():
+            progress.skip(3)
     assert capsys.readouterr().err == ""
 
 
@@ -158,7 +206,8 @@ def test_a_countdown_that_cannot_be_read_does_not_stop_the_work(terminal, at_onc
 def test_errors_tell_the_request_once():
     error = NotFound(404, 420, "Alias not found")
     error.reqid = "ID"
-    assert describe_error(error, "LAST") == "Alias not found (HTTP 404) (STATUS 420) (reqid=ID)"
+    text, hint = describe_error(error, "LAST").split(". Hint: ")
+    assert text == "Alias not found (HTTP 404) (STATUS 420) (reqid=ID)" and "object list" in hint
     assert describe_error(ServiceUnavailable("no copy"), "LAST") == "no copy (reqid=LAST)"
     network = OioNetworkException("reqid=LAST, host=127.0.0.1:1", "refused")
     assert describe_error(network, "LAST").startswith("refused (reqid=LAST, host=127.0.0.1:1). Hint: is it up?")
