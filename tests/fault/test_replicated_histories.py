@@ -51,7 +51,7 @@ def run(cluster, kinds, rounds):
             violations = trial.judge() + trial.judge_agreement()
     finally:
         trial.stop()
-        print(f"{trial.schedule()}\n{trial.summary()}")
+        print("\n".join([trial.schedule(), trial.summary(), *(violations or [])]))
         if violations != [] or os.environ.get("OIO_CHAOS_KEEP"):
             file, path = tempfile.mkstemp(".jsonl", f"oio-history-{seed}-")
             os.close(file)

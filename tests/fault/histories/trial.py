@@ -39,14 +39,22 @@ def judged(key, operations):
     """What is judged of the operations on a key.
 
     A container is destroyed in steps, in several services. Its creation that finds it there may have made it
-    itself, when it was sent again after the answer of a service was lost.
+    itself, when it was sent again after the answer of a service was lost. A destruction that fails half-way links
+    the container again, and of those that go on beside it several may find that they have done it.
     """
     if key[0] != "container":
         return operations
     for one in operations:
         if one.kind == "create" and one.result is REFUSED:
             one.kind, one.result = "offer", True
-    return without_witnesses_of("delete", operations, DESTRUCTION_MAX_S)
+    operations = without_witnesses_of("delete", operations, DESTRUCTION_MAX_S)
+    given_up_s = [one.start for one in operations if one.kind == "delete" and one.outcome is Outcome.UNKNOWN]
+    for one in operations:
+        if one.kind == "delete" and any(
+            start_s <= one.end and one.start <= start_s + DESTRUCTION_MAX_S for start_s in given_up_s
+        ):
+            one.kind = "write"
+    return operations
 
 
 class Round(NamedTuple):

@@ -8,6 +8,7 @@ take effect much later, which the judge must consider again and again.
 """
 
 import hashlib
+import logging
 import threading
 import time
 
@@ -24,6 +25,8 @@ from oio.common.exceptions import (
     OioException,
 )
 from oio.common.status import SERVICE_ALREADY_LINKED
+
+logger = logging.getLogger("histories")
 
 #: Operations on a key, and those of unknown outcome, before another key takes its place.
 OPERATIONS_MAX, UNKNOWN_MAX = 60, 4
@@ -197,7 +200,8 @@ class Sets:
             if len(self._names[self._current]) >= self.NAMES_MAX:
                 try:
                     self._renew(client.api)
-                except OioException:
+                except OioException as exc:
+                    logger.warning("the next container is not made: %s", exc)
                     client.pause()
                     return
             container = self._current
