@@ -34,6 +34,9 @@ _COLUMNS = (
     ("TYPE", False), ("SERVICE", False), ("UP", False), ("SCORE", True), ("REQ/S", True), ("CPU%", True),
     ("DISK%", True), ("I/O%", True), ("NOTE", False), ("LOCATION", False),
 )  # fmt: skip
+# Left out in narrow terminals, in this order.
+_SPARED = ("I/O%", "CPU%", "DISK%", "REQ/S")
+_GAP = "  "
 Paint = Callable[[str, str], str]
 
 
@@ -207,13 +210,21 @@ def head(snapshot: Snapshot, paint: Paint, columns: int = 0) -> list[str]:
 
 
 def table(snapshot: Snapshot, paint: Paint, columns: int = 0) -> list[str]:
-    """The title line, then a line for each service; cut at ``columns`` unless that is 0."""
+    """The title line, then a line for each service; cut at ``columns`` unless that is 0.
+
+    Where there is little room, what is wrong comes before how much is used.
+    """
     rows = [_cells(service) for service in snapshot.services]
     titles = [title for title, _right in _COLUMNS]
     widths = [max(_width(row[column]) for row in [titles, *rows]) for column in range(len(titles))]
-    lines = [paint(_cut(_line(titles, widths), columns), _REVERSE)]
+    shown = list(range(len(titles)))
+    for column in map(titles.index, _SPARED):
+        # The last one may be cut.
+        if columns and sum(widths[number] + len(_GAP) for number in shown[:-1]) - len(_GAP) > columns:
+            shown.remove(column)
+    lines = [paint(_cut(_line(titles, widths, shown), columns), _REVERSE)]
     for service, row in zip(snapshot.services, rows, strict=True):
-        lines.append(paint(_cut(_line(row, widths), columns), _colour(service)))
+        lines.append(paint(_cut(_line(row, widths, shown), columns), _colour(service)))
     return lines
 
 
@@ -242,12 +253,13 @@ def _colour(service: ServiceView) -> str:
     return ""
 
 
-def _line(cells: list[str], widths: list[int]) -> str:
+def _line(cells: list[str], widths: list[int], shown: list[int]) -> str:
     parts = []
-    for cell, width, (_title, right) in zip(cells, widths, _COLUMNS, strict=True):
-        room = " " * (width - _width(cell))
+    for column in shown:
+        cell, (_title, right) = cells[column], _COLUMNS[column]
+        room = " " * (widths[column] - _width(cell))
         parts.append(room + cell if right else cell + room)
-    return "  ".join(parts)
+    return _GAP.join(parts)
 
 
 def _width(text: str) -> int:

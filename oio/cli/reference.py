@@ -14,6 +14,7 @@ from oio.cli.common.base import (
     PlainCommand,
     ShowCommand,
     add_properties,
+    for_each,
     single_line,
     sorted_columns,
 )
@@ -84,9 +85,8 @@ class DeleteReference(_ReferenceMixin, PlainCommand):
     several = True
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Delete them in turn; the first error stops the command."""
-        for reference in parsed_args.references:
-            self.call("delete", reference)
+        """Delete them in turn; the first error stops the command, and tells which one it was."""
+        for_each(self.app, parsed_args.references, lambda reference: self.call("delete", reference))
 
 
 class ShowReference(_ReferenceMixin, ShowCommand):

@@ -71,6 +71,9 @@ def test_links(openio, cluster, name):
     openio.silent("reference", "link", name, "meta2")
     assert openio.json("reference", "list", name) == [row]
     assert "is linked to meta2" in openio.error("reference", "delete", name)
+    openio("reference", "create", f"{name}-2")
+    error = openio.error("reference", "delete", f"{name}-2", name)
+    assert error.startswith(f"{name}: ") and "is linked to meta2" in error, "several: which one was it?"
     openio.silent("reference", "unlink", name, "meta2")
     assert openio.json("reference", "list", name) == []
     openio.silent("reference", "poll", name, "meta2")

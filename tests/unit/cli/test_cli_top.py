@@ -199,6 +199,9 @@ def test_pictures():
     for columns in (1, 10, 40, 200):
         lines = table(snapshot, plain, columns) + head(snapshot, plain, columns)
         assert all(len(line) <= columns for line in lines)
+    assert table(snapshot, plain, 60)[0].split()[3:] == ["SCORE", "REQ/S", "DISK%", "NOTE", "L"]
+    narrow = table(snapshot, plain, 50)
+    assert "REQ/S  NOTE " in narrow[0] and "refused, locked" in narrow[2] and "96" not in narrow[1]
     assert [view.type for view in only(["rdir"], snapshot).services] == ["rdir"]
     mistyped = only(["rdir", "rdri"], snapshot)
     assert mistyped.problems == ["The proxy is away", "No service of type rdri"] and len(mistyped.services) == 1
