@@ -71,11 +71,15 @@ class _SaveCommand(PlainCommand):
 
             workers: Workers[_Task, str | None] = Workers(parsed.concurrency, save)
             download = Download(fetch, workers.check, progress, resume=parsed.resume)
-            for error in workers.map(_tasks(listed, folder, progress)):
-                done += error is None
-                if error is not None:
-                    failed += 1
-                    self.app.log.error("%s", error)
+            try:
+                for error in workers.map(_tasks(listed, folder, progress)):
+                    done += error is None
+                    if error is not None:
+                        failed += 1
+                        self.app.log.error("%s", error)
+            except KeyboardInterrupt:
+                download.abandon()
+                raise
         if workers.interrupted:
             raise KeyboardInterrupt
         if failed:

@@ -47,6 +47,14 @@ class Download:
         self._check = check
         self._progress = progress
         self._resume = resume
+        # Files that threads write to, and will delete.
+        self._partials: set[str] = set()
+
+    def abandon(self) -> None:
+        """Delete the files of downloads that hang, and that nobody waits for: the program ends."""
+        for partial in list(self._partials):
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
 
     def save(self, name: str, target: str, reqid: str) -> None:
         """Download an object.
@@ -89,6 +97,7 @@ class Download:
 
     def _save_whole(self, stream: Iterator[bytes], target: str) -> None:
         partial = partial_path(target, f"{os.getpid()}-{threading.get_ident()}")
+        self._partials.add(partial)
         try:
             with open(partial, "xb") as out:
                 self._pour(stream, out)
@@ -97,6 +106,8 @@ class Download:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(partial)
             raise
+        finally:
+            self._partials.discard(partial)
 
     def _save_rest(self, name: str, target: str, metadata: dict[str, Any], size: int, reqid: str) -> None:
         partial = partial_path(target, str(metadata["id"]))

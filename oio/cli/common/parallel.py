@@ -56,7 +56,10 @@ class Workers(Generic[T, R]):
         """Yield the results, in order.
 
         At Ctrl-C no more work begins, that under way ends by itself, and its results are the last ones;
-        ``interrupted`` is then true.
+        ``interrupted`` is then true. At the next Ctrl-C nothing is waited for: whoever asks twice has seen that
+        something hangs.
+
+        :raises KeyboardInterrupt: then; threads may be alive.
         """
         pool = ThreadPoolExecutor(self._concurrency)
         pending: deque[Future[R]] = deque()
@@ -83,7 +86,8 @@ class Workers(Generic[T, R]):
                         yield future.result()
         finally:
             self._stopped.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+            hangs = self.interrupted and not all(future.done() for future in pending)
+            pool.shutdown(wait=not hangs, cancel_futures=True)
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 
 """What transfers stand on: threads that end in order, directories seen as objects, files that are whole."""
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import threading
+from concurrent.futures import Future
 
 import pytest
 
@@ -58,6 +60,32 @@ def test_an_interruption_ends_what_runs_and_begins_nothing():
     workers = Workers(1, work)
     assert list(workers.map(items())) == ["stopped 1"]
     assert workers.interrupted and begun == [1]
+
+
+def test_nobody_waits_for_what_hangs_when_interrupted_twice(monkeypatch):
+    running, released = threading.Event(), threading.Event()
+
+    def work(number):
+        running.set()
+        assert released.wait(30)
+        return number
+
+    def items():
+        yield 1
+        assert running.wait(10)
+        raise KeyboardInterrupt
+
+    def interrupted_too(self, timeout=None):
+        raise KeyboardInterrupt
+
+    workers = Workers(1, work)
+    monkeypatch.setattr(Future, "result", interrupted_too)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(workers.map(items()))
+        assert workers.interrupted and not released.is_set()
+    finally:
+        released.set()
 
 
 def test_errors_of_the_work_reach_the_caller():
@@ -180,6 +208,35 @@ def test_a_file_is_whole_or_absent(tmp_path, resume):
     download(server, resume).save("o", str(target), "")
     assert target.read_bytes() == server.data and len(list(target.parent.iterdir())) == 1
     assert server.asked[-1] == ([(8, None)] if resume else None)
+
+
+def test_what_hangs_is_deleted_when_nobody_waits_for_it(tmp_path):
+    begun, released = threading.Event(), threading.Event()
+
+    def hang(name, ranges, reqid):
+        def blocks():
+            yield b"begin"
+            begun.set()
+            assert released.wait(30)
+
+        return {"length": "10", "id": "ID"}, blocks()
+
+    hanging = Download(hang, lambda: None, Progress("x", 0), resume=False)
+
+    def save():
+        with contextlib.suppress(FileNotFoundError):
+            hanging.save("o", str(tmp_path / "file"), "")
+
+    thread = threading.Thread(target=save)
+    thread.start()
+    try:
+        assert begun.wait(10) and len(list(tmp_path.iterdir())) == 1
+        hanging.abandon()
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        released.set()
+        thread.join(10)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_link_stays_a_link(tmp_path):
