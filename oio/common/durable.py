@@ -1,6 +1,6 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""Make what was written to a disk stay there after a power cut."""
+"""Write files whole, and make what was written to a disk stay there after a power cut."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ def fsync_directory(path: str) -> None:
 def fsync_file(path: str) -> None:
     """Make the content of a file durable, whoever wrote it."""
     _fsync(path, os.O_RDWR)
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Make a file of these bytes, all of them or an error: a disk that is nearly full takes a part without a word.
+
+    :raises OSError: the file is then what it may be.
+    """
+    with open(path, "wb", buffering=0) as file:
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) :]
 
 
 def _fsync(path: str, flags: int) -> None:

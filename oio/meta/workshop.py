@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import apsw
 
 from oio.common import status
+from oio.common.durable import write_file
 from oio.common.status import StatusError
 from oio.meta.base_files import unlink_base
 from oio.meta.base_type import ENGINE_SCHEMA, BaseType
@@ -58,8 +59,7 @@ class Workshop:
         """Write a base that ``init`` fills to a file; does it hold events?"""
         image, has_events = self._image(base_name, init)
         try:
-            with open(path, "wb", buffering=0) as file:
-                file.write(image)
+            write_file(path, image)
         except OSError as exc:
             raise StatusError(status.UNAVAILABLE, f"cannot write {path}: {exc}") from exc
         return has_events

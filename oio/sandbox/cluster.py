@@ -209,7 +209,7 @@ class Sandbox:
                 ready.wait_ground(ground)
             if consciences and wait:
                 ready.wait_conscience()
-            # An agent that finds a service before it listens has it known as down, for as long as until it looks again.
+            # An agent that looks at a service before it listens has it known as down until it looks again.
             last = [service for service in chosen if service.type == "conscience-agent"]
             for service in chosen:
                 if service not in first and service not in last:

@@ -184,6 +184,32 @@ def put(number, size_bytes=0):
     )  # fmt: skip
 
 
+def test_a_container_whose_base_has_no_room_is_not_made(tmp_path, start_meta2):
+    """A write of which the disk takes a part is no base."""
+    volume = tmp_path / "small"
+    volume.mkdir()
+    with small_disk(volume, 4):
+        service = start_meta2(volume=volume)
+        client = MetaClient(HttpPool())
+        refused, made = [], []
+        for number, leave_bytes in enumerate(range(0, 400_000, 20_000)):
+            filler = fill(volume, leave_bytes)
+            cid = f"{number:064X}"
+            try:
+                client.call(service.addr, m.ContainerCreate(cid=cid, account="a", name="c", namespace="NS"))
+                made.append(cid)
+            except StatusError as exc:
+                assert exc.code == 503
+                refused.append(cid)
+            filler.unlink()
+        assert made and refused
+        for cid in refused:
+            client.call(service.addr, m.ContainerCreate(cid=cid, account="a", name="c", namespace="NS"))
+        for cid in made + refused:
+            assert client.call(service.addr, m.ContainerGetProperties(cid=cid)).properties["sys.user.name"] == "c"
+        service.stop()
+
+
 def test_a_full_meta2_acknowledges_nothing_that_it_did_not_write(tmp_path, start_meta2):
     volume = tmp_path / "small"
     volume.mkdir()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import apsw
 
 from oio.common import status
+from oio.common.durable import write_file
 from oio.common.status import StatusError
 from oio.meta import dump
 from oio.meta.base_type import TOMBSTONE, peers_in
@@ -215,8 +216,10 @@ class Follower:
     def take_image(self, request: CopyInstall) -> bool:
         """Put an image that came with a request in the place of our copy; do we hold its position now?"""
         with self._repository.workshop_file() as path:
-            with open(path, "wb", buffering=0) as file:
-                file.write(request.image)
+            try:
+                write_file(path, request.image)
+            except OSError as exc:
+                raise StatusError(status.UNAVAILABLE, f"cannot write {path}: {exc}") from exc
             return self._put_in_place(request.base, path, request.position, voice=request.voice)
 
     def get_image(
