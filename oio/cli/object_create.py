@@ -14,6 +14,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -122,7 +123,7 @@ class CreateObject(ObjectCommand, ListCommand):
         scrolls = parsed.formatter in ("value", "csv") and self.app.stdout.isatty()
         with untold_stops(self._storage.logger), Progress(label, total) as progress:
             if parsed.recursive:
-                progress.set_total_later(lambda: sum(map(_bytes_of, parsed.filenames)))
+                progress.set_total_later(lambda: sum(_size_of(path) or 0 for path in parsed.filenames))
 
             def upload(leaf: Leaf) -> Outcome:
                 return self._upload(parsed, leaf, workers, progress)
@@ -167,7 +168,10 @@ class CreateObject(ObjectCommand, ListCommand):
         except Stopped:
             return Outcome(name, 0, None, "Interrupted")
         except OSError as exc:
-            return Outcome(leaf.path, 0, None, "Failed", in_detail(describe_error(exc), debug))
+            text = describe_error(exc)
+            if isinstance(exc, IsADirectoryError):
+                text += ". Hint: --recursive uploads the files below it"
+            return Outcome(leaf.path, 0, None, "Failed", in_detail(text, debug))
         except (OioException, CommandError) as exc:
             return Outcome(name, 0, None, "Failed", in_detail(describe_error(exc, reqid), debug))
 
@@ -228,17 +232,23 @@ def _work_of(parsed: argparse.Namespace) -> tuple[str, int | None]:
     """What the progress is that of, and its size when it is known at once."""
     if parsed.recursive:
         return "Uploading", None
-    label = os.path.basename(parsed.filenames[0]) if len(parsed.filenames) == 1 else "Uploading"
-    return label, sum(map(_bytes_of, parsed.filenames))
+    label = "Uploading"
+    if len(parsed.filenames) == 1:
+        (path,) = parsed.filenames
+        label = parsed.names[0] if path == STDIN else os.path.basename(path)
+    sizes = list(map(_size_of, parsed.filenames))
+    return label, None if None in sizes else sum(size or 0 for size in sizes)
 
 
-def _bytes_of(path: str) -> int:
-    if path == STDIN:
-        return 0
+def _size_of(path: str) -> int | None:
+    """Bytes to upload; None when that cannot be known, as of a pipe."""
     try:
-        return total_bytes(path) if os.path.isdir(path) else os.stat(path).st_size
+        found = os.stat(0 if path == STDIN else path)
     except OSError:
         return 0
+    if stat.S_ISDIR(found.st_mode):
+        return total_bytes(path)
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _transport(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -172,8 +172,12 @@ class SaveObject(ObjectCommand, _SaveCommand):
         container, kwargs = self.resolve_container(parsed_args, name)
         kwargs.update(_transport(parsed_args), version=parsed_args.object_version)
         fetch = self.fetcher(container, kwargs)
+        # An object named like the standard output goes to a file all the same.
+        target = parsed_args.file or (f"./{name}" if name in STDOUT[:1] else name)
         metadata, stream = fetch(name, None, self.app.request_id())
-        with Progress(name, int(metadata["length"])) as progress:
+        # No bar amid the content itself.
+        on_terminal = target in STDOUT and self.app.stdout.isatty()
+        with Progress(name, 0 if on_terminal else int(metadata["length"])) as progress:
             first = [(metadata, stream)]
 
             def once(name: str, ranges: Any, reqid: str) -> Any:
@@ -181,8 +185,6 @@ class SaveObject(ObjectCommand, _SaveCommand):
                 return first.pop() if first and ranges is None else fetch(name, ranges, reqid)
 
             download = Download(once, lambda: None, progress, resume=parsed_args.resume)
-            # An object named like the standard output goes to a file all the same.
-            target = parsed_args.file or (f"./{name}" if name in STDOUT[:1] else name)
             download.save(name, target, self.app.request_id())
 
     def _save_many(self, parsed: argparse.Namespace) -> None:

@@ -234,8 +234,9 @@ def test_a_batch_ends_where_it_is_interrupted(openio, container, tmp_path):
 
 
 def drawn(openio, *words, until=None):
-    """Run it on a terminal, output included; gives the exit code and the lines, as they can be read at the end.
+    """Run it on a terminal, output included; gives the exit code, the text, and what lines show at the end.
 
+    :param words: those of the command, or one line of shell.
     :param until: Ctrl-C is typed once this stands on the terminal.
     """
     master, slave = os.openpty()
@@ -245,7 +246,11 @@ def drawn(openio, *words, until=None):
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
-    process = openio.start(*words, stdin=slave, stdout=slave, stderr=slave, preexec_fn=take_terminal)
+    options = {"stdin": slave, "stdout": slave, "stderr": slave, "preexec_fn": take_terminal}
+    if len(words) == 1:
+        process = subprocess.Popen(words, shell=True, cwd=openio.directory, env=openio.environment, **options)
+    else:
+        process = openio.start(*words, **options)
     os.close(slave)
     text = b""
     with open(master, "r+b", buffering=0) as terminal:
@@ -294,6 +299,24 @@ def test_what_is_drawn_beside_messages(openio, container, large):
     code, raw, lines = drawn(openio, "object", "create", container, "large", "-r", "--concurrency", "1")
     assert code == 1 and "B/s]" in raw
     assert lines[0].startswith("aa: Link that leads nowhere")
+
+
+def test_what_is_drawn_beside_content(openio, api, container, large):
+    api.object_create(ACCOUNT, container, data=b"text\n" * 2**21, obj_name="o")
+    code, raw, lines = drawn(openio, "object", "save", container, "o", "--file", "-")
+    assert (code, "B/s" in raw) == (0, False) and set(lines) == {"text", ""}
+    code, raw, lines = drawn(openio, "object", "save", container, "o")
+    assert (code, "B/s" in raw, lines) == (0, True, [""])
+
+
+@pytest.mark.parametrize("form", ["pipe", "file"])
+def test_what_is_drawn_of_standard_input(openio, container, large, form):
+    source = {"pipe": "cat large/a |", "file": "< large/a"}[form]
+    program = f"{sys.executable} -m oio.cli.openio object create {shlex.quote(container)} - --name piped"
+    command = f"{source} {program} -f value" if form == "pipe" else f"{program} -f value {source}"
+    code, raw, lines = drawn(openio, command)
+    assert code == 0 and "piped: " in raw and "B/s]" in raw and ("%|" in raw) == (form == "file")
+    assert lines[0].startswith("piped 25165824 ")
 
 
 def test_what_is_drawn_when_a_transfer_is_interrupted(openio, container, large):
