@@ -88,7 +88,11 @@ class Download:
             _close(stream)
             self._progress.skip(size)
             return
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        try:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+        except FileExistsError as exc:
+            # Another object was saved there meanwhile.
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from exc
         if self._resume and metadata.get("id"):
             _close(stream)
             self._save_rest(name, target, metadata, size, reqid)

@@ -210,6 +210,19 @@ def test_a_file_is_whole_or_absent(tmp_path, resume):
     assert server.asked[-1] == ([(8, None)] if resume else None)
 
 
+def test_a_file_in_the_place_of_a_directory(tmp_path):
+    server = Server(b"data")
+    fetch = server.fetch
+
+    def late(*args):
+        (tmp_path / "p").write_bytes(b"saved by another thread")
+        return fetch(*args)
+
+    server.fetch = late
+    with pytest.raises(NotADirectoryError, match=f"Not a directory: '{tmp_path}/p/x'"):
+        download(server, False).save("p/x", str(tmp_path / "p" / "x"), "")
+
+
 def test_what_hangs_is_deleted_when_nobody_waits_for_it(tmp_path):
     begun, released = threading.Event(), threading.Event()
 
