@@ -93,7 +93,10 @@ class StatusError(Exception):
 
     :ivar code: internal code (see the constants of this module).
     :ivar message: one sentence for a person.
+    :ivar resent: the operation was sent several times, and a former attempt may have done it.
     """
+
+    resent = False
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(code, message)

@@ -86,6 +86,7 @@ class CopiesCall:
         "_begin",
         "_ceiling_s",
         "_context",
+        "_doubtful",
         "_end",
         "_key",
         "_local",
@@ -137,6 +138,8 @@ class CopiesCall:
         self._suspects = {peer.address for peer in self._peers if resolver.is_down(peer.address)}
         self._missing: StatusError | None = None
         self._uncertain = False
+        #: A service failed to do it, or to answer: it may be done all the same.
+        self._doubtful = False
         self._rounds = 0
         #: Who gave the answer, once there is one.
         self.answered: Peer | None = None
@@ -151,6 +154,13 @@ class CopiesCall:
 
         :raises StatusError: what the service answered about it; 503 when nobody could do it before the deadline.
         """
+        try:
+            return self._run()
+        except StatusError as exc:
+            exc.resent = self._doubtful
+            raise
+
+    def _run(self) -> Any:
         pause_s = PAUSE_MIN_S
         while True:
             self._rounds += 1
@@ -236,6 +246,7 @@ class CopiesCall:
                     self._note(peer, exc)
                     missing[peer.address] = self._missing = exc
                 elif code == status.UNAVAILABLE:
+                    self._doubtful = True
                     self._note(peer, exc)
                     self._resolver.doubt(peer.address)
                 elif code in NETWORK_CODES:
@@ -325,7 +336,7 @@ class CopiesCall:
     def _lost(self, peer: Peer, code: int, timeout_s: float) -> None:
         """Remember that a service did not answer, unless it just had not the time to."""
         if code in UNCERTAIN_CODES:
-            self._uncertain = True
+            self._uncertain = self._doubtful = True
         if code == status.READ_TIMEOUT and not self._silent:
             return
         if code in _TIMEOUT_CODES and timeout_s < PATIENCE_S:

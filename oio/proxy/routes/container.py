@@ -211,8 +211,9 @@ def destroy(call: Call) -> Response:
         unlinked = True
         resolver.call_services("meta2", hosts, ContainerDestroy(**names, force=force), call, write=True)
     except StatusError as exc:
-        if exc.code == status.CONTAINER_NOT_FOUND and unlinked and there:
-            # Nobody else destroys what this unlinked: it is done, by a request whose answer was lost on the way.
+        if exc.code == status.CONTAINER_NOT_FOUND and unlinked and there and exc.resent:
+            # Done by the request whose answer was lost on the way: others find no link to remove, but in the rare
+            # case of one that was put back meanwhile.
             return Response(204)
         if exc.code == status.NO_SERVICE_LINKED:
             # Somebody else is destroying it: the link is theirs to put back.

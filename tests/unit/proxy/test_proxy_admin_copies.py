@@ -391,8 +391,11 @@ def test_a_container_is_destroyed_by_its_master(copies, cluster):
 
 def test_a_destruction_whose_answer_was_lost_is_one(copies, cluster):
     copies.lead(NAMES[0], "container_set_status")
-    copies.lead(NAMES[0], "container_destroy", StatusError(431, "destroyed already"))
+    answers = iter([StatusError(503, "no quorum"), StatusError(431, "destroyed already")])
+    copies.lead(NAMES[0], "container_destroy", lambda _request: next(answers, StatusError(431, "destroyed already")))
     assert cluster.post(f"container/destroy?{REF}").status == 204
+    # By somebody else: this one was sent once.
+    assert cluster.post(f"container/destroy?{REF}").code == (404, 431)
     # One that was never there.
     copies.answer("container_set_status", StatusError(431, "not here"))
     assert cluster.post(f"container/destroy?{REF}").code == (404, 431)
