@@ -391,8 +391,9 @@ def test_a_container_is_destroyed_by_its_master(copies, cluster):
 
 def test_a_destruction_whose_answer_was_lost_is_one(copies, cluster):
     copies.lead(NAMES[0], "container_set_status")
-    answers = iter([StatusError(503, "no quorum"), StatusError(431, "destroyed already")])
-    copies.lead(NAMES[0], "container_destroy", lambda _request: next(answers, StatusError(431, "destroyed already")))
+    lost, gone = StatusError(503, "no quorum"), StatusError(431, "destroyed already")
+    answers = iter([lost])
+    copies.lead(NAMES[0], "container_destroy", lambda _request: next(answers, gone))
     assert cluster.post(f"container/destroy?{REF}").status == 204
     # By somebody else: this one was sent once.
     assert cluster.post(f"container/destroy?{REF}").code == (404, 431)
