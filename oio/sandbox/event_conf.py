@@ -27,7 +27,7 @@ _PIPELINES = {
     "storage.content.deleted": "content_cleaner",
     "storage.content.drained": "content_cleaner",
     "storage.content.perfectible": "logger content_improve",
-    "storage.container.new": "account_update",
+    "storage.container.new": "account_update volume_index",
     "storage.container.update": "",
     "storage.container.deleted": "account_update",
     "storage.container.state": "account_update",

@@ -49,7 +49,7 @@ CHUNK_NEW = "storage.chunk.new"
 CHUNK_DELETED = "storage.chunk.deleted"
 ACCOUNT_SERVICES = "account.services"
 META2_DELETED = "storage.meta2.deleted"
-CONTAINER_DELETED = "storage.container.deleted"
+CONTAINER_NEW, CONTAINER_DELETED = "storage.container.new", "storage.container.deleted"
 
 CONNECTION_TIMEOUT_S = 2.0
 READ_TIMEOUT_S = 30.0
@@ -144,7 +144,16 @@ class VolumeIndexFilter(Filter):
             services = services.get("services") or []
         if not isinstance(services, list) or not all(isinstance(service, dict) for service in services):
             self.bury(f"data of {env['event']} is not a list of services")
-        peers = [service.get("host") for service in services if service.get("type") == "meta2"]
+        self._add_bases(env, [one.get("host") for one in services if one.get("type") == "meta2"], when, options)
+
+    def _container_new(self, env: Env, when: int, options: dict[str, Any]) -> None:
+        """The link of a container may be older than the end of the former base of its name, and this is not."""
+        peers = self._object(env).get("peers") or []
+        if not isinstance(peers, list):
+            self.bury(f"peers of {env['event']} is not a list")
+        self._add_bases(env, peers, when, options)
+
+    def _add_bases(self, env: Env, peers: list[Any], when: int, options: dict[str, Any]) -> None:
         if not peers:
             return
         path, url = self._container(env)
@@ -218,6 +227,7 @@ class VolumeIndexFilter(Filter):
         CHUNK_NEW: _chunk_new,
         CHUNK_DELETED: _chunk_deleted,
         ACCOUNT_SERVICES: _services,
+        CONTAINER_NEW: _container_new,
         META2_DELETED: _meta2_deleted,
         CONTAINER_DELETED: _container_deleted,
     }

@@ -13,6 +13,7 @@ from oio.http.messages import Response
 from oio.meta.messages import (
     ContainerCreate,
     ContainerDestroy,
+    ContainerGetProperties,
     ContainerSetStatus,
     ContainerTouch,
     Created,
@@ -243,11 +244,14 @@ def _freeze(call: Call, hosts: list[str], names: dict[str, Any], only_empty: boo
 def _put_back(
     call: Call, names: dict[str, Any], links: list[ServiceLink], hosts: list[str], frozen: bool
 ) -> None:
-    """Link a container again, and enable its base when it was ``frozen`` for its destruction.
+    """Enable the base of a container when it was ``frozen`` for its destruction, and link it again.
 
-    Its account took the removal of the link for the end of the container: the base tells that it lives.
+    Nothing is linked when there is no base any more: somebody else destroyed it meanwhile. Its account took the
+    removal of the link for the end of the container: the base tells that it lives.
     """
     resolver, errand = call.proxy.resolver, Errand(call, grace_s=ROLLBACK_S)
+    if not _stands(call, names, hosts, frozen, errand):
+        return
     for link in whole_sets(links):
         try:
             resolver.call_meta1(ReferenceForce(**names, service=link), errand, write=True)
@@ -258,21 +262,40 @@ def _put_back(
                 "container %s (%s/%s) could not be destroyed, and its link to %s is lost: %s, request %s",
                 names["cid"], names["account"], names["name"], link.host, exc, call.reqid,
             )
-    requests: list[Operation] = []
-    if frozen:
-        requests.append(ContainerSetStatus(**names, status="enabled", tolerant=True))
     if links:
-        requests.append(ContainerTouch(**names))
+        _order(call, names, hosts, ContainerTouch(**names), errand, "out of its account until it changes")
+
+
+def _stands(call: Call, names: dict[str, Any], hosts: list[str], frozen: bool, errand: Errand) -> bool:
+    """Enable a base that was frozen; is it there, as far as anybody knows?"""
+    if frozen:
+        thaw = ContainerSetStatus(**names, status="enabled", tolerant=True)
+        return _order(call, names, hosts, thaw, errand, "frozen")
     try:
-        for request in requests:
-            resolver.call_services("meta2", hosts, request, errand, write=True)
+        request = ContainerGetProperties(**names, stats=False)
+        call.proxy.resolver.call_services("meta2", hosts, request, errand, write=False)
     except StatusError as exc:
+        return exc.code != status.CONTAINER_NOT_FOUND
+    return True
+
+
+def _order(
+    call: Call, names: dict[str, Any], hosts: list[str], request: Operation, errand: Errand, otherwise: str
+) -> bool:
+    """Have the base of a container do something; False when there is no base.
+
+    :param otherwise: what the container stays when this fails, for the log.
+    """
+    try:
+        call.proxy.resolver.call_services("meta2", hosts, request, errand, write=True)
+    except StatusError as exc:
+        if exc.code == status.CONTAINER_NOT_FOUND:
+            return False
         logger.error(
             "container %s (%s/%s) could not be destroyed, and stays %s: %s, request %s",
-            names["cid"], names["account"], names["name"],
-            "frozen" if frozen and request is requests[0] else "out of its account until it changes",
-            exc, call.reqid,
+            names["cid"], names["account"], names["name"], otherwise, exc, call.reqid,
         )
+    return True
 
 
 def refuse_slave(call: Call) -> None:

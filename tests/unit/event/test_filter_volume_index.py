@@ -14,7 +14,7 @@ from oio.common.exceptions import ExplicitBury
 
 CHUNK_NEW, CHUNK_DELETED = "storage.chunk.new", "storage.chunk.deleted"
 SERVICES, META2_DELETED = "account.services", "storage.meta2.deleted"
-CONTAINER_DELETED = "storage.container.deleted"
+CONTAINER_NEW, CONTAINER_DELETED = "storage.container.new", "storage.container.deleted"
 NOW_S = int(time.time())
 CHUNK = f"{7:064X}"
 
@@ -68,6 +68,17 @@ def test_containers_are_indexed_by_their_meta2(rdir):
     assert chain.run(event(CONTAINER_DELETED, NOW_S + 1, {"bucket": None})) == 200
     assert chain.run(event(CONTAINER_DELETED, NOW_S + 1, {"peers": ["m2-1", "m2-2", "m2-3"]})) == 200
     assert rdir.containers("m2-2") == []
+
+
+def test_a_new_base_is_indexed_after_the_end_of_a_former_one(rdir):
+    """Its link may have been there before that end: no other event tells of the base."""
+    chain = chain_of(rdir)
+    assert chain.run(services(NOW_S, "m2-1")) == 200
+    assert chain.run(event(META2_DELETED, NOW_S + 1, {"peer": "m2-1"})) == 200
+    assert rdir.containers("m2-1") == []
+    assert chain.run(event(CONTAINER_NEW, NOW_S + 2, {"peers": ["m2-1"], "system": {}})) == 200
+    assert rdir.containers("m2-1") == ["NS/acct/c"]
+    assert chain.run(event(CONTAINER_NEW, NOW_S + 2, {"system": {}})) == 200
 
 
 def test_a_dictionary_of_services_is_understood(rdir):
@@ -164,6 +175,7 @@ def test_an_error_of_the_rdir_brings_the_event_back(rdir, status):
         chunk_event(CHUNK_DELETED, NOW_S, volume="", address=""),
         {**chunk_event(CHUNK_NEW, NOW_S), "data": None},
         event(META2_DELETED, NOW_S, {}),
+        event(CONTAINER_NEW, NOW_S, {"peers": "m2-1"}),
         event(META2_DELETED, NOW_S, {"peer": "m2-1"}, url=None),
         services(NOW_S, "m2-1", url={"ns": "NS", "account": "acct"}),
         services(NOW_S, ""),

@@ -105,6 +105,7 @@ def test_a_forced_destroy_does_not_ask_whether_there_is_something(cluster):
 @pytest.mark.parametrize("code", [436, 437])
 def test_destroy_accepts_what_is_frozen_or_disabled_and_leaves_it_so_when_it_fails(cluster, code):
     cluster.meta.answers["container_set_status"] = StatusError(code, "is so already")
+    cluster.meta.answers["container_get_properties"] = messages.Properties(properties={})
     assert cluster.post(f"container/destroy?{REF}").status == 204
     cluster.meta.answers["container_destroy"] = StatusError(500, "disk")
     assert cluster.post(f"container/destroy?{REF}").code == (500, 500)
@@ -120,6 +121,18 @@ def test_destroy_links_again_and_thaws_when_it_fails(cluster, failing):
     assert thawed.status == "enabled" and thawed.tolerant
     # Its account must hear that it lives: the link that was removed told the contrary.
     assert cluster.meta.names()[-1] == "container_touch"
+
+
+@pytest.mark.parametrize("code", [0, 436], ids=["frozen here", "frozen before"])
+def test_what_others_destroyed_meanwhile_is_not_linked_again(cluster, code):
+    """Its link would lead nowhere, and be in the index of a meta2."""
+    replies = iter([StatusError(code, "frozen") if code else None])
+    gone = StatusError(431, "destroyed")
+    cluster.meta.answers["container_set_status"] = lambda _request: next(replies, gone)
+    cluster.meta.answers["container_get_properties"] = gone
+    cluster.meta.answers["reference_unlink"] = StatusError(500, "no answer")
+    assert cluster.post(f"container/destroy?{REF}").code == (500, 500)
+    assert "reference_force" not in cluster.meta.names()
 
 
 def test_the_hosts_of_one_set_are_linked_again_together(cluster):

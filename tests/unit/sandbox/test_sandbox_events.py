@@ -19,7 +19,7 @@ ALWAYS = {
     "storage.content.deleted": ["content_cleaner"],
     "storage.content.drained": ["content_cleaner"],
     "storage.content.perfectible": ["logger", "content_improve"],
-    "storage.container.new": ["account_update"],
+    "storage.container.new": ["account_update", "volume_index"],
     "storage.container.update": [],
     "storage.container.deleted": ["account_update"],
     "storage.container.state": ["account_update"],
