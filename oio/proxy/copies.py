@@ -48,7 +48,8 @@ EXCHANGE_MIN_S = 0.001
 #: Services remember operations for 300 s: one that may have been done is not sent again later (seconds).
 RESEND_MAX_S = 240.0
 
-#: How long other copies are looked for that know a base, once one of them said that it is not there (seconds).
+#: How long other copies are looked for that know a base, once one of them said that it is not there, and the
+#: services that are asked are perhaps those of the past (seconds).
 MISSING_PATIENCE_S = 2.0
 
 #: Failures of the network: the next copy may do better.
@@ -88,6 +89,7 @@ class CopiesCall:
         "_context",
         "_doubtful",
         "_end",
+        "_hurried",
         "_key",
         "_local",
         "_missing",
@@ -119,8 +121,11 @@ class CopiesCall:
         operation: str = "",
         told: Sequence[str] | None = None,
         ceiling_s: float | None = None,
+        hurried: bool = False,
     ) -> None:
         """
+        :param hurried: the caller can find out whether these are the services: it wants to hear of one that has no
+            copy. Otherwise only the master, or a majority, can tell that there is no base: a copy may be late.
         :param services: who may be asked.
         :param told: services that hold the base, as the directory names them; the same by default.
         :param ceiling_s: longest exchange with one service; None for the one of the configuration.
@@ -130,6 +135,7 @@ class CopiesCall:
         self._write, self._operation = write, operation
         self._peers_told = tuple(sorted(services if told is None else told))
         self._ceiling_s = resolver.ceiling_s if ceiling_s is None else ceiling_s
+        self._hurried = hurried
         self._key = resolver.base_key(service_type, request)
         #: Last thing that each peer said, and how many times it failed.
         self._said: dict[str, tuple[StatusError, int]] = {}
@@ -174,7 +180,7 @@ class CopiesCall:
             now = time.monotonic()
             if self._uncertain and self._write and now - self._begin >= RESEND_MAX_S:
                 raise self._failure()
-            if self._missing is not None and now - self._begin >= MISSING_PATIENCE_S:
+            if self._hurried and self._missing is not None and now - self._begin >= MISSING_PATIENCE_S:
                 raise self._missing
             left_s = self._end - now
             if left_s < PAUSE_MIN_S:
@@ -217,6 +223,7 @@ class CopiesCall:
         """
         queue = deque(self._order())
         asked: set[str] = set()
+        masters: set[str] = set()
         missing: dict[str, StatusError] = {}
         while queue:
             peer = queue.popleft()
@@ -237,7 +244,11 @@ class CopiesCall:
                     if master is None:
                         continue
                     if master.address in missing:
-                        raise missing[master.address] from None
+                        if master.address in masters:
+                            raise missing[master.address] from None
+                        # It may have become master since, and know the base by now: what it says as such counts.
+                        masters.add(master.address)
+                        asked.discard(master.address)
                     if master.address in self._suspects:
                         queue.append(master)
                     else:
@@ -245,6 +256,8 @@ class CopiesCall:
                 elif code in _MISSING_CODES:
                     self._note(peer, exc)
                     missing[peer.address] = self._missing = exc
+                    if peer.address in masters:
+                        raise
                 elif code == status.UNAVAILABLE:
                     self._doubtful = True
                     self._note(peer, exc)

@@ -245,6 +245,7 @@ class Resolver:
 
         def attempt() -> Any:
             nonlocal operation
+            cached = self.csm0.get(self.prefix_of(cid)) is not None
             try:
                 services = list(only) or self.meta1(cid, context)
             except StatusError as exc:
@@ -255,7 +256,7 @@ class Resolver:
                     return self._call_named("meta1", services, request, context, write, known)
                 if write and not operation and len(services) > 1:
                     operation = new_operation()
-                return self._call_any("meta1", services, request, context, write, operation)
+                return self._call_any("meta1", services, request, context, write, operation, hurried=cached)
             except StatusError as exc:
                 if exc.code == status.UNAVAILABLE:
                     self.csm0.drop(self.prefix_of(cid))
@@ -285,7 +286,7 @@ class Resolver:
             else:
                 if write and not operation:
                     operation = new_operation()
-                reply = self._call_any("meta2", services, request, context, write, operation)
+                reply = self._call_any("meta2", services, request, context, write, operation, hurried=cached)
             context.measure("meta2", time.perf_counter() - middle)
             return reply
 
@@ -345,13 +346,14 @@ class Resolver:
         write: bool,
         operation: str = "",
         ceiling_s: float | None = None,
+        hurried: bool = False,
     ) -> Any:
         """Call the only service of a base, or its master."""
         if len(services) == 1:
             return self._call_single(service_type, services, request, context, write, ceiling_s)
         return CopiesCall(
             self, service_type, services, request, context,
-            write=write, operation=operation, ceiling_s=ceiling_s,
+            write=write, operation=operation, ceiling_s=ceiling_s, hurried=hurried,
         ).run()  # fmt: skip
 
     def _call_named(

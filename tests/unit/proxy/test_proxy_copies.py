@@ -11,6 +11,7 @@ from proxy_replicas import Group
 from oio.common.status import StatusError
 from oio.meta.base_messages import BaseStatus
 from oio.meta.messages import ContainerGetProperties, ContainerSetProperties, ReferenceUnlink
+from oio.proxy.copies import CopiesCall
 
 #: What a busy machine may add to any duration (seconds).
 SLACK_S = 2.0
@@ -177,21 +178,39 @@ def test_a_base_that_the_master_does_not_have_is_missing(group):
 
     group.replicas["meta2-1"].behaviour = lacking
     error, took_s = failing(group, READ, Context(), False)
-    assert error.code == 431 and took_s < SLACK_S and group.asked() == [1, 2]
+    assert error.code == 431 and took_s < SLACK_S and group.asked() == [1, 2, 1]
     for replica in group.replicas.values():
         replica.behaviour = lacking
     error, took_s = failing(group, READ, Context(), False)
     assert error.code == 431 and took_s < SLACK_S
 
 
-def test_a_base_is_missing_when_nobody_else_tells_anything(group):
+def test_a_late_copy_that_becomes_master_knows_the_base(group):
+    """What it said before it was master is no answer: its copy had not arrived yet."""
+    late = group.replicas["meta2-1"]
+
+    def lacking(*_):
+        late.behaviour = "well"
+        raise StatusError(431, "not here")
+
+    late.behaviour = lacking
+    group.call(WRITE, Context(), True)
+    assert group.asked() == [1, 2, 1]
+
+
+def test_one_copy_alone_does_not_tell_that_there_is_no_base(group):
     def lacking(*_):
         raise StatusError(431, "not here")
 
     group.replicas["meta2-1"].behaviour = lacking
     group.kill(2, 3)
-    error, took_s = failing(group, READ, Context(), False)
-    assert error.code == 431 and 1.9 < took_s < 4 + SLACK_S
+    error, took_s = failing(group, READ, Context(left_s=3.0), False)
+    assert error.code == 503 and 2.0 < took_s < 3 + SLACK_S
+    # Unless these are perhaps the services of the past, which can be found out.
+    begin = time.monotonic()
+    with pytest.raises(StatusError) as caught:
+        CopiesCall(group.resolver, "meta2", group.names, READ, Context(), write=False, hurried=True).run()
+    assert caught.value.code == 431 and 1.9 < time.monotonic() - begin < 4 + SLACK_S
 
 
 def test_one_that_does_not_hold_the_base_any_more(group):
