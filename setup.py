@@ -3,7 +3,6 @@
 """Packaging: one package, its programs, and the ranges of its dependencies (see docs/dependencies.md)."""
 
 import re
-from glob import glob
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -51,6 +50,30 @@ EXTRAS_REQUIRE = {
     ],
 }
 
+#: What each program runs. As scripts, they would not start from a path with a space in it.
+PROGRAMS = {
+    "openio": "oio.cli.openio:main",
+    "oio-account-server": "oio.account.program:main",
+    "oio-check-consistency": "oio.consistency.main:main",
+    "oio-check-master": "oio.directory.check_master:main",
+    "oio-conscience": "oio.conscience.server:main",
+    "oio-conscience-agent": "oio.conscience.agent:main",
+    "oio-daemon": "oio.conscience.server:main",
+    "oio-ecd": "oio.ecd.server:main",
+    "oio-event-agent": "oio.event.agent:main",
+    "oio-meta0-server": "oio.meta.meta0.server:main",
+    "oio-meta1-rebuilder": "oio.rebuilder.meta1_rebuilder:main",
+    "oio-meta1-server": "oio.meta.meta1.server:main",
+    "oio-meta2-indexer": "oio.directory.indexer:main",
+    "oio-meta2-mover": "oio.directory.move_program:main",
+    "oio-meta2-rebuilder": "oio.rebuilder.meta2_rebuilder:main",
+    "oio-meta2-server": "oio.meta.meta2.server:main",
+    "oio-proxy": "oio.proxy.server:main",
+    "oio-rawx": "oio.rawx.main:run_and_exit",
+    "oio-rdir-server": "oio.rdir.main:main",
+    "oio-sandbox": "oio.sandbox.main:main",
+}
+
 setup(
     name="oio-sds",
     version=VERSION,
@@ -62,11 +85,10 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["oio", "oio.*"]),
     package_data={"oio": ["py.typed"]},
-    scripts=sorted(glob("bin/oio-*")),
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={
-        "console_scripts": ["openio = oio.cli.openio:main"],
+        "console_scripts": [f"{name} = {function}" for name, function in PROGRAMS.items()],
         "oio.conscience.checker": [
             "asn1 = oio.conscience.checkers:Asn1Checker",
             "http = oio.conscience.checkers:HttpChecker",

@@ -223,3 +223,19 @@ def test_importing_the_package_patches_nothing_and_loads_no_eventlet():
         [__import__("sys").executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_every_program_is_installed_as_what_its_file_runs():
+    """By an entry point: the first line of a script that pip copies breaks where there is a space in the path."""
+    setup = ast.parse((ROOT / "setup.py").read_text())
+    (programs,) = (
+        ast.literal_eval(one.value) for one in setup.body
+        if isinstance(one, ast.Assign) and one.targets[0].id == "PROGRAMS"
+    )  # fmt: skip
+    runs = {"openio": programs["openio"]}
+    for path in sorted((ROOT / "bin").iterdir()):
+        imports = [one for one in ast.parse(path.read_text()).body if isinstance(one, ast.ImportFrom)]
+        (runs[path.name],) = (f"{one.module}:{one.names[0].name}" for one in imports)
+    assert programs == runs
+    (call,) = (one.value for one in setup.body if isinstance(one, ast.Expr) and isinstance(one.value, ast.Call))
+    assert "scripts" not in {keyword.arg for keyword in call.keywords}
