@@ -204,21 +204,24 @@ def test_a_copy_that_missed_more_than_the_log_gets_an_image(copies):
     copies.wait_until_equal()
 
 
-def test_a_copy_whose_content_was_changed_behind_its_back_is_replaced(copies):
-    damaged = copies.slaves()[0]
-    connection = apsw.Connection(copies.ask(damaged, BaseFind(base=copies.base)).path)
-    connection.execute("UPDATE admin SET v = 'damaged' WHERE k = 'user.k'")
+def damaged_slave(copies, key):
+    """A slave of whose copy a property was changed behind its back."""
+    slave = copies.slaves()[0]
+    connection = apsw.Connection(copies.ask(slave, BaseFind(base=copies.base)).path)
+    connection.execute("UPDATE admin SET v = 'damaged' WHERE k = ?", (key,))
     connection.close()
+    return slave
+
+
+def test_a_copy_whose_content_was_changed_behind_its_back_is_replaced(copies):
+    damaged = damaged_slave(copies, "user.k")
     copies.set("repaired")
     eventually(lambda: copies.holds(damaged, "repaired"), what="the damaged copy replaced")
     copies.wait_until_equal()
 
 
 def test_a_copy_is_replaced_as_a_whole_on_request_while_others_write(copies):
-    damaged = copies.slaves()[0]
-    connection = apsw.Connection(copies.ask(damaged, BaseFind(base=copies.base)).path)
-    connection.execute("UPDATE admin SET v = 'damaged' WHERE k = 'sys.user.name'")
-    connection.close()
+    damaged_slave(copies, "sys.user.name")
     stop = threading.Event()
 
     def write():
