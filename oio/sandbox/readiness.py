@@ -122,7 +122,8 @@ class Readiness:
             self._wait("indexes", self._missing_indexes)
         if agents:
             # Last: they take their time, in which the others get ready.
-            self._wait("agents", lambda: self._missing_agents(agents))
+            self._wait("agents", lambda: self._missing_answers([one for one in agents if one.port]))
+        self._wait("supervisor", lambda: self._missing_states(services))
 
     # --- the steps: each returns what is missing, by service name ---------------------------------
 
@@ -306,14 +307,14 @@ class Readiness:
             missing.update((one.name, "no index") for one in volumes if one.addr not in indexed)
         return missing
 
-    def _missing_agents(self, agents: list[Service]) -> dict[str, str]:
-        """Nobody can ask a service without port: it serves when it stays alive."""
+    def _missing_states(self, services: list[Service]) -> dict[str, str]:
+        """Who asks for the state after the start must not read that a service is still starting.
+
+        It also is all that is known of a service without port: it serves when it stays alive.
+        """
         states = self._supervision.states()
-        found = {one.name: states.get(one.name, {}).get("state", "unknown") for one in agents}
-        missing = {
-            one.name: f"state {found[one.name]}" for one in agents if not one.port and found[one.name] != "RUNNING"
-        }
-        return missing | self._missing_answers([one for one in agents if one.port])
+        found = {one.name: states.get(one.name, {}).get("state", "unknown") for one in services}
+        return {name: f"state {state}" for name, state in found.items() if state != "RUNNING"}
 
     # --- waiting ----------------------------------------------------------------------------------
 
