@@ -30,6 +30,7 @@ pooled one. A timeout is never repeated: the server may still be at work.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import time
@@ -291,15 +292,17 @@ class HttpPool:
         """Close what waits for addresses that are gone, or has waited too long: its descriptors are not free."""
         oldest = time.monotonic() - self.idle_timeout_s
         for idle in list(self._idle.values()):
-            while idle:
-                try:
+            with contextlib.suppress(IndexError):  # others take from it meanwhile
+                while True:
+                    # One that is alive stays for others to take: without it they would open one more.
+                    first = idle[0]
+                    if first.idle_since >= oldest and not first.is_stale():
+                        break
                     connection = idle.popleft()
-                except IndexError:
-                    break
-                if connection.idle_since >= oldest and not connection.is_stale():
-                    idle.appendleft(connection)
-                    break
-                connection.close()
+                    if connection is not first:
+                        idle.appendleft(connection)
+                        break
+                    connection.close()
 
     def _connect(self, key: str, timeout_s: float, deadline: float | None) -> ClientConnection:
         self._connects += 1

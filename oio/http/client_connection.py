@@ -278,7 +278,8 @@ class ClientConnection(Source):
     def is_stale(self) -> bool:
         """Tell whether the peer closed the connection, or said something nobody asked for."""
         if self._tls:
-            return _is_readable(self.sock.fileno())
+            fd = self.sock.fileno()
+            return fd < 0 or _is_readable(fd)
         raw = self.sock if self._plain else getattr(self.sock, "fd", self.sock)
         try:
             raw.recv(1, _PEEK)

@@ -27,6 +27,7 @@ from oio.http.client import (
     ReadTimeout,
     WriteTimeout,
 )
+from oio.http.client_connection import ClientConnection
 from oio.http.server import Response
 from oio.http.tcp import tune
 
@@ -84,6 +85,18 @@ def test_connections_to_servers_that_are_gone_do_not_stay(serve, pool):
     for _ in range(SWEEP_CONNECTS):
         pool.acquire(*here.addresses[0]).close()
     assert pool.idle_count() == 0
+
+
+def test_the_search_for_dead_connections_leaves_those_that_live_to_others(serve, pool, monkeypatch):
+    """Whoever finds none meanwhile opens one more than there are users."""
+    server = serve()
+    pool.acquire(*server.addresses[0]).release()
+    left = []
+    is_stale = ClientConnection.is_stale
+    monkeypatch.setattr(ClientConnection, "is_stale", lambda one: left.append(pool.idle_count()) or is_stale(one))
+    pool._sweep()
+    assert left == [1]
+    assert pool.idle_count() == 1
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
