@@ -3,7 +3,7 @@
 """Finds a ZooKeeper server that local clusters and tests can start.
 
 >>> find_zookeeper()   # doctest: +SKIP
-['/usr/bin/java', …, '-cp', '/usr/share/java/zookeeper.jar', 'org.apache.zookeeper.server.ZooKeeperServerMain']
+['/usr/bin/java', …, '-cp', '/usr/share/java/zookeeper.jar', 'org.apache.zookeeper.server.quorum.QuorumPeerMain']
 
 The argument to append is the path of a configuration file (:func:`standalone_configuration`). A machine needs a
 Java runtime and ZooKeeper 3.5 or later: on Debian ``apt-get install default-jre-headless libzookeeper-java``;
@@ -17,13 +17,25 @@ import os
 import shutil
 
 _PACKAGED = "/usr/share/java/zookeeper.jar"
-_MAIN = "org.apache.zookeeper.server.ZooKeeperServerMain"
+#: What prints the messages of the packaged one, which says nothing without.
+_PRINTER = "slf4j-simple.jar"
+#: Of servers that are alone as well, which it is told by the configuration: the other one does not purge.
+_MAIN = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
 #: A small server that starts fast: half a second, 80 MB.
-_JAVA_OPTIONS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dzookeeper.jmx.log4j.disable=true")
+_JAVA_OPTIONS = (
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-Dzookeeper.jmx.log4j.disable=true",
+    # Troubles, and who leads whom.
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss.SSS",
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    "-Dorg.slf4j.simpleLogger.log.org.apache.zookeeper.server.quorum.QuorumPeer=info",
+)
 
 
 def find_zookeeper(heap: str = "512m") -> list[str] | None:
-    """Command line of a standalone server, without its configuration; None when there is none on this machine.
+    """Command line of a server, without its configuration; None when there is none on this machine.
 
     :param heap: largest heap of the Java machine.
     """
@@ -65,7 +77,8 @@ def _find_java() -> str | None:
 def _find_classes() -> str | None:
     """Class path. The manifest of a packaged jar names what it needs; a distribution has all in one directory."""
     if os.path.isfile(_PACKAGED):
-        return _PACKAGED
+        printer = os.path.join(os.path.dirname(_PACKAGED), _PRINTER)
+        return f"{_PACKAGED}:{printer}" if os.path.isfile(printer) else _PACKAGED
     homes = [home for home in (os.environ.get("ZOOKEEPER_HOME"), "/opt/zookeeper") if home]
     for home in homes:
         libraries = os.path.join(home, "lib")

@@ -289,8 +289,7 @@ class Sandbox:
 
     def heal(self, *groups: str) -> None:
         """Undo all that was cut from host groups (all without groups)."""
-        everything = (layouts.CENTRE, *self.layout.host_groups)
-        for group in groups or everything:
+        for group in groups or self.layout.groups:
             Network(self.layout).heal(group.removeprefix("@"))
 
     def cuts(self) -> list[str]:
@@ -318,7 +317,7 @@ class Sandbox:
         with self._exclusive():
             generate.check_sds_conf(layout)
             ports.release(
-                [service.port for service in layout.services if service.port],
+                [port for service in layout.services for port in service.ports],
                 layouts.layout_path(self.home),
             )
             for service in layout.services:
@@ -352,13 +351,13 @@ class Sandbox:
             if os.path.exists(os.path.join(layout.log_dir, "supervisord.log")):
                 return
             listening = [service for service in layout.services if service.port and not layout.subnet]
-            taken = [service for service in listening if not ports.is_free(service.host, service.port)]
+            taken = [port for one in listening for port in one.ports if not ports.is_free(one.host, port)]
             if not taken:
                 return
-            report(f"port {taken[0].port} was taken meanwhile: choosing others")
+            report(f"port {taken[0]} was taken meanwhile: choosing others")
             with self._exclusive():
                 path = layouts.layout_path(self.home)
-                ports.release([service.port for service in listening], path)
+                ports.release([port for service in listening for port in service.ports], path)
                 self._layout = layouts.compute(self.home, layout.options)
 
     def _supervision(self) -> Supervision:
@@ -390,7 +389,9 @@ class Sandbox:
         running = {name for name, state in supervision.states().items() if state["pid"]}
         waiting = [service for service in chosen if service.port and service.name not in running]
         deadline = time.monotonic() + _PORTS_FREE_S
-        while waiting := [one for one in waiting if not ports.is_free(one.host, one.port)]:
+        while waiting := [
+            one for one in waiting if not all(ports.is_free(one.host, port) for port in one.ports)
+        ]:
             if time.monotonic() < deadline:
                 time.sleep(0.05)
                 continue

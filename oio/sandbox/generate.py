@@ -71,6 +71,7 @@ def write_all(layout: Layout) -> None:
             files[f"{service.name}.conf"] = queues.redis_conf(layout, service)
         elif service.type == "zookeeper":
             files[f"{service.name}.cfg"] = zookeeper.configuration(layout, service)
+            files[os.path.join(service.volume, "myid")] = f"{service.num}\n"
         if service.port and service.type not in UNSCORED_TYPES:
             files[os.path.join("watch", f"{service.name}.yml")] = watch_conf(service)
     for name, text in files.items():

@@ -48,8 +48,11 @@ UNSCORED_TYPES = frozenset({"conscience", "zookeeper", "ecd", "event-agent", "we
 SPREAD_TYPES = frozenset({"meta0", "meta1", "meta2", "rawx"})
 #: The host group of what must stay within reach when a host is lost: proxy, conscience, queues, agents…
 CENTRE = "centre"
-#: The host group of ZooKeeper alone, so that others can be cut off from it, and from nothing else.
+#: The host group of ZooKeeper alone, so that others can be cut off from it, and from nothing else. Each server of
+#: an ensemble has one of its own (``zookeeper2``), and this means all of them.
 ZOOKEEPER = "zookeeper"
+#: What a server of an ensemble listens on besides the port of its clients: for followers, and for elections.
+_ENSEMBLE_PORTS = 2
 
 
 class Service(msgspec.Struct, kw_only=True):
@@ -66,6 +69,13 @@ class Service(msgspec.Struct, kw_only=True):
     slots: list[str] = []
     #: Host group: ``host2``, the centre or ZooKeeper's.
     group: str = CENTRE
+    #: Ports for others of its kind.
+    more_ports: list[int] = []
+
+    @property
+    def ports(self) -> list[int]:
+        """All that it listens on."""
+        return [self.port, *self.more_ports] if self.port else []
 
     @property
     def addr(self) -> str:
@@ -148,10 +158,23 @@ class Layout(msgspec.Struct, kw_only=True):
         count = self.options.host_groups
         return [f"host{num}" for num in range(1, count + 1)] if count > 1 else []
 
+    @property
+    def zookeeper_groups(self) -> list[str]:
+        """``["zookeeper"]``, or one for each server of an ensemble."""
+        count = self.options.zookeeper
+        return [f"{ZOOKEEPER}{num}" for num in range(1, count + 1)] if count > 1 else [ZOOKEEPER]
+
+    @property
+    def groups(self) -> list[str]:
+        """All host groups."""
+        return [CENTRE, *self.zookeeper_groups, *self.host_groups]
+
     def address_of(self, group: str) -> str:
         """Address of an isolated host group."""
-        if group in (CENTRE, ZOOKEEPER):
-            return f"{self.subnet}.{1 if group == CENTRE else 2}"
+        if group == CENTRE:
+            return f"{self.subnet}.1"
+        if group.startswith(ZOOKEEPER):
+            return f"{self.subnet}.{1 + int(group.removeprefix(ZOOKEEPER) or 1)}"
         return f"{self.subnet}.{10 + int(group.removeprefix('host'))}"
 
     def of_type(self, *types: str) -> list[Service]:
@@ -168,7 +191,7 @@ class Layout(msgspec.Struct, kw_only=True):
         for target in targets or [f"@{self.options.namespace}"]:
             if target == f"@{self.options.namespace}":
                 matching = self.services
-            elif target.startswith("@") and target[1:] in (*self.host_groups, CENTRE):
+            elif target.startswith("@") and target[1:] in self.groups:
                 matching = [one for one in self.services if one.group == target[1:]]
             elif target.startswith("@"):
                 matching = self.of_type(target[1:])
@@ -290,7 +313,7 @@ def compute(home: str, options: Options) -> Layout:
         add(_service(layout, "webhook", 1))
     for num in range(1, max(1, options.beanstalkd) + 1):
         add(_service(layout, "event-agent", num))
-    count = len(layout.services)
+    count = len(layout.services) + _ENSEMBLE_PORTS * len(_members(layout))
     # The file must exist before ports are reserved in its name: a reservation whose layout is gone is void.
     layout.save()
     try:
@@ -298,8 +321,10 @@ def compute(home: str, options: Options) -> Layout:
     except SandboxError:
         os.unlink(layout_path(home))
         raise
-    for service, port in zip(layout.services, found, strict=True):
-        service.port = port
+    for service in layout.services:
+        service.port = found.pop(0)
+    for service in _members(layout):
+        service.more_ports = [found.pop(0) for _ in range(_ENSEMBLE_PORTS)]
     add(_service(layout, "conscience-agent", 1))
     layout.save()
     return layout
@@ -312,13 +337,19 @@ def _ports(layout: Layout, count: int, owner: str) -> list[int]:
     return ports.reserve([service.host for service in layout.services], first, count, owner)
 
 
+def _members(layout: Layout) -> list[Service]:
+    """Servers of ZooKeeper that are not alone."""
+    servers = layout.of_type("zookeeper")
+    return servers if len(servers) > 1 else []
+
+
 def _service(layout: Layout, type_: str, num: int) -> Service:
     options = layout.options
     name = f"{options.namespace}-{type_}-{num}"
     hosts = options.hosts_of(type_)
     service = Service(type=type_, num=num, name=name)
     if type_ == "zookeeper":
-        service.group = ZOOKEEPER
+        service.group = layout.zookeeper_groups[num - 1]
     elif layout.host_groups and type_ in SPREAD_TYPES:
         service.group = layout.host_groups[(num - 1) % len(layout.host_groups)]
     if type_ == "conscience-agent":

@@ -9,6 +9,8 @@
     host2             10.x.y.12   eth0 ─────────┼─ bridge ─ 10.x.y.1  centre (proxy, conscience, queues…)
     zookeeper         10.x.y.2    eth0 ─────────┘
 
+The servers of an ensemble are ``zookeeper1`` (10.x.y.2), ``zookeeper2`` and so on; ``zookeeper`` is all of them.
+
 Nothing of the cluster listens outside the namespaces; the machine only has an address to ask from. Names follow
 from the home of the cluster, so that clusters do not meet, and so that what a crash leaves is found again. All
 of it needs root and the program ``ip``.
@@ -97,18 +99,25 @@ class Network:
         :raises SandboxError: when there is no such group, or hosts are not isolated.
         """
         self._check(group, peer)
-        if peer:
-            self._lose(group, peer)
-            if not one_way:
-                self._lose(peer, group)
-        elif group == CENTRE:
+        if group == CENTRE and not peer:
             raise SandboxError("The centre has no link of its own: cut the hosts off")
-        else:
-            self._batch(CENTRE, [f"link set {group} down"])
+        for one in self._named(group):
+            if not peer:
+                self._batch(CENTRE, [f"link set {one} down"])
+            for other in self._named(peer) if peer else ():
+                if other == one:
+                    continue
+                self._lose(one, other)
+                if not one_way:
+                    self._lose(other, one)
 
     def heal(self, group: str) -> None:
         """Undo all that was cut from or to a host group."""
         self._check(group)
+        for one in self._named(group):
+            self._heal(one)
+
+    def _heal(self, group: str) -> None:
         if group != CENTRE:
             self._batch(CENTRE, [f"link set {group} up"])
         self._batch(group, [f"neigh flush dev {_device(group)} nud permanent"])
@@ -126,12 +135,17 @@ class Network:
         return [group for group in self._groups() if group in down]
 
     def _groups(self) -> list[str]:
-        return [CENTRE, ZOOKEEPER, *self._layout.host_groups]
+        return self._layout.groups
+
+    def _named(self, name: str) -> list[str]:
+        """Host groups of a name."""
+        return self._layout.zookeeper_groups if name == ZOOKEEPER else [name]
 
     def _check(self, *groups: str) -> None:
         if not self._layout.subnet:
             raise SandboxError("Only isolated hosts can be cut off: init the cluster with --isolate-hosts")
-        unknown = [group for group in groups if group and group not in self._groups()]
+        known_names = {*self._groups(), ZOOKEEPER}
+        unknown = [group for group in groups if group and group not in known_names]
         if unknown:
             known = ", ".join(f"@{group}" for group in self._groups())
             raise SandboxError(f"{unknown[0]} is no host of this cluster; hosts: {known}")

@@ -33,7 +33,9 @@ REDIS_ELSEWHERE = "127.0.0.1:6379"
 #: Services of which there may be none.
 _OPTIONAL = frozenset({"ecd", "beanstalkd", "redis", "zookeeper", "rawx", "rdir"})
 #: Services of which one is enough.
-_SINGLE = frozenset({"redis", "zookeeper"})
+_SINGLE = frozenset({"redis"})
+#: Most of others.
+_COUNT_MAX, _ZOOKEEPER_MAX = 200, 9
 #: A number that follows from other options.
 AS_NEEDED = -1
 #: Most copies of a base, and most host groups.
@@ -66,7 +68,8 @@ class Options(msgspec.Struct, kw_only=True):
     beanstalkd: int = 0
     #: Accounts, and events on their way. 0: one that somebody else runs, at ``redis_host``.
     redis: int = 1
-    #: Elections of replicated services; as needed: one when there are copies and no ``zookeeper_host``.
+    #: Elections of replicated services; as needed: one when there are copies and no ``zookeeper_host``. Several
+    #: are the servers of one ensemble.
     zookeeper: int = AS_NEEDED
     #: As needed: as many as there are copies of their bases.
     meta0: int = AS_NEEDED
@@ -151,7 +154,8 @@ class Options(msgspec.Struct, kw_only=True):
             raise SandboxError(f"Number of replicas out of bounds (1..{_COPIES_MAX}): {self.replicas}")
         for type_ in TYPES:
             count = getattr(self, type_)
-            low, high = 0 if type_ in _OPTIONAL else 1, 1 if type_ in _SINGLE else 200
+            low = 0 if type_ in _OPTIONAL else 1
+            high = 1 if type_ in _SINGLE else _ZOOKEEPER_MAX if type_ == "zookeeper" else _COUNT_MAX
             if not low <= count <= high:
                 raise SandboxError(f"Number of {type_} out of bounds ({low}..{high}): {count}")
         if not self.redis and not (_ADDRESS.match(self.redis_host) or _SENTINELS.match(self.redis_host)):

@@ -23,7 +23,6 @@ _JOB_MAX_BYTES = 17 << 20
 _PROBES = {
     "redis": (b"PING\r\n", b"+PONG"),
     "beanstalkd": (b"list-tube-used\r\n", b"USING "),
-    "zookeeper": (b"ruok", b"imok"),
 }
 _PROBE_TIMEOUT_S = 1.0
 

@@ -28,7 +28,7 @@ from oio.http.client import HttpClientError, HttpPool
 from oio.meta.client import MetaClient
 from oio.meta.messages import Meta0Get, ReferenceShow
 from oio.rdir.dispatcher import RdirDispatcher
-from oio.sandbox import queues
+from oio.sandbox import queues, zookeeper
 from oio.sandbox.errors import SandboxError
 from oio.sandbox.layout import GROUND_TYPES, UNSCORED_TYPES, Layout, Service
 from oio.sandbox.supervision import Supervision, tail
@@ -143,7 +143,7 @@ class Readiness:
             if service.name in self._answered:
                 continue
             if service.type in GROUND_TYPES:
-                if problem := queues.probe(service):
+                if problem := self._problem_of_ground(service, expected):
                     missing[service.name] = problem
                 else:
                     self._answered.add(service.name)
@@ -163,6 +163,14 @@ class Readiness:
             else:
                 self._answered.add(service.name)
         return missing
+
+    def _problem_of_ground(self, service: Service, expected: list[Service]) -> str:
+        if service.type != "zookeeper":
+            return queues.probe(service)
+        ensemble = self._layout.of_type("zookeeper")
+        states = self._supervision.states()
+        running = [one for one in ensemble if one in expected or states.get(one.name, {}).get("pid")]
+        return zookeeper.problem(service, alone=2 * len(running) <= len(ensemble))
 
     def _missing_scores(self, expected: list[Service]) -> dict[str, str]:
         try:

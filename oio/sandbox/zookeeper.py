@@ -2,11 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ZooKeeper of a local cluster with replicated services: its configuration and its command line.
 
-Small (one server, little memory), quick to notice that a client is gone, and on the volume of the cluster.
+Small (one server unless told otherwise, little memory), quick to notice that a client is gone, and on the volume
+of the cluster. Several servers are one ensemble: each has a name, a volume, a log and ports of its own, and they
+serve while a majority of them runs.
 """
 
 from __future__ import annotations
 
+import re
+import socket
 from collections.abc import Callable
 
 from oio.common.exceptions import OioException
@@ -18,10 +22,15 @@ from oio.sandbox.layout import Layout, Service
 TICK_MS = 200
 #: Bounds of what clients may ask for as session timeout (milliseconds).
 SESSION_MIN_MS, SESSION_MAX_MS = 500, 60_000
+#: Beats that a server may take to join the others, and that one may be silent before they go on without it. A
+#: leader that hangs is replaced after 2 seconds: far less than sessions last.
+_JOIN_TICKS, _SILENCE_TICKS = 50, 10
 #: Heap (MiB): a few thousand nodes and watches need far less.
 _HEAP_MIB = 96
 #: While all services start, a small machine may lose a connection.
 _TREE_ATTEMPTS = 3
+_QUESTION_TIMEOUT_S = 1.0
+_MODE = re.compile(r"^Mode: (\w+)$", re.MULTILINE)
 
 
 def configuration(layout: Layout, service: Service) -> str:
@@ -43,14 +52,53 @@ def configuration(layout: Layout, service: Service) -> str:
         "autopurge.purgeInterval": 1,
         "autopurge.snapRetainCount": 3,
     }
+    if service.more_ports:
+        keys |= {"initLimit": _JOIN_TICKS, "syncLimit": _SILENCE_TICKS}
+        for one in layout.of_type("zookeeper"):
+            keys[f"server.{one.num}"] = ":".join([one.host, *map(str, one.more_ports)])
     return "".join(f"{key}={value}\n" for key, value in keys.items())
+
+
+def ask(service: Service, word: str, timeout_s: float = _QUESTION_TIMEOUT_S) -> str:
+    """What a server answers to a word of four letters. :raises OSError: when it does not."""
+    answer = b""
+    with socket.create_connection((service.host, service.port), timeout_s) as connection:
+        connection.sendall(word.encode())
+        while piece := connection.recv(4096):
+            answer += piece
+    return answer.decode("utf-8", "replace")
+
+
+def mode(service: Service) -> str:
+    """``standalone``, ``leader`` or ``follower``; empty when it does not serve."""
+    try:
+        found = _MODE.search(ask(service, "srvr"))
+    except OSError:
+        return ""
+    return found[1] if found else ""
+
+
+def problem(service: Service, alone: bool = False) -> str:
+    """Ask whether it serves: empty when it does, else what is wrong.
+
+    :param alone: no majority of its ensemble runs. It cannot serve: it is enough that it answers.
+    """
+    try:
+        answer = ask(service, "ruok" if alone else "srvr")
+    except OSError as err:
+        return f"{service.addr}: {err}"
+    return "" if answer == "imok" or _MODE.search(answer) else f"{service.addr}: {answer.strip() or 'no answer'}"
 
 
 def make_tree(layout: Layout, report: Callable[[str], None]) -> None:
     """Make the directories of the elections, as tools expect them. Services make those that they miss."""
     from oio.zk import admin  # it needs a library that clusters of one copy do not
 
-    problem = ""
+    own = layout.of_type("zookeeper")
+    if own and not any(map(mode, own)):
+        report("ZooKeeper: no majority of its servers runs")
+        return
+    told = ""
     for _ in range(_TREE_ATTEMPTS):
         try:
             with admin.connection(layout.zookeeper) as client:
@@ -59,8 +107,8 @@ def make_tree(layout: Layout, report: Callable[[str], None]) -> None:
                     report(f"ZooKeeper: {made} directories made")
                 return
         except OioException as err:
-            problem = str(err)
-    report(f"ZooKeeper: not all directories made: {problem}")
+            told = str(err)
+    report(f"ZooKeeper: not all directories made: {told}")
 
 
 def command(path: str) -> list[str]:

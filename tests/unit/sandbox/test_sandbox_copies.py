@@ -93,6 +93,56 @@ def test_zookeeper_is_small_and_quick(home):
     assert generate.command(found, service) == [*ZOOKEEPER, "96m", path]
 
 
+def test_servers_of_an_ensemble_know_each_other(home):
+    found = Sandbox(home, Options(namespace="DEMO", replicas=3, zookeeper=3, rawx=0)).init()
+    servers = found.of_type("zookeeper")
+    assert found.zookeeper == ",".join(one.addr for one in servers) and found.zookeeper.count(",") == 2
+    assert f"zookeeper.meta2={found.zookeeper}\n" in generate.sds_conf(found)
+    ports = [port for service in found.services for port in service.ports]
+    assert len(set(ports)) == len(ports) and all(len(one.ports) == 3 for one in servers)
+    members = {f"server.{one.num}=127.0.0.1:{one.ports[1]}:{one.ports[2]}" for one in servers}
+    for one in servers:
+        with open(f"{found.conf_dir}/{one.name}.cfg", encoding="utf-8") as stream:
+            lines = set(stream.read().splitlines())
+        assert members | {f"clientPort={one.port}", f"dataDir={one.volume}", "syncLimit=10"} <= lines
+        with open(f"{one.volume}/myid", encoding="utf-8") as stream:
+            assert stream.read() == f"{one.num}\n"
+    assert [one.name for one in found.select(["@zookeeper2"])] == ["DEMO-zookeeper-2"]
+    assert len(found.select(["@zookeeper"])) == 3
+    assert layout.load(home).services == found.services
+
+
+def test_a_server_without_a_majority_around_only_has_to_answer(home, monkeypatch):
+    from oio.sandbox.readiness import Readiness
+
+    class Supervised:
+        """Some servers of the ensemble run."""
+
+        running = 1
+
+        def states(self):
+            return {f"DEMO-zookeeper-{num}": {"pid": int(num <= self.running)} for num in (1, 2, 3)}
+
+    found = Sandbox(home, Options(namespace="DEMO", replicas=3, zookeeper=3, rawx=0)).init()
+    servers = found.of_type("zookeeper")
+    answers = {"ruok": "imok", "srvr": "This ZooKeeper instance is not currently serving requests\n"}
+    monkeypatch.setattr(zookeeper, "ask", lambda _service, word: answers[word])
+    supervised = Supervised()
+
+    def missing(*expected):
+        ready = Readiness(found, supervised, 1.0, lambda _text: None)
+        ready.close()
+        return list(ready._missing_answers(list(expected)))
+
+    assert missing(servers[0]) == []
+    assert missing(*servers[:2]) == ["DEMO-zookeeper-1", "DEMO-zookeeper-2"], "a majority is to serve"
+    supervised.running = 2
+    assert missing(servers[0]) == ["DEMO-zookeeper-1"]
+    answers["srvr"] = "Zookeeper version: 3.8.4\nMode: follower\nNode count: 5\n"
+    assert missing(*servers) == []
+    assert zookeeper.mode(servers[0]) == "follower"
+
+
 @pytest.mark.parametrize(("durability", "word"), [("durable", "yes"), ("relaxed", "no")])
 def test_only_a_durable_cluster_waits_for_the_disk(home, durability, word):
     found = layout.compute(home, Options(replicas=3, rawx=0, durability=durability))
@@ -136,7 +186,7 @@ def test_option_files_and_command_line(home):
         ({"replicas": 0}, "replicas"),
         ({"replicas": 21}, "replicas"),
         ({"replicas": 3, "zookeeper": 0}, "zookeeper"),
-        ({"replicas": 3, "zookeeper": 2}, "zookeeper"),
+        ({"replicas": 3, "zookeeper": 10}, "zookeeper"),
         ({"replicas": 3, "meta1": 2}, "directory_replicas"),
         ({"zookeeper": 1, "zookeeper_host": "a:1"}, "zookeeper_host"),
         ({"replicas": 3, "zookeeper_host": "nowhere"}, "zookeeper_host"),

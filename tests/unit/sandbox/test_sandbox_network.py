@@ -173,6 +173,25 @@ def test_one_way_and_both_ways(machine, running, cluster):
     assert f"centre neigh flush to {cluster.address_of('host1')} dev bridge nud permanent" in healed
 
 
+def test_each_server_of_an_ensemble_has_a_host_of_its_own(machine, home, monkeypatch):
+    cluster = Sandbox(home, replicas=3, zookeeper=3, **OPTIONS).init()
+    servers = cluster.of_type("zookeeper")
+    assert [one.host.rpartition(".")[2] for one in servers] == ["2", "3", "4"]
+    monkeypatch.setattr(Network, "exists", lambda self: True)
+    net = Network(cluster)
+    machine.changes()
+    net.cut("zookeeper")
+    assert machine.changes() == [f"centre link set zookeeper{num} down" for num in (1, 2, 3)]
+    net.cut("zookeeper2", "zookeeper", one_way=True)
+    addresses = [line.split()[3] for line in machine.changes()]
+    assert addresses == [servers[0].host, servers[2].host]
+    net.cut("host1", "zookeeper")
+    assert len(machine.changes()) == 6
+    net.heal("zookeeper")
+    healed = machine.changes()
+    assert all(f"centre link set zookeeper{num} up" in healed for num in (1, 2, 3))
+
+
 def test_hosts_without_link_are_known(machine, running):
     machine.links = (
         "4: host1@if2: <BROADCAST,UP> master bridge state UP mode DEFAULT\n"

@@ -37,8 +37,10 @@ def test_the_package_is_taken(machine, monkeypatch):
     java = add_java(machine / "bin")
     command = zookeeper_server.find_zookeeper("64m")
     assert command[:2] == [java, "-Xmx64m"]
-    main = "org.apache.zookeeper.server.ZooKeeperServerMain"
+    main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
     assert command[-3:] == ["-cp", str(machine / "zookeeper.jar"), main]
+    (machine / "slf4j-simple.jar").touch()
+    assert zookeeper_server.find_zookeeper()[-2] == f"{machine}/zookeeper.jar:{machine}/slf4j-simple.jar"
     monkeypatch.setenv("JAVA_HOME", str(machine / "jre"))
     assert zookeeper_server.find_zookeeper()[0] == java, "there is no java in JAVA_HOME"
     assert add_java(machine / "jre" / "bin") == zookeeper_server.find_zookeeper()[0]
