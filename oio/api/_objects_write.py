@@ -319,7 +319,7 @@ class ObjectWriteMethods(ApiCore):
             spares = []
             for found, old in zip(answer["chunks"], broken, strict=False):
                 url = found["id"]
-                real_url = self.blob_client.resolve_url(url)
+                real_url = self.blob_client.resolve_url(url, kwargs.get("reqid"))
                 spares.append({**_plain_chunk(old), "url": url, "real_url": real_url, "score": 0})
             for item in answer.get("properties", ()):
                 meta["properties"][item["key"]] = item["value"]

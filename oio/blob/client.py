@@ -166,7 +166,7 @@ class BlobClient:
             client: ConscienceClient = self._conscience_client
             return client
 
-    def resolve_url(self, url: str) -> str:
+    def resolve_url(self, url: str, reqid: str | None = None) -> str:
         """Replace the service id of a chunk URL by the address of the service."""
         if "://" not in url:
             url = f"http://{url}"
@@ -174,7 +174,7 @@ class BlobClient:
         _, colon, port = host.rpartition(":")
         if colon and port.isdigit():
             return url
-        return self.conscience_client.resolve_url("rawx", url)
+        return self.conscience_client.resolve_url("rawx", url, reqid=reqid)
 
     # --- data ---
 
@@ -198,7 +198,7 @@ class BlobClient:
                 # The size of the blocks that get a checksum depends on it.
                 sysmeta["chunk_size"] = len(data)
             data = GeneratorIO(data)
-        chunk = {"url": self.resolve_url(url), "pos": str(meta["chunk_pos"])}
+        chunk = {"url": self.resolve_url(url, kwargs.get("reqid")), "pos": str(meta["chunk_pos"])}
         storage_method = STORAGE_METHODS.load(sysmeta["chunk_method"])
         checksum = meta["metachunk_hash" if storage_method.ec else "chunk_hash"]
         kwargs.setdefault("perfdata", self.perfdata)
@@ -224,7 +224,7 @@ class BlobClient:
 
         both_s = _single_timeout(kwargs)
         reader = ChunkReader(
-            iter([{"url": self.resolve_url(url)}]),
+            iter([{"url": self.resolve_url(url, kwargs.get("reqid"))}]),
             None,
             _request_headers(kwargs),
             logger=self.logger,
@@ -301,7 +301,7 @@ class BlobClient:
         headers[FETCHXATTR_HEADER] = str(bool(xattr))
         if check_hash:
             headers[CHECKHASH_HEADER] = "True"
-        url = self.resolve_url(url)
+        url = self.resolve_url(url, kwargs.get("reqid"))
         try:
             resp = self._request("HEAD", url, headers, kwargs)
         except pool_errors() as exc:
@@ -315,7 +315,8 @@ class BlobClient:
 
     def chunk_delete(self, url: str, **kwargs: Any) -> Any:
         """Delete a chunk. :returns: the HTTP response. :raises NotFound: when it is missing."""
-        resp = self._request("DELETE", self.resolve_url(url), _request_headers(kwargs), kwargs)
+        url = self.resolve_url(url, kwargs.get("reqid"))
+        resp = self._request("DELETE", url, _request_headers(kwargs), kwargs)
         if resp.status != _HTTP_NO_CONTENT:
             raise from_response(resp)
         return resp
@@ -337,7 +338,7 @@ class BlobClient:
 
         def delete(chunk: Mapping[str, Any]) -> Any:
             try:
-                result: Any = self._request("DELETE", self._address_of(chunk), headers, kwargs)
+                result: Any = self._request("DELETE", self._address_of(chunk, kwargs), headers, kwargs)
             except pool_errors() as exc:
                 result = exc
             except OioException as exc:
@@ -354,14 +355,14 @@ class BlobClient:
         with ThreadPoolExecutor(min(concurrency, len(targets))) as pool:
             return list(pool.map(delete, targets))
 
-    def _address_of(self, chunk: Mapping[str, Any]) -> str:
+    def _address_of(self, chunk: Mapping[str, Any], kwargs: Mapping[str, Any]) -> str:
         """URL to send a request to; spares a resolution when the chunk tells its real URL."""
         url: str = chunk["url"]
         host = url.partition("://")[2].partition("/")[0]
         if ":" not in host and chunk.get("real_url"):
             real_url: str = chunk["real_url"]
             return real_url
-        return self.resolve_url(url)
+        return self.resolve_url(url, kwargs.get("reqid"))
 
     # --- links ---
 
@@ -390,7 +391,7 @@ class BlobClient:
         sent[CHUNK_HEADERS["full_path"]] = fullpath
         if write_timeout is not None:
             kwargs.setdefault("read_timeout", write_timeout)
-        resp = self._request("COPY", self.resolve_url(target), sent, kwargs)
+        resp = self._request("COPY", self.resolve_url(target, kwargs.get("reqid")), sent, kwargs)
         if resp.status != _HTTP_CREATED:
             raise ChunkException(resp.status)
         return resp, link

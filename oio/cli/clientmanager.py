@@ -29,6 +29,7 @@ class ClientManager:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
+        self._namespace_options: dict[str, Any] | None = None
 
     @property
     def namespace(self) -> str:
@@ -138,15 +139,15 @@ class ClientManager:
             self.conf, rdir_client=self.rdir, endpoint=self._endpoint, logger=self.logger
         )
 
-    @cached_property
-    def _namespace_options(self) -> dict[str, Any]:
-        return dict(self.conscience.info().get("options") or {})
-
-    def flat_builder(self, bits: int | None) -> HashedContainerBuilder:
+    def flat_builder(self, bits: int | None, reqid: str | None = None) -> HashedContainerBuilder:
         """Rule that gives the container of an object (``--auto``). The namespace is asked once in a session.
 
+        :param bits: instead of those of the namespace.
+        :param reqid: id of the request to the namespace.
         :raises CommandError: when the namespace has no such configuration.
         """
         from oio.cli.common.autocontainer import make_flat_builder
 
+        if self._namespace_options is None:
+            self._namespace_options = dict(self.conscience.info(reqid=reqid).get("options") or {})
         return make_flat_builder(self._namespace_options, bits)

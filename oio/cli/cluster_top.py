@@ -66,7 +66,9 @@ class ClusterTop(PlainCommand):
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Show the cluster until the user has seen enough, or once."""
         manager = self.app.client_manager
-        watch = ClusterWatch(manager.namespace, manager.conscience, manager.queue_urls)
+        watch = ClusterWatch(
+            manager.namespace, manager.conscience, manager.queue_urls, self.app.request_id("CLI-top-")
+        )
         types = frozenset(parsed_args.srv_types)
         stdout = self.app.stdout
         if parsed_args.formatter == "table" and not parsed_args.once and is_usable(stdout):

@@ -73,7 +73,7 @@ class FlushContainer(_OneContainer):
         storage = self.app.client_manager.storage
 
         def left() -> int:
-            system = storage.container_get_properties(account, container)["system"]
+            system = storage.container_get_properties(account, container, reqid=self.app.request_id())["system"]
             return int(int_value(system.get(M2_PROP_OBJECTS), 0))
 
         with countdown("Flushing", "objects", left):

@@ -85,6 +85,7 @@ class _DirectoryCommand(PlainCommand):
             admin_client=manager.admin,
             conscience_client=manager.conscience,
             logger=self.app.log,
+            reqid=self.app.request_id(),
         )
 
     def load(self, parsed: argparse.Namespace) -> Meta0PrefixMapping:

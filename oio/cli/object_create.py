@@ -97,6 +97,8 @@ class CreateObject(ObjectCommand, ListCommand):
         # What is missing is an error of the command, not of each file.
         self._account, self._storage = manager.account, manager.storage
         self._resolving = threading.Lock()
+        if parsed_args.auto or parsed_args.is_cid:
+            self.resolve_name(parsed_args, "")
         columns: tuple[str, ...] = ("Name", "Size", "Hash", "Status")
         if parsed_args.perfdata_column:
             columns += ("Perfdata",)

@@ -105,7 +105,7 @@ class ListObject(ObjectCommand, ListCommand):
 
         kwargs = self._listing_kwargs(parsed)
         marker = kwargs.pop("marker", None)
-        builder = self.app.client_manager.flat_builder(parsed.flat_bits)
+        builder = self.container_rule(parsed)
         first = builder(marker) if marker else None
 
         def list_one(container: str) -> Iterator[dict[str, Any]]:

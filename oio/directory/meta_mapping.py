@@ -29,6 +29,7 @@ class MetaMapping(ToolClients):
     :param conf: must hold ``namespace``.
     :param service_types: types of services whose list is needed.
     :param rdir_client: to tell the reverse directory what moves.
+    :param reqid: id of the requests that list the services.
     :ivar services_by_base: services of each base, as they shall be.
     :ivar raw_services_by_base: what the directory stores for each base.
     :ivar services_by_service_type: services by type, then by id.
@@ -42,11 +43,13 @@ class MetaMapping(ToolClients):
         conscience_client: ConscienceClient | None = None,
         logger: Any = None,
         rdir_client: RdirClient | None = None,
+        reqid: str | None = None,
         **kwargs: Any,
     ) -> None:
         given = {"admin": admin_client, "conscience": conscience_client, "rdir": rdir_client}
         super().__init__(conf, logger, given, kwargs)
         self.service_types = [*service_types]
+        self._reqid = reqid
         self.services_by_base: dict[str, list[Service]] = {}
         self.raw_services_by_base: dict[str, list[Any]] = {}
         self.services_by_service_type: dict[str, dict[str, Service]] = {}
@@ -63,7 +66,7 @@ class MetaMapping(ToolClients):
         self.raw_services_by_base.clear()
         for service_type in self.service_types:
             services = self.services_by_service_type[service_type] = {}
-            for service in self.conscience.all_services(service_type):
+            for service in self.conscience.all_services(service_type, reqid=self._reqid):
                 tags = service.get("tags") or {}
                 service.setdefault("id", tags.get("tag.service_id") or service["addr"])
                 services[service["id"]] = service

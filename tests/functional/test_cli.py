@@ -238,6 +238,29 @@ def test_computed_containers_are_listed_together(openio, tmp_path):
     assert listed("--flat-bits", "4") == []
 
 
+def test_wrong_naming_is_told_once_before_anything_is_uploaded(openio, tmp_path):
+    account = "wrong-naming"
+    names = ["first", "second", "third"]
+    for name in names:
+        (tmp_path / name).write_text(name)
+
+    def refused(*args):
+        done = openio("object", "create", *args, *names, account=account, check=False)
+        assert done.stdout == "" and "Traceback" not in done.stderr
+        return done.returncode, done.stderr
+
+    for bits in ("0", "257", "-4", "many"):
+        code, told = refused("--auto", "_", "--flat-bits", bits)
+        expected = f"argument --flat-bits: a number from 1 to 256 is expected, not {bits!r}\n"
+        assert code == 2 and told.endswith(expected) and told.count("--flat-bits: ") == 1
+    code, told = refused("--cid", "A" * 64)
+    assert code == 1 and told.count("does not exist") == len(told.splitlines()) == 1
+    code, told = refused("--oio-proxy", "127.0.0.1:1", "--auto", "_")
+    assert code == 1 and told.count("cannot connect: ") == len(told.splitlines()) == 1
+    done = openio("container", "list", account=account, check=False)
+    assert (done.returncode, done.stderr.count("does not exist")) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [

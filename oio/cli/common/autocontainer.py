@@ -21,11 +21,9 @@ def make_flat_builder(options: Mapping[str, Any], bits: int | None = None) -> Ha
 
     :param options: those of the namespace, as the conscience tells them: ``flat_bitlength``,
         ``flat_hash_offset``, ``flat_hash_size``.
-    :param bits: number of bits to use instead of ``flat_bitlength``.
+    :param bits: number of bits to use instead of ``flat_bitlength``, 1 to ``BITS_MAX``.
     :raises CommandError: when the namespace has no such configuration, or a wrong one.
     """
-    if bits is not None and not 0 < bits <= BITS_MAX:
-        raise CommandError(f"--flat-bits wants a number from 1 to {BITS_MAX}, not {bits}")
     try:
         count = bits or int(options.get("flat_bitlength") or 0)
     except ValueError:
@@ -44,12 +42,19 @@ def make_flat_builder(options: Mapping[str, Any], bits: int | None = None) -> Ha
     return HashedContainerBuilder(offset=offset, size=size, bits=count)
 
 
+def bits_argument(text: str) -> int:
+    """Type of ``--flat-bits``."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= BITS_MAX):
+        raise argparse.ArgumentTypeError(f"a number from 1 to {BITS_MAX} is expected, not {text!r}")
+    return int(text)
+
+
 def add_auto(parser: argparse.ArgumentParser) -> None:
     """Add ``--auto`` and ``--flat-bits``."""
     parser.add_argument(
         "--auto", action="store_true", help="Compute the container name from the object name"
     )
-    parser.add_argument("--flat-bits", type=int, metavar="BITS", help="Bits of computed names")
+    parser.add_argument("--flat-bits", type=bits_argument, metavar="BITS", help="Bits of computed names")
 
 
 def add_object_container(parser: argparse.ArgumentParser) -> None:

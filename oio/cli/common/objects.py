@@ -10,6 +10,7 @@ import traceback
 from typing import Any
 
 from oio.cli.common.autocontainer import check_object_container
+from oio.common.autocontainer import HashedContainerBuilder
 from oio.common.exceptions import CommandError
 
 
@@ -28,10 +29,20 @@ class ObjectCommand:
         for name in (*(parsed.objects if hasattr(parsed, "objects") else [parsed.object]), *others):
             check_name(name)
 
+    def container_rule(self, parsed: argparse.Namespace) -> HashedContainerBuilder:
+        """What gives the container of an object with ``--auto``.
+
+        :raises CommandError: when the namespace is not configured for that.
+        """
+        rule: HashedContainerBuilder = self.app.client_manager.flat_builder(
+            parsed.flat_bits, reqid=self.app.request_id()
+        )
+        return rule
+
     def resolve_container(self, parsed: argparse.Namespace, name: str) -> tuple[str | None, dict[str, Any]]:
         """(container name or None, keyword arguments) for an object name."""
         if parsed.auto:
-            return self.app.client_manager.flat_builder(parsed.flat_bits)(name), {}
+            return self.container_rule(parsed)(name), {}
         if parsed.is_cid:
             return None, {"cid": parsed.container}
         return parsed.container, {}

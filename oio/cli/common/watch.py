@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from oio.cli.common.backlog import Backlog, read_backlog
 from oio.cli.common.errors import short_error
+from oio.common.constants import REQID_HEADER, STRLEN_REQID
 from oio.common.exceptions import OioException
 from oio.http.client import HttpPool
 from oio.http.errors import HttpClientError, ProtocolError
@@ -93,10 +94,15 @@ class ClusterWatch:
     >>> watch = ClusterWatch("OPENIO", conscience, ["redis://127.0.0.1:6379/1"])      # doctest: +SKIP
     >>> watch.look(time.monotonic() + 2).services[0].score                            # doctest: +SKIP
     100
+
+    :param reqid: id of all the requests.
     """
 
-    def __init__(self, namespace: str, conscience: ConscienceClient, queue_urls: Iterable[str]) -> None:
+    def __init__(
+        self, namespace: str, conscience: ConscienceClient, queue_urls: Iterable[str], reqid: str | None = None
+    ) -> None:
         self._namespace = namespace
+        self._reqid = reqid[:STRLEN_REQID] if reqid else None
         self._conscience = conscience
         self._queue_urls = list(queue_urls)
         self._pool = HttpPool(max_idle_per_address=1)
@@ -123,7 +129,7 @@ class ClusterWatch:
         asked: list[Hashable] = ["services", *self._queue_urls]
         for service in listed:
             key = (service["type"], service["addr"])
-            meter = self._meters.setdefault(key, _Meter(*key))
+            meter = self._meters.setdefault(key, _Meter(*key, self._reqid))
             if service["type"] not in NO_HTTP and meter.has_pages:
                 self._crew.start(key, meter.failures, partial(meter.read, self._pool, deadline))
                 asked.append(key)
@@ -145,8 +151,9 @@ class ClusterWatch:
     def _list(self, deadline: float) -> None:
         try:
             listed = []
-            for srv_type in self._conscience.service_types(deadline=deadline):
-                for service in self._conscience.all_services(srv_type, True, deadline=deadline):
+            asked = {"deadline": deadline, "reqid": self._reqid}
+            for srv_type in self._conscience.service_types(**asked):
+                for service in self._conscience.all_services(srv_type, True, **asked):
                     listed.append({**service, "type": srv_type})
         except OioException as exc:
             with self._lock:
@@ -198,9 +205,10 @@ class ClusterWatch:
 class _Meter:
     """Reads the counters of one service. One thread at a time reads it."""
 
-    def __init__(self, srv_type: str, addr: str) -> None:
+    def __init__(self, srv_type: str, addr: str, reqid: str | None = None) -> None:
         self._type = srv_type
         self._addr = addr
+        self._headers = {REQID_HEADER: reqid} if reqid else None
         self._seen: tuple[float, float] | None = None
         self.has_pages = True
         self.fresh = False
@@ -251,7 +259,7 @@ class _Meter:
         return {state: int(elections.get(state, 0)) for state in ELECTION_STATES}
 
     def _page(self, pool: HttpPool, path: str, deadline: float) -> str | None:
-        response = pool.request("GET", f"http://{self._addr}{path}", deadline=deadline)
+        response = pool.request("GET", f"http://{self._addr}{path}", self._headers, deadline=deadline)
         return response.data.decode("utf-8", "replace") if response.status == 200 else None
 
 

@@ -62,8 +62,6 @@ def test_offset_and_size_of_the_namespace():
         ({"flat_hash_offset": "-1"}, 8, "Invalid autocontainer config: offset/size"),
         ({"flat_hash_size": "a"}, 8, "Invalid autocontainer config: offset/size"),
         ({"flat_hash_size": "0"}, 8, "Invalid autocontainer config: offset/size"),
-        ({}, 0, "--flat-bits wants a number from 1 to 256, not 0"),
-        ({}, 257, "--flat-bits wants a number from 1 to 256, not 257"),
     ],
 )
 def test_a_wrong_configuration_is_told(options, bits, message):
@@ -71,17 +69,28 @@ def test_a_wrong_configuration_is_told(options, bits, message):
         make_flat_builder(options, bits)
 
 
+@pytest.mark.parametrize("text", ["0", "257", "-1", "many", "", "1.5", "٣"])
+def test_wrong_bits_are_a_mistake_of_the_command_line(text, capsys):
+    with pytest.raises(SystemExit) as told:
+        parse(add_object, "--auto", f"--flat-bits={text}", "fstab")
+    assert told.value.code == 2
+    expected = f"argument --flat-bits: a number from 1 to 256 is expected, not {text!r}"
+    assert expected in capsys.readouterr().err
+
+
 def test_a_session_asks_the_namespace_once_and_heeds_each_number_of_bits():
     class Conscience:
         calls = 0
 
-        def info(self):
+        def info(self, reqid):
+            assert reqid == "first"
             self.calls += 1
             return {"options": {"flat_bitlength": "17"}}
 
     manager = ClientManager({"namespace": "NS"})
     manager.conscience = Conscience()
-    names = [manager.flat_builder(bits)("fstab") for bits in (None, 8, 12, None)]
+    asked = [(None, "first"), (8, "second"), (12, "third"), (None, "fourth")]
+    names = [manager.flat_builder(bits, reqid)("fstab") for bits, reqid in asked]
     assert names == ["06EE0", "06", "06E", "06EE0"] and manager.conscience.calls == 1
 
 

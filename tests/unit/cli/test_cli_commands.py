@@ -26,7 +26,9 @@ class App:
 
     def __init__(self, **clients):
         self.log = logging.getLogger("openio.test")
-        self.client_manager = SimpleNamespace(account="acme", flat_builder=lambda _bits: BUILDER, **clients)
+        self.client_manager = SimpleNamespace(
+            account="acme", flat_builder=lambda _bits, reqid: BUILDER, **clients
+        )
 
     def request_id(self, prefix="CLI-"):
         return prefix

@@ -33,7 +33,7 @@ class Services:
         self.warmed = []
         self.errors = []
 
-    def all_services(self, _type):
+    def all_services(self, _type, reqid=None):
         return [
             {"addr": f"10.0.0.{rank}:6001", "score": 50, "tags": {"tag.loc": f"rack{rank % 2}.host{rank}.v"}}
             for rank in range(self.count)

@@ -269,7 +269,8 @@ def test_live(terminal, conscience, counted_service, monkeypatch, no_color):
         addr = counted_service[0] if number else "127.0.0.1:1"
         conscience.add("rawx", addr, **{"tag.service_id": f"r-{number}"})
     manager = SimpleNamespace(namespace="NS", conscience=conscience, queue_urls=[])
-    command = ClusterTop(SimpleNamespace(client_manager=manager, stdout=stream), None)
+    app = SimpleNamespace(client_manager=manager, stdout=stream, request_id=lambda prefix: prefix)
+    command = ClusterTop(app, None)
     done = []
     parsed = command.get_parser("x").parse_args(["--interval", "0.5"])
     thread = threading.Thread(target=lambda: done.append(command.run(parsed)), daemon=True)

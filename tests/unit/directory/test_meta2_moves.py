@@ -61,7 +61,7 @@ class World:
 
     # conscience
 
-    def all_services(self, service_type):
+    def all_services(self, service_type, reqid=None):
         assert service_type == "meta2"
         return [{"id": one, "addr": f"{one}:1", "score": 10, "tags": {}} for one in self.known]
 
