@@ -17,7 +17,7 @@ from oio.cli.common.base import (
     positive_number,
     sorted_columns,
 )
-from oio.cli.common.listing import account_containers, add_paging, add_range
+from oio.cli.common.listing import PAGE_MAX, account_containers, add_paging, add_range
 from oio.common.constants import M2_PROP_VERSIONING_POLICY
 from oio.common.easy_value import convert_size, int_value
 from oio.common.exceptions import CommandError, NoSuchContainer, OioException
@@ -74,14 +74,17 @@ class ListBucket(ListCommand):
         self, parsed: argparse.Namespace, account: str, limit: int | None
     ) -> Iterator[dict[str, Any]]:
         marker = parsed.marker
-        while True:
+        left = None if parsed.full_listing else limit
+        while left is None or left > 0:
             page = self.app.client_manager.storage.bucket_list(
-                account, limit=limit, marker=marker, prefix=parsed.prefix,
-                reqid=self.app.request_id(REQUEST_PREFIX),
+                account, limit=limit if left is None else min(left, PAGE_MAX), marker=marker,
+                prefix=parsed.prefix, reqid=self.app.request_id(REQUEST_PREFIX),
             )  # fmt: skip
             yield from page["listing"]
-            if not parsed.full_listing or not page.get("truncated"):
+            if not (parsed.full_listing or limit) or not page.get("truncated"):
                 return
+            if left is not None:
+                left -= len(page["listing"])
             marker = page["next_marker"]
 
     def _versioning(self, account: str, bucket: str) -> str:

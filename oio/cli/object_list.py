@@ -11,7 +11,7 @@ from typing import Any
 
 from oio.cli.common.autocontainer import add_object_container, check_object_container
 from oio.cli.common.base import ListCommand, format_properties, positive_number
-from oio.cli.common.listing import account_containers, add_paging, add_range, range_of
+from oio.cli.common.listing import PAGE_MAX, account_containers, add_paging, add_range, range_of
 from oio.cli.common.objects import ObjectCommand
 from oio.common.exceptions import OioException
 from oio.common.timestamp import Timestamp
@@ -76,10 +76,15 @@ class ListObject(ObjectCommand, ListCommand):
         if parsed.full_listing:
             yield from self._all_objects(container, kwargs)
             return
-        page = self._page(container, limit=parsed.limit, **kwargs)
-        yield from _items(page)
-        if page["truncated"]:
-            self.app.log.info("Next marker: %s", page.get("next_marker"))
+        left = parsed.limit
+        while left > 0:
+            page = self._page(container, limit=min(left, PAGE_MAX), **kwargs)
+            yield from _items(page)
+            if not page["truncated"]:
+                return
+            left -= len(page["objects"]) + len(page["prefixes"])
+            kwargs["marker"] = page["next_marker"]
+        self.app.log.info("Next marker: %s", kwargs["marker"])
 
     def _all_objects(self, container: str | None, kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         kwargs = dict(kwargs)

@@ -11,6 +11,8 @@ from typing import Any
 
 from oio.cli.common.base import ValueFormatAction
 
+# Services give no more entries at once, however many are asked for.
+PAGE_MAX = 10000
 _RANGE = ("prefix", "delimiter", "marker", "end_marker")
 
 
@@ -42,20 +44,34 @@ def add_paging(parser: argparse.ArgumentParser, things: str = "Names", **limit: 
 
 
 def account_containers(
-    app: Any, *, full: bool = True, account: str | None = None, request_prefix: str = "CLI-", **kwargs: Any
+    app: Any,
+    *,
+    full: bool = True,
+    limit: int | None = None,
+    account: str | None = None,
+    request_prefix: str = "CLI-",
+    **kwargs: Any,
 ) -> Iterator[list[Any]]:
     """Yield the containers of an account, by name: ``[name, objects, bytes, is it a prefix?, mtime]``.
 
-    :param full: all the pages, else the first one.
+    One page at a time is held in memory.
+
+    :param full: all of them, else ``limit``, else those of one page.
+    :param limit: with ``full``, the size of pages.
     :param account: that of the command line when None.
-    :param kwargs: those of :func:`range_of`, and ``limit``: the size of pages.
+    :param kwargs: those of :func:`range_of`.
     """
     manager = app.client_manager
-    while True:
+    left = None if full else limit
+    while left is None or left > 0:
         page = manager.storage.container_list(
-            manager.account if account is None else account, reqid=app.request_id(request_prefix), **kwargs
-        )
+            manager.account if account is None else account,
+            limit=limit if left is None else min(left, PAGE_MAX),
+            reqid=app.request_id(request_prefix), **kwargs,
+        )  # fmt: skip
         yield from page
-        if not page or not full:
+        if not page or not (full or limit):
             return
+        if left is not None:
+            left -= len(page)
         kwargs["marker"] = page[-1][0]

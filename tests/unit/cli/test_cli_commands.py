@@ -12,6 +12,7 @@ import pytest
 
 from oio.cli import cluster as cluster_module
 from oio.cli.auto_listing import list_containers
+from oio.cli.bucket import ListBucket
 from oio.cli.clientmanager import ClientManager
 from oio.cli.cluster import ClusterList, ClusterWait
 from oio.cli.object_list import ListObject
@@ -74,6 +75,27 @@ def storage():
         name = f"object-{number:02}"
         containers.setdefault(BUILDER(name), []).append(name)
     return Storage(containers)
+
+
+@pytest.mark.parametrize("limit", [1, 10_000, 10_001, 24_999, 25_000, 30_000])
+def test_as_many_buckets_as_asked_for_page_after_page(limit):
+    names = [f"{number:06}" for number in range(25_000)]
+
+    class Buckets:
+        sizes = []
+
+        def bucket_list(self, _account, limit, marker, **_kwargs):
+            self.sizes.append(limit)
+            first = int(marker) + 1 if marker else 0
+            page = names[first : first + limit]
+            listed = [{"name": name, "bytes": 0, "objects": 0, "mtime": 1.0} for name in page]
+            return {"listing": listed, "truncated": page[-1] < names[-1], "next_marker": page[-1]}
+
+    command = ListBucket(App(storage=Buckets()), None)
+    parsed = command.get_parser("openio bucket list").parse_args(["--limit", str(limit), "-f", "value"])
+    _columns, rows = command.take_action(parsed)
+    assert [row[0] for row in rows] == names[:limit]
+    assert max(Buckets.sizes) <= 10_000 and len(Buckets.sizes) == -(-min(limit, len(names)) // 10_000)
 
 
 def in_order(storage):
