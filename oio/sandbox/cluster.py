@@ -157,7 +157,7 @@ class Sandbox:
         data_dir = self._options.data_dir if self._options else ""
         if not layouts.is_plain(data_dir):
             raise SandboxError(f"Characters that configuration files cannot hold: {data_dir!r}")
-        os.makedirs(self.home, mode=0o700, exist_ok=True)
+        layouts.make_home(self.home)
         layouts.make_alias(self.home)
         with self._exclusive():
             layout = layouts.load(self.home)
@@ -307,7 +307,7 @@ class Sandbox:
         raise SandboxError(f"{name} was not restarted within {timeout_s:g} s")
 
     def destroy(self) -> None:
-        """Stop everything and remove configuration, logs and volumes."""
+        """Stop everything and remove configuration, logs and volumes, and the home when :meth:`init` made it."""
         layout = layouts.load(self.home)
         if layout is None:
             return
@@ -335,7 +335,7 @@ class Sandbox:
             self._layout = None
         with suppress(OSError):
             os.unlink(os.path.join(layout.root, "lock"))
-            os.rmdir(layout.root)
+        layouts.remove_home(self.home)
         layouts.remove_alias(self.home)
 
     # --- helpers ----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ restarts keep ports and volumes::
 
     HOME/sds.conf               the namespace, for programs (HOME is ~/.oio unless told otherwise)
     HOME/sds/layout.json        this
+    HOME/sds/made-home          is there when HOME was not before: it goes with the cluster then
     HOME/sds/conf               one file per service; watch/ is what the conscience agent reads
     HOME/sds/{run,logs}         sockets and pids; one log per service
     DATA/NS-TYPE-N              volumes (DATA is HOME/sds/data unless told otherwise)
@@ -19,6 +20,7 @@ import os
 import re
 import tempfile
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -231,6 +233,30 @@ def plain_home(home: str) -> str:
     return os.path.join(tempfile.gettempdir(), f"oio-{os.getuid()}-{_digest(home)}")
 
 
+def make_home(home: str) -> None:
+    """Make the home unless it is there, and remember who made it."""
+    try:
+        os.makedirs(home, mode=0o700)
+    except FileExistsError:
+        if not os.path.isdir(home):
+            raise
+        return
+    os.makedirs(root_of(home), mode=0o700, exist_ok=True)
+    with open(_home_mark(home), "wb"):
+        pass
+
+
+def remove_home(home: str) -> None:
+    """Remove what is around a layout that is gone; the home too, when :func:`make_home` made it."""
+    ours = os.path.exists(_home_mark(home))
+    with suppress(OSError):
+        os.unlink(_home_mark(home))
+    with suppress(OSError):
+        os.rmdir(root_of(home))
+        if ours:
+            os.rmdir(home)
+
+
 def make_alias(home: str) -> None:
     """Make the link of a home that needs one. :raises SandboxError: when its place is taken."""
     alias = plain_home(home)
@@ -252,6 +278,10 @@ def remove_alias(home: str) -> None:
 
 def _digest(home: str) -> str:
     return hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
+
+
+def _home_mark(home: str) -> str:
+    return os.path.join(root_of(home), "made-home")
 
 
 def root_of(home: str) -> str:

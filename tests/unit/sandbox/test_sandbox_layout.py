@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import yaml
@@ -302,7 +303,7 @@ def test_a_home_that_configuration_files_cannot_hold_gets_another_name(tmp_path,
     finally:
         sandbox.destroy()
     assert not os.path.lexists(found.home)
-    assert os.listdir(home) == []
+    assert not os.path.lexists(home)
 
 
 def test_the_other_name_is_not_taken_from_somebody(tmp_path, monkeypatch):
@@ -349,6 +350,40 @@ def test_destroy_removes_everything_and_no_more(home):
     assert os.listdir(home) == ["keep"]
     assert ports.reserve(["127.0.0.1"], found.services[0].port, 1, keep) == [found.services[0].port]
     sandbox.destroy()  # nothing to do
+
+
+@pytest.mark.parametrize(("was_there", "other"), [(False, ""), (True, ""), (False, "keep"), (False, "sds/keep")])
+def test_destroy_removes_a_home_of_its_own_when_it_is_empty(home, was_there, other):
+    if was_there:
+        os.mkdir(home)
+    command = [sys.executable, ROOT / "bin" / "oio-sandbox", "--home", home, "-q"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(Path(home).parent / "tmp")}
+    subprocess.run([*command, "--rawx", "0", "init"], env=environment, check=True)
+    Sandbox(home).init()
+    if other:
+        Path(home, other).write_text("of the user", encoding="utf-8")
+    subprocess.run([*command, "destroy"], env=environment, check=True)
+    left = {str(path.relative_to(home)) for path in Path(home).rglob("*") if path.is_file()}
+    assert left == ({other} if other else set())
+    assert os.path.lexists(home) == (was_there or bool(other))
+
+
+def test_a_home_that_is_no_directory_is_left_alone(home):
+    Path(home).write_text("of the user", encoding="utf-8")
+    command = [sys.executable, ROOT / "bin" / "oio-sandbox", "--home", home, "--rawx", "0", "init"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(Path(home).parent / "tmp")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and home in done.stderr and "Traceback" not in done.stderr
+    assert Path(home).read_text(encoding="utf-8") == "of the user"
+
+
+def test_a_home_made_by_a_start_that_failed_is_removed_as_well(home):
+    with pytest.raises(SandboxError, match="no address of this machine"):
+        Sandbox(home, Options(hosts=["192.0.2.1"])).init()
+    sandbox = Sandbox(home, Options(rawx=0))
+    sandbox.init()
+    sandbox.destroy()
+    assert not os.path.lexists(home)
 
 
 @pytest.mark.parametrize(
@@ -493,8 +528,8 @@ def test_a_home_may_have_a_name_that_is_no_text(tmp_path):
     done = subprocess.run(words, stdout=subprocess.PIPE, env=environment, check=True)
     assert os.fsencode(home) in done.stdout
     assert os.path.samefile(layout.load(home).home, home)
-    Sandbox(home).destroy()
-    assert os.listdir(home) == []
+    subprocess.run([*words[:4], "destroy"], env=environment, check=True)
+    assert not os.path.lexists(home)
 
 
 def test_no_reservation_is_left_of_clusters_that_are_gone(tmp_path):
