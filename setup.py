@@ -97,6 +97,7 @@ setup(
         "oio.conscience.stats": [
             "beanstalkd = oio.conscience.stats:BeanstalkdCollector",
             "http = oio.conscience.stats:HttpCollector",
+            "look = oio.conscience.stats:LookCollector",
             "meta = oio.conscience.stats:MetaCollector",
             "oioproxy = oio.conscience.stats:ProxyCollector",
             "rawx = oio.conscience.stats:RawxCollector",

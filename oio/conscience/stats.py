@@ -47,6 +47,17 @@ class SystemCollector(Collector):
         return {"stat.cpu": 100.0 * self.agent.cpu.idle_ratio()}
 
 
+class LookCollector(Collector):
+    """``stat.looked``: the moment, in seconds on the monotonic clock of the machine.
+
+    Who started a service on this machine sees by it what was found out since.
+    """
+
+    def get_stats(self) -> Stats:
+        """Collect once."""
+        return {"stat.looked": time.monotonic()}
+
+
 class VolumeCollector(Collector):
     """``stat.space``, ``stat.io`` and ``tag.vol`` of the volume at ``path``."""
 
@@ -197,6 +208,7 @@ class BeanstalkdCollector(Collector):
 STATS: dict[str, type[Collector]] = {
     "beanstalkd": BeanstalkdCollector,
     "http": HttpCollector,
+    "look": LookCollector,
     "meta": MetaCollector,
     "oioproxy": ProxyCollector,
     "rawx": RawxCollector,

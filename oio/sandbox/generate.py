@@ -210,6 +210,8 @@ def watch_conf(service: Service) -> str:
     else:
         checks = [{"type": "http", "uri": "/status"}]
         stats = [volume, system]
+    # By it the tool knows what was found out after a start.
+    stats.append({"type": "look"})
     conf: dict[str, Any] = {
         "host": service.host,
         "port": service.port,

@@ -14,6 +14,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -31,7 +32,7 @@ from oio.rdir.dispatcher import RdirDispatcher
 from oio.sandbox import queues, zookeeper
 from oio.sandbox.errors import SandboxError
 from oio.sandbox.layout import GROUND_TYPES, UNSCORED_TYPES, Layout, Service
-from oio.sandbox.supervision import Supervision, tail
+from oio.sandbox.supervision import Supervision, is_paused, tail
 
 _POLL_S = 0.1
 _CALL_TIMEOUT_S = 5.0
@@ -54,6 +55,8 @@ _PROBE_PATHS = {
 _IDLE_AGENT = re.compile(rb"^event_agent_workers 0", re.MULTILINE)
 #: Types that nobody finds while their score is 0.
 _SCORED_TYPES = frozenset({"meta0", "meta1", "meta2", "rawx", "account", "rdir"})
+#: Statistic of the agent: when it found the service up, on the clock of this machine.
+_LOOKED_TAG = "stat.looked"
 #: Types that ask others, and are asked nothing.
 _AGENT_TYPES = frozenset({"conscience-agent", "event-agent"})
 #: Name of a reference that is only asked for: "not found" is the answer that shows a meta1 serves.
@@ -80,7 +83,8 @@ class Readiness:
         )
         self._bootstrapped = False
         self._dispatcher: RdirDispatcher | None = None
-        self._answered: set[str] = set()
+        #: When each service was first seen to answer.
+        self._answered: dict[str, float] = {}
         self._wanted: set[str] = set()
         #: Processes that each service was seen to have, 0 for none.
         self._lives: dict[str, set[int]] = {}
@@ -146,7 +150,7 @@ class Readiness:
                 if problem := self._problem_of_ground(service, expected):
                     missing[service.name] = problem
                 else:
-                    self._answered.add(service.name)
+                    self._answered[service.name] = time.monotonic()
                 continue
             if service.type not in _PROBE_PATHS:
                 continue
@@ -161,7 +165,7 @@ class Readiness:
             elif service.type == "event-agent" and _IDLE_AGENT.search(answer.data):
                 missing[service.name] = "it does not consume yet"
             else:
-                self._answered.add(service.name)
+                self._answered[service.name] = time.monotonic()
         return missing
 
     def _problem_of_ground(self, service: Service, expected: list[Service]) -> str:
@@ -173,6 +177,12 @@ class Readiness:
         return zookeeper.problem(service, alone=2 * len(running) <= len(ensemble))
 
     def _missing_scores(self, expected: list[Service]) -> dict[str, str]:
+        """What the conscience knows may be of the time before a service was restarted, or while it was down.
+
+        That it is of now is sure when the agent found the service up after it had answered.
+        """
+        self._reload_proxy()
+        watched = self._agent_watches()
         try:
             snapshot = self._registry.snapshot()
         except StatusError as err:
@@ -192,9 +202,24 @@ class Readiness:
             elif one.score <= 0 and one.type in _SCORED_TYPES:
                 up = one.tags.get("tag.up")
                 missing[service.name] = f"score {one.score}, up: {up}"
+            elif watched and _is_older(one.tags.get(_LOOKED_TAG), self._answered.get(service.name, 0.0)):
+                missing[service.name] = "the conscience agent has not looked at it since it answers"
         if locked:
             self._registry.unlock(locked)
         return missing
+
+    def _agent_watches(self) -> bool:
+        """Does a conscience agent look at the services now?"""
+        states = self._supervision.states()
+        pids = [states.get(one.name, {}).get("pid", 0) for one in self._layout.of_type("conscience-agent")]
+        return any(pid and not is_paused(pid) for pid in pids)
+
+    def _reload_proxy(self) -> None:
+        """Have all processes of the proxy tell the conscience what they were told, then read what it knows."""
+        proxy = self._layout.of_type("proxy")[0]
+        url = f"http://{proxy.addr}/v3.0/{self._layout.options.namespace}/lb/reload"
+        with suppress(HttpClientError):  # it does not run: then it reads when it starts
+            self._pool.request("POST", url, body=b"")
 
     def _missing_directory(self) -> dict[str, str]:
         """Complete the prefix table once, then ask every meta1 for a reference of one of its prefixes."""
@@ -254,10 +279,11 @@ class Readiness:
         self._bootstrapped = True
 
     def _missing_placement(self) -> dict[str, str]:
-        """Ask each process of the proxy, as far as fresh connections reach them all, for all there is to choose.
+        """Ask processes of the proxy, which read the scores just now, for all there is to choose.
 
         Types of which nothing runs, and nothing was to be started, are left out.
         """
+        self._reload_proxy()
         proxy = self._layout.of_type("proxy")[0]
         snapshot = self._registry.snapshot()
         assert snapshot is not None  # no generation was given
@@ -368,3 +394,8 @@ class Readiness:
         if len(missing) > 5:
             lines.append(f"- and {len(missing) - 5} more: {', '.join(list(missing)[5:])}")
         raise SandboxError("\n".join(lines))
+
+
+def _is_older(looked_s: object, answered_s: float) -> bool:
+    """Did the agent look before? An agent of a former version does not tell when it looks."""
+    return isinstance(looked_s, (int, float)) and looked_s < answered_s

@@ -200,7 +200,7 @@ def test_the_conscience_agent_watches_them(home, monkeypatch):
         with open(os.path.join(found.conf_dir, "watch", f"DEMO-{name}-1.yml"), encoding="utf-8") as stream:
             conf = yaml.safe_load(stream)
         assert conf["type"] == name and conf["checks"] == [{"type": "tcp"}]
-        assert {one["type"] for one in conf["stats"]} == stats
+        assert {one["type"] for one in conf["stats"]} == stats | {"look"}
 
 
 def test_producers_stop_first_and_queues_last(home, monkeypatch):
