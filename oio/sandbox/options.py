@@ -42,7 +42,8 @@ AS_NEEDED = -1
 _COPIES_MAX = 20
 _ADDRESS = re.compile(r"^[^\s:/]+:[0-9]{1,5}\Z")
 _SENTINELS = re.compile(r"^[^\s:/,]+:[0-9]{1,5}(,[^\s:/,]+:[0-9]{1,5})*/[^\s/,?]+\Z")
-_ADDRESSES = re.compile(r"^[^\s:/,;]+:[0-9]{1,5}([,;][^\s:/,;]+:[0-9]{1,5})*\Z")
+_CLUSTER = r"[^\s:/,;]+:[0-9]{1,5}(,[^\s:/,;]+:[0-9]{1,5})*(/[^\s:,;]+)?"
+_ADDRESSES = re.compile(rf"^{_CLUSTER}(;{_CLUSTER})*\Z")
 _ENDPOINT = re.compile(r"^https?://[^\s]+\Z")
 _NAMESPACE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _POLICIES = ("SINGLE", "TWOCOPIES", "THREECOPIES", "17COPIES", "EC", "EC21", "ECX21")
@@ -98,7 +99,7 @@ class Options(msgspec.Struct, kw_only=True):
     replicas: int = 1
     directory_replicas: int = AS_NEEDED
     container_replicas: int = AS_NEEDED
-    #: Connection string of a ZooKeeper that somebody else runs (``host:port,host:port``).
+    #: Connection string of a ZooKeeper that somebody else runs (``host:port,host:port``, maybe a root behind).
     zookeeper_host: str = ""
     #: Groups of services that are stopped, paused or cut off together, ``@host1`` and so on. As needed: one
     #: for each of ``hosts`` when there are several, else one for each copy.
@@ -193,7 +194,7 @@ class Options(msgspec.Struct, kw_only=True):
         if self.zookeeper and self.zookeeper_host:
             raise SandboxError("zookeeper_host is for a cluster that runs no zookeeper of its own")
         if self.zookeeper_host and not _ADDRESSES.match(self.zookeeper_host):
-            raise SandboxError(f"zookeeper_host is host:port,host:port, not {self.zookeeper_host!r}")
+            raise SandboxError(f"zookeeper_host is host:port,host:port/root, not {self.zookeeper_host!r}")
         if not 1 <= self.host_groups <= _COPIES_MAX:
             raise SandboxError(f"Number of host groups out of bounds (1..{_COPIES_MAX}): {self.host_groups}")
         if self.isolate_hosts and self.host_groups == 1:

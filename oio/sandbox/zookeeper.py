@@ -23,10 +23,10 @@ TICK_MS = 200
 #: Bounds of what clients may ask for as session timeout (milliseconds).
 SESSION_MIN_MS, SESSION_MAX_MS = 500, 60_000
 #: Beats that a server may take to join the others, and that one may be silent before they go on without it. A
-#: leader that hangs is replaced after 2 seconds: far less than sessions last.
-_JOIN_TICKS, _SILENCE_TICKS = 50, 10
+#: leader that hangs is replaced after 3 seconds: far less than sessions last.
+_JOIN_TICKS, _SILENCE_TICKS = 50, 15
 #: Heap (MiB): a few thousand nodes and watches need far less.
-_HEAP_MIB = 96
+_HEAP_MIB = 128
 #: While all services start, a small machine may lose a connection.
 _TREE_ATTEMPTS = 3
 _QUESTION_TIMEOUT_S = 1.0

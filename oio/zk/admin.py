@@ -80,17 +80,17 @@ def connection(hosts: str) -> Iterator[KazooClient]:
 
     :raises ZooKeeperUnreachable: when it does not answer, at the start or later.
     """
-    from kazoo.client import KazooClient
-    from kazoo.handlers.threading import KazooTimeoutError
+    from oio.zk.handler import open_client
 
     # Kazoo tells of each attempt; one error is enough.
     _quiet.setLevel(logging.CRITICAL)
     try:
-        client = KazooClient(hosts, timeout=CONNECTION_TIMEOUT_S, logger=_quiet)
-        client.start(CONNECTION_TIMEOUT_S)
-    except (KazooTimeoutError, ValueError, OSError) as exc:
-        raise ZooKeeperUnreachable(f"ZooKeeper {hosts} does not answer: {exc}") from exc
+        client = open_client(hosts, CONNECTION_TIMEOUT_S, _quiet)
+    except ValueError as exc:
+        raise ZooKeeperUnreachable(f"ZooKeeper {hosts} cannot be asked: {exc}") from exc
     try:
+        if not client.start_async().wait(CONNECTION_TIMEOUT_S):
+            raise ZooKeeperUnreachable(f"ZooKeeper {hosts} does not answer")
         yield client
     except KazooException as exc:
         raise ZooKeeperUnreachable(f"ZooKeeper {hosts}: {type(exc).__name__} {exc}".rstrip()) from exc
@@ -113,6 +113,9 @@ def bootstrap(client: KazooClient, namespace: str, batch: int = BATCH) -> int:
 
     :param batch: directories per transaction.
     """
+    from oio.zk.handler import make_root
+
+    make_root(client)
     made = 0
     directories = Tree.directories(namespace)
     while paths := list(islice(directories, batch)):

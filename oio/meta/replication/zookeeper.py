@@ -11,7 +11,7 @@ What kazoo, the client beneath, does not do by itself:
 
 * Only some requests are handed to it at a time. It wakes its thread through a socket pair that holds a few hundred
   bytes, one per request; beyond, the caller would wait, for ever if the connection is lost.
-* Each of its attempts to connect may take as long as the session: see :mod:`oio.zk.handler`.
+* It may not leave a server that hangs before the session is over: see :mod:`oio.zk.handler`.
 * After a loss it insists on the session and on the last transaction that it saw. A ZooKeeper that restarted from
   an empty disk refuses both, always. So a session that has not come back within its own timeout is given up: to
   the servers it is over as well.
@@ -35,8 +35,6 @@ from oio.zk.tree import Tree, ensembles_of
 
 if TYPE_CHECKING:
     from kazoo.client import KazooClient
-
-    from oio.zk.handler import ImpatientHandler
 
 __all__ = ["CONNECTED", "LOST", "SUSPENDED", "Ensemble", "Mailbox", "Tree", "ZooKeepers", "ensembles_of"]
 
@@ -124,7 +122,6 @@ class Ensemble:
         self._losses = 0
         self._lock = threading.Lock()
         self._client: KazooClient | None = None
-        self._handler: ImpatientHandler | None = None
         self._inbox: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._timers: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
@@ -252,16 +249,12 @@ class Ensemble:
 
     def _open(self) -> None:
         """Make a client of our own, without session."""
-        from kazoo.client import KazooClient
+        from oio.zk.handler import open_client
 
-        from oio.zk.handler import ImpatientHandler
-
-        self._handler = ImpatientHandler(self.session_timeout_s)
-        client = KazooClient(
+        client = open_client(
             self.hosts,
-            timeout=self.session_timeout_s,
-            handler=self._handler,
-            logger=_quiet,
+            self.session_timeout_s,
+            _quiet,
             connection_retry={"max_tries": -1, "delay": 0.1, "backoff": 1.5, "max_delay": RETRY_DELAY_MAX_S},
         )
         self._client = client
@@ -272,11 +265,8 @@ class Ensemble:
 
     def _on_state(self, client: KazooClient, state: str) -> None:
         """Kazoo's own thread tells a change: nobody may believe in the session from here on."""
-        if not self._is_present(client) or self._handler is None:
+        if not self._is_present(client):
             return
-        self._handler.connected = state == CONNECTED
-        if state == CONNECTED:
-            self._handler.reset()
         with self._lock:
             if state != CONNECTED:
                 self._connected = False
@@ -296,7 +286,11 @@ class Ensemble:
         self._waiting.clear()
         self._sent = 0
         if state == CONNECTED:
+            from oio.zk.handler import make_root
+
             logger.info("ZooKeeper %s: connected, session 0x%x", self.hosts, session & (2**64 - 1))
+            if session != self.session:
+                make_root(client)
             self.session = session
             self._had_session = True
             self._warned = False

@@ -90,7 +90,7 @@ def test_zookeeper_is_small_and_quick(home):
     assert keys["dataDir"] == service.volume
     assert keys["admin.enableServer"] == "false"
     assert int(keys["minSessionTimeout"]) <= 1000
-    assert generate.command(found, service) == [*ZOOKEEPER, "96m", path]
+    assert generate.command(found, service) == [*ZOOKEEPER, "128m", path]
 
 
 def test_servers_of_an_ensemble_know_each_other(home):
@@ -104,7 +104,7 @@ def test_servers_of_an_ensemble_know_each_other(home):
     for one in servers:
         with open(f"{found.conf_dir}/{one.name}.cfg", encoding="utf-8") as stream:
             lines = set(stream.read().splitlines())
-        assert members | {f"clientPort={one.port}", f"dataDir={one.volume}", "syncLimit=10"} <= lines
+        assert members | {f"clientPort={one.port}", f"dataDir={one.volume}", "syncLimit=15"} <= lines
         with open(f"{one.volume}/myid", encoding="utf-8") as stream:
             assert stream.read() == f"{one.num}\n"
     assert [one.name for one in found.select(["@zookeeper2"])] == ["DEMO-zookeeper-2"]
@@ -171,6 +171,11 @@ def test_a_zookeeper_of_somebody_else(home, monkeypatch):
     assert "zookeeper=10.0.0.1:2181,10.0.0.2:2181\n" in generate.sds_conf(found)
 
 
+@pytest.mark.parametrize("told", ["a:1/root", "a:1,b:2/deep/root;c:3"])
+def test_a_zookeeper_of_somebody_else_may_have_a_root(home, told):
+    assert Sandbox(home, merge({"replicas": 3, "zookeeper_host": told})).init().zookeeper == told
+
+
 def test_option_files_and_command_line(home):
     raw = {"zookeeper": True, "directory_replicas": 3, "container_replicas": 3, "meta2": {"count": 4}}
     options = merge(from_map(raw, "file"))
@@ -190,6 +195,7 @@ def test_option_files_and_command_line(home):
         ({"replicas": 3, "meta1": 2}, "directory_replicas"),
         ({"zookeeper": 1, "zookeeper_host": "a:1"}, "zookeeper_host"),
         ({"replicas": 3, "zookeeper_host": "nowhere"}, "zookeeper_host"),
+        ({"replicas": 3, "zookeeper_host": "a:1/root,b:2"}, "zookeeper_host"),
         ({"host_groups": 0}, "host groups"),
     ],
 )
@@ -224,15 +230,21 @@ def test_a_service_that_lives_too_short_again_and_again_is_given_up(home):
         """Whatever is started lives for a second, and then something else is."""
 
         pid = 0
+        given_up = ()
 
         def states(self):
             self.pid += 1
             return {"DEMO-rawx-1": {"state": "RUNNING", "pid": self.pid, "error": ""}}
 
+        def give_up(self, services):
+            self.given_up = [service.name for service in services]
+
     found = Sandbox(home, Options(namespace="DEMO", rawx=1)).init()
-    ready = Readiness(found, Supervised(), 1.0, lambda _text: None)
+    supervised = Supervised()
+    ready = Readiness(found, supervised, 1.0, lambda _text: None)
     for name, told in (("DEMO-rawx-2", False), ("DEMO-rawx-1", True)):
         with contextlib.nullcontext() if not told else pytest.raises(SandboxError, match="again and again"):
             for _ in range(10):
                 ready._check_supervisor({name})
+        assert supervised.given_up == ([name] if told else ())
     ready.close()
