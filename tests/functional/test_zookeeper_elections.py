@@ -21,7 +21,6 @@ from zookeeper_servers import ZooKeeperProcess
 from oio.meta.replication.candidacy import Candidacy, View
 from oio.meta.replication.registration import Registration
 from oio.meta.replication.zookeeper import CONNECTED, LOST, SUSPENDED, Ensemble, ZooKeepers
-from oio.zk.admin import bootstrap, connection, destroy, groups, seems_complete
 from oio.zk.tree import Tree
 
 KEY = "0A1B" + "F" * 60
@@ -441,31 +440,6 @@ def test_services_start_without_zookeeper_and_say_so_once(tmp_path, caplog):
     finally:
         ensemble.stop()
         server.stop()
-
-
-def test_a_root_that_is_missing_is_made(server, hands, key):
-    hosts = f"{server.addr}/deep/root"
-    ensemble = Ensemble(hosts, LONG_S)
-    registration = Registration(ensemble, "NS", "meta0", "127.0.0.1:6001")
-    candidacy = Candidacy(ensemble, "NS", "meta2", key, "a")
-    ensemble.start()
-    try:
-        candidacy.join()
-        registration.start()
-        view = reached(candidacy, lambda view: view.leads)
-        directory = "/deep/root" + Tree.election_directory("NS", "meta2", key)
-        assert hands.get_children(directory) == [view.members[0][0]]
-        eventually(lambda: hands.exists("/deep/root/hc/ns/NS/srv/meta0/127.0.0.1:6001"))
-        with connection(hosts) as client:
-            (group,) = groups(client, "NS", "meta2")
-            assert (group.key, group.nodes[0].value) == (key, "a")
-    finally:
-        ensemble.stop()
-    with connection(f"{server.addr}/other/root") as client:
-        assert list(groups(client, "NS", "meta0")) == []
-        assert bootstrap(client, "NS") > 65536 and seems_complete(client, "NS")
-        assert hands.exists("/other/root/hc/ns/NS/el/meta2/FF/FF")
-        assert destroy(client, "NS")
 
 
 # -- several clusters, many elections ---------------------------------------------------------------
