@@ -104,24 +104,29 @@ class Shared:
         self.type_names = TypeNames()
         self.excused: OrderedDict[str, int] = OrderedDict()
         self.idle = threading.Event()
+        self._told = threading.Lock()
         self._down: dict[str, float] = {}
         self._back: dict[str, float] = {}
 
     def lost(self, source: EventSource, asked_s: float, exc: Exception) -> None:
         """A queue does not answer what it was asked at a moment (monotonic): say it once."""
-        if source.url in self._down:
-            self._down[source.url] = time.monotonic()
-        elif asked_s >= self._back.get(source.url, asked_s):
-            self._down[source.url] = time.monotonic()
-            self.logger.error("queue %s lost: %s", shown_url(source.url), exc)
+        with self._told:
+            if source.url in self._down:
+                self._down[source.url] = time.monotonic()
+            elif asked_s >= self._back.get(source.url, asked_s):
+                self._down[source.url] = time.monotonic()
+                self.logger.error("queue %s lost: %s", shown_url(source.url), exc)
 
     def found(self, source: EventSource, asked_s: float) -> None:
         """A queue answered."""
         # What was asked before it was lost, or was back, proves nothing.
-        if self._down and asked_s > self._down.get(source.url, asked_s):
-            self._down.pop(source.url, None)
-            self._back[source.url] = time.monotonic()
-            self.logger.info("queue %s is back", shown_url(source.url))
+        if not self._down:
+            return
+        with self._told:
+            if asked_s > self._down.get(source.url, asked_s):
+                del self._down[source.url]
+                self._back[source.url] = time.monotonic()
+                self.logger.info("queue %s is back", shown_url(source.url))
 
 
 class Consumer:
