@@ -145,7 +145,7 @@ def test_the_next_conscience_is_tried(running, pool):
 
 
 def test_a_silent_conscience_is_asked_last_for_a_while(running, pool, monkeypatch):
-    monkeypatch.setattr(registry_client, "TIMEOUT_WITH_OTHERS_S", 0.1)
+    monkeypatch.setattr(registry_client, "TIMEOUT_WITH_OTHERS_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hung = "{}:{}".format(*silent.getsockname())
         client = RegistryClient([hung, running[1]], pool)

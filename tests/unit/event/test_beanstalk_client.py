@@ -196,8 +196,8 @@ def test_priorities_and_delays(client):
     client.put("low", priority=2**32 - 1)
     client.put("usual")
     client.put("high", priority=1)
-    client.put("late", delay=1, ttr=10)
-    assert [client.reserve(timeout=3)[1] for _ in range(4)] == ["high", "usual", "low", "late"]
+    client.put("late", delay=3, ttr=10)
+    assert [client.reserve(timeout=10)[1] for _ in range(4)] == ["high", "usual", "low", "late"]
     client.close()  # gives them back, and connects again
     assert client.reserve(timeout=1)[1] == "high"
     client.drain_tube("nothing-here")

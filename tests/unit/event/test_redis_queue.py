@@ -100,11 +100,11 @@ def test_jobs_read_ahead_are_not_kept_for_long(server, monkeypatch):
             time.sleep(0.01)
             assert slow.delete(job)
         assert slow._read_ahead == 1
-    with open_queue(server.url, "x") as queue, open_source(server.url, "x", ttr_s=0.6) as slow:
+    with open_queue(server.url, "x") as queue, open_source(server.url, "x", ttr_s=2.0) as slow:
         queue.put_many([b"%d" % n for n in range(4)])
-        with open_source(server.url, "x", ttr_s=0.6) as other:
+        with open_source(server.url, "x", ttr_s=2.0) as other:
             first = slow.reserve(1)
-            time.sleep(0.7)
+            time.sleep(2.1)
             taken = [other.reserve(3) for _ in range(4)]
             assert sorted(job.body for job in taken) == [b"0", b"1", b"2", b"3"]
             assert slow.reserve(0.1) is None

@@ -84,9 +84,15 @@ def test_timeout_of_an_idle_connection(serve, raw):
 
 
 def test_timeout_of_a_peer_that_does_not_read(serve, raw, until):
-    server = serve(lambda request: Response(200, b"x" * (64 << 20)), timeout_write_s=0.2)
+    entered = threading.Event()
+
+    def handler(request):
+        entered.set()
+        return Response(200, b"x" * (64 << 20))
+
+    server = serve(handler, timeout_write_s=0.2)
     raw(server).send(GET)
-    until(lambda: server.connections_count == 1)
+    assert entered.wait(10)
     until(lambda: server.connections_count == 0)
 
 

@@ -69,6 +69,6 @@ def test_a_silence_is_bounded_by_the_deadline(script):
     begin = time.monotonic()
     with HttpPool() as pool, pytest.raises(ReadTimeout, match="deadline"):
         pool.request(
-            "POST", server.url, timeout=(1, 0.03), deadline=begin + 0.1, on_silence=lambda: looks.append(1) or True
+            "POST", server.url, timeout=(1, 0.3), deadline=begin + 1, on_silence=lambda: looks.append(1) or True
         )
-    assert 0.09 < time.monotonic() - begin < 2 and 1 <= len(looks) <= 4
+    assert 0.99 < time.monotonic() - begin < 2 and 1 <= len(looks) <= 4
