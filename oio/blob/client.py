@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from email.utils import parsedate_to_datetime
+from email.utils import parsedate
 from typing import Any
 from urllib.parse import unquote
 
@@ -86,7 +86,10 @@ def extract_headers_meta(headers: Mapping[str, Any], check: bool = True) -> dict
         elif key == "full_path":
             meta[key] = value
         elif key == "chunk_mtime":
-            meta[key] = parsedate_to_datetime(value).timestamp()
+            # Told in the time of the rawx, which is taken for ours (contract: rawx GET, Last-Modified).
+            date = parsedate(value)
+            if date is not None:
+                meta[key] = time.mktime(date)
         else:
             meta[key] = unquote(value)
     if missing:

@@ -15,7 +15,6 @@ import contextlib
 import logging
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 
 import blake3
@@ -61,13 +60,13 @@ def description(chunk: StoredChunk) -> Headers:
     if chunk.lean:
         return [("x-oio-chunk-meta-block-sums", chunk.meta.block_sums)]
     headers = metadata.reply_headers(chunk.meta)
-    headers.append(("Last-Modified", http_date(chunk.mtime)))
+    headers.append(("Last-Modified", local_date(chunk.mtime)))
     return headers
 
 
-def http_date(seconds: float) -> str:
-    """RFC 1123 date, in GMT."""
-    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
+def local_date(seconds: float) -> str:
+    """RFC 1123 date in the zone of this server: clients ignore its name (contract: rawx GET, Last-Modified)."""
+    return time.strftime("%a, %d %b %Y %H:%M:%S %Z", time.localtime(seconds))
 
 
 def get(chunk: StoredChunk, range_header: str | None, uncached: bool = False) -> Response:
@@ -81,20 +80,18 @@ def get(chunk: StoredChunk, range_header: str | None, uncached: bool = False) ->
 
 def _get(chunk: StoredChunk, range_header: str | None, uncached: bool) -> Response:
     size = logical_size(chunk)
-    selected = ranges.parse(range_header, size)
-    if selected is not None and not selected:
+    try:
+        selected = ranges.parse(range_header, size)
+    except ranges.Unsatisfiable:
         chunk.close()
-        return Response(416, headers=[("Content-Range", f"bytes */{size}")])
+        return Response(416)
     verifier = _verifier(chunk, size)
     headers = description(chunk)
-    if selected is None:
-        status, first, count = 200, 0, size
-    elif len(selected) == 1:
-        status, (first, last) = 206, selected[0]
-        count = last - first + 1
+    status, first, count = 200, 0, size
+    if selected is not None:
+        first, last = selected
+        status, count = 206, last - first + 1
         headers.append(("Content-Range", f"bytes {first}-{last}/{size}"))
-    else:
-        return _multipart(chunk, verifier, selected, size, headers)
     if not compression.is_raw(chunk.meta.compression):
         body: Iterable[bytes] = _primed(_inflated(chunk, verifier, first, count))
         return Response(status, body, headers, content_length=count)
@@ -222,61 +219,6 @@ def _primed(pieces: Iterator[bytes]) -> Iterator[bytes]:
 def _chained(head: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
     yield head
     yield from pieces
-
-
-def _multipart(
-    chunk: StoredChunk,
-    verifier: BlockVerifier | None,
-    selected: list[tuple[int, int]],
-    size: int,
-    headers: Headers,
-) -> Response:
-    """Several ranges, as multipart/byteranges (RFC 9110, section 14.6)."""
-    raw = compression.is_raw(chunk.meta.compression)
-    if raw and verifier is not None:
-        for first, last in selected:
-            _verify_edges(chunk, verifier, first, last)
-    boundary = uuid.uuid4().hex
-    heads = [
-        f"\r\n--{boundary}\r\nContent-Type: application/octet-stream\r\n"
-        f"Content-Range: bytes {first}-{last}/{size}\r\n\r\n".encode()
-        for first, last in selected
-    ]
-    tail = f"\r\n--{boundary}--\r\n".encode()
-    length = len(tail) + sum(map(len, heads)) + sum(last - first + 1 for first, last in selected)
-    headers.append(("Content-Type", f"multipart/byteranges; boundary={boundary}"))
-    parts = _parts(chunk, verifier, list(zip(heads, selected, strict=True)), tail)
-    return Response(206, parts, headers, content_length=length)
-
-
-def _parts(
-    chunk: StoredChunk,
-    verifier: BlockVerifier | None,
-    parts: list[tuple[bytes, tuple[int, int]]],
-    tail: bytes,
-) -> Iterator[bytes]:
-    raw = compression.is_raw(chunk.meta.compression)
-    with chunk:
-        for head, (first, last) in parts:
-            yield head
-            if raw:
-                yield from _pieces(chunk, first, last)
-                continue
-            # Each part inflates from the start: such requests are rare, memory stays bounded.
-            again = chunk.duplicate()
-            text = chunk.meta.block_sums
-            fresh = None if verifier is None else BlockVerifier(text, verifier.chunk_size)
-            yield from _inflated(again, fresh, first, last - first + 1)
-        yield tail
-
-
-def _pieces(chunk: StoredChunk, first: int, last: int) -> Iterator[bytes]:
-    while first <= last:
-        piece = os.pread(chunk.fd, min(last - first + 1, MEMORY_BYTES_MAX), first)
-        if not piece:
-            raise Inconsistent(f"chunk {chunk.meta.chunk_id} is shorter than its attributes say")
-        first += len(piece)
-        yield piece
 
 
 def _forget(fd: int) -> None:

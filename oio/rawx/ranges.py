@@ -1,66 +1,40 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""The Range header (RFC 9110, section 14)."""
+"""The Range header, as far as chunk servers honour it (contract: rawx GET, ranges).
+
+One closed range is served. Ranges with an open end and suffixes are ignored, as the clients of the 7.x series
+expect: they ask for whole chunks so, and take 206 for the range that they computed themselves.
+"""
 
 from __future__ import annotations
 
 import re
 
-# A request for more parts than this is answered whole: nobody reads a chunk that way.
-RANGES_MAX = 64
-
-_SPEC = re.compile(r"([0-9]*)-([0-9]*)\Z")
+# What follows the first range is ignored: answers never have several parts.
+_RANGE = re.compile(r"bytes=([0-9]+)-([0-9]+)")
 _INT64_MAX = (1 << 63) - 1
 
 
-def parse(header: str | None, size: int) -> list[tuple[int, int]] | None:
-    """Ranges to send, as (first byte, last byte); None for the whole chunk.
+class Unsatisfiable(Exception):
+    """Raised when a range begins after the last byte (416)."""
 
-    An empty list means that no range can be satisfied (416). A header that is not understood is
-    ignored, as the RFC asks. An empty chunk is always sent whole (contract: rawx GET).
 
-    >>> parse("bytes=2-5", 10), parse("bytes=-3", 10), parse("bytes=12-", 10), parse("lines=1", 10)
-    ([(2, 5)], [(7, 9)], [], None)
+def parse(header: str | None, size: int) -> tuple[int, int] | None:
+    """First and last byte to send; None for the whole chunk. :raises Unsatisfiable: when there is no such byte.
+
+    A header that is not understood is ignored; an empty chunk is always sent whole.
+
+    >>> parse("bytes=2-5", 10), parse("bytes=8-99", 10), parse("bytes=2-", 10), parse("bytes=-3", 10)
+    ((2, 5), (8, 9), None, None)
     """
-    if header is None or not size or not header.startswith("bytes="):
+    if header is None or not size:
         return None
-    specs = header[len("bytes=") :].split(",")
-    if len(specs) > RANGES_MAX:
-        return None
-    ranges: list[tuple[int, int]] = []
-    asked = 0
-    for spec in specs:
-        spec = spec.strip(" \t")
-        if not spec:
-            continue
-        asked += 1
-        bounds = _bounds(spec, size)
-        if bounds is None:
-            return None
-        first, last = bounds
-        if first <= last:
-            ranges.append(bounds)
-    if not asked or sum(last - first + 1 for first, last in ranges) > 2 * size:
-        return None  # nothing, or overlapping parts that would multiply the answer
-    return ranges
-
-
-def _bounds(spec: str, size: int) -> tuple[int, int] | None:
-    """First and last byte of one range; first > last when it can't be satisfied; None if bad."""
-    match = _SPEC.match(spec)
+    match = _RANGE.match(header)
     if match is None:
         return None
-    first_text, last_text = match.groups()
-    if not first_text and not last_text:
-        return None
-    first = int(first_text) if first_text else 0
-    last = int(last_text) if last_text else _INT64_MAX
-    if first > _INT64_MAX or last > _INT64_MAX:
-        return None
-    if not first_text:
-        return (max(0, size - last), size - 1) if last else (1, 0)
-    if first > last:
+    first, last = int(match[1]), int(match[2])
+    if first > last or last > _INT64_MAX:
         return None
     if first >= size:
-        return 1, 0
+        raise Unsatisfiable(f"byte {first} of {size}")
     return first, min(last, size - 1)

@@ -347,11 +347,6 @@ class StoredChunk:
         self.mtime = stat.st_mtime
         self.meta = meta
 
-    def duplicate(self) -> StoredChunk:
-        """The same chunk behind a descriptor of its own."""
-        fd = os.dup(self.fd)
-        return StoredChunk(fd, os.fstat(fd), self.meta, self.lean)
-
     def advise(self, advice: str) -> None:
         """Tell the kernel how the file will be read."""
         os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from hashlib import md5
 from typing import Any
@@ -221,7 +222,13 @@ def test_perfdata(blob: BlobClient, cluster: FakeCluster) -> None:
     assert perfdata["rawx"]["overall"] > 0
 
 
-def test_dates() -> None:
-    headers = {"last-modified": "Thu, 01 Jan 1970 00:01:00 GMT", "x-oio-chunk-meta-full-path": "a%20b"}
+@pytest.mark.parametrize("zone", ["GMT", "CET", "EST", "-03"])
+def test_dates_are_local(zone: str) -> None:
+    """Rawx tell their local time; the name of its zone says little (contract: rawx GET, Last-Modified)."""
+    headers = {
+        "last-modified": f"Tue, 14 Nov 2023 17:13:20 {zone}", "x-oio-chunk-meta-full-path": "a%20b"
+    }  # fmt: skip
     meta = extract_headers_meta(headers, check=False)
-    assert meta == {"chunk_mtime": 60.0, "full_path": "a%20b"}
+    local = time.mktime((2023, 11, 14, 17, 13, 20, 0, 0, -1))
+    assert meta == {"chunk_mtime": local, "full_path": "a%20b"}
+    assert extract_headers_meta({"last-modified": "yesterday"}, check=False) == {}

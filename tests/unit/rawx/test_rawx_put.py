@@ -378,9 +378,8 @@ def test_compression(start, name, window):
     for first, last in ((0, 0), (5, 1500000), (1048575, 1048576), (2599999, 2599999)):
         part = client.get(Range=f"bytes={first}-{last}")
         assert (part.status, part.body) == (206, data[first : last + 1])
-    multi = client.get(Range="bytes=0-1,2000000-2000003")
-    assert multi.status == 206
-    assert data[2000000:2000004] in multi.body
+    first_only = client.get(Range="bytes=2000000-2000003,0-1")
+    assert (first_only.status, first_only.body) == (206, data[2000000:2000004])
     assert client.head_chunk(x_oio_check_hash="on").status == 200
     head = client.head_chunk()
     assert head.headers["content-length"] == str(len(data))
