@@ -242,7 +242,7 @@ class Gateway:
     def _get(self, headers: Mapping[str, str], reqid: str) -> Reply:
         method = _storage_method(_needed(headers, "content-chunk-method"))
         if method.ec:
-            size = _number(headers, CHUNK_SIZE_HEADER, None, 1)
+            size = _number(headers, CHUNK_SIZE_HEADER, None, 0)
             chunks = self._chunks(headers, method.expected_chunks)
         else:
             size = 0
@@ -267,6 +267,12 @@ class Gateway:
         """Decode a metachunk. Clients tell its size, not always the right one: the chunks know it."""
         size = self._size_on_rawx(chunks, METACHUNK_SIZE_HEADER, reqid)
         chunks[0]["size"] = given_size if size is None else size
+        if not chunks[0]["size"]:
+            # Nothing has to be read, but too few chunks are a loss here as well.
+            found = sum(1 for _ in self._answering(chunks, reqid))
+            if found < method.ec_nb_data:
+                raise exc.ServiceUnavailable(f"{found} of {method.ec_nb_data} chunks answer")
+            return b""
         start, end = asked or (None, None)
         stream = ECChunkDownloadHandler(
             method, chunks, start, end, {REQID_HEADER: reqid}, reqid=reqid, logger=logger,
@@ -295,6 +301,14 @@ class Gateway:
 
     def _size_on_rawx(self, chunks: list[Chunk], header: str, reqid: str) -> int | None:
         """A size that the first rawx to answer tells; None when none does."""
+        for resp in self._answering(chunks, reqid):
+            text = resp.headers.get(header)
+            if text and text.isascii() and text.isdigit():
+                return int(text)
+        return None
+
+    def _answering(self, chunks: list[Chunk], reqid: str) -> Iterator[Any]:
+        """Answers of the rawx that have their chunk."""
         for chunk in chunks:
             try:
                 resp = self.blob_client.http_pool.request(
@@ -304,10 +318,8 @@ class Gateway:
             except failures() as err:
                 logger.info("chunk %s: %s (reqid=%s)", chunk["url"], err, reqid)
                 continue
-            text = resp.headers.get(header) if resp.status == 200 else None
-            if text and text.isascii() and text.isdigit():
-                return int(text)
-        return None
+            if resp.status == 200:
+                yield resp
 
     def _chunks(self, headers: Mapping[str, str], count: int) -> list[Chunk]:
         """The chunks that a request names, among the ``count`` first; numbers may be missing.

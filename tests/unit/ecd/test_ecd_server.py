@@ -168,6 +168,28 @@ def test_request_ids_go_to_the_rawx() -> None:
         rawx.stop(1.0)
 
 
+@pytest.mark.parametrize(("lost", "status"), [(0, "200 OK"), (1, "200 OK"), (2, "500 ")])
+def test_empty_metachunks(lost: int, status: str) -> None:
+    def answer(request: Request) -> Response:
+        if int(request.path[1]) < lost:
+            return Response(404)
+        headers = {"x-oio-chunk-meta-metachunk-size": "0", "x-oio-chunk-meta-chunk-size": "0"}
+        return Response(200, b"", headers)
+
+    rawx = Server(answer, [("127.0.0.1", 0)])
+    rawx.start()
+    try:
+        host, port = rawx.addresses[0][:2]
+        headers = object_headers([f"http://{host}:{port}/{index}{'AB' * 31}" for index in range(3)])
+        for size in ("0", "10"):
+            headers["HTTP_X_OIO_CHUNK_META_CHUNK_SIZE"] = size
+            answered, body = wsgi(create_app(), **headers)
+            assert answered.startswith(status)
+            assert body == b"" or lost == 2
+    finally:
+        rawx.stop(1.0)
+
+
 def test_a_timeout_of_the_rawx_is_not_a_lack_of_services(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("oio.ecd.gateway.READ_TIMEOUT_S", 0.2)
     mutes = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
