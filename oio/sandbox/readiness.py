@@ -375,13 +375,17 @@ class Readiness:
         """Do not wait for a service that the supervisor gave up."""
         dead = {}
         for name, state in self._supervision.states().items():
-            lives = self._lives.setdefault(name, set())
-            lives.add(state["pid"])
+            self._lives.setdefault(name, set()).add(state["pid"])
             # On a busy machine a service may take longer to fail than the supervisor watches its start.
-            if name in names and (state["state"] == "FATAL" or len(lives - {0}) > _LIVES_MAX):
+            if name in names and (state["state"] == "FATAL" or self._lived(name) > _LIVES_MAX):
                 dead[name] = state["error"] or "it stopped again and again"
         if dead:
+            tried = {name for name in names - self._answered.keys() if self._lived(name) > _LIVES_MAX // 2}
+            self._supervision.give_up([one for one in self._layout.services if one.name in tried])
             self._fail("Services do not start", dead)
+
+    def _lived(self, name: str) -> int:
+        return len(self._lives.get(name, set()) - {0})
 
     def _fail(self, problem: str, missing: dict[str, str]) -> None:
         lines = [problem]

@@ -39,6 +39,8 @@ _HOLDERS = frozenset({"account", "rdir", "webhook", *GROUND_TYPES})
 _RPC_ERRORS = (OSError, http.client.HTTPException, xmlrpc.client.Error)
 #: Faults that mean that there is nothing to do (supervisor.xmlrpc.Faults).
 _ALREADY_STARTED, _NOT_RUNNING = 60, 70
+#: States that last until somebody asks for a start; what has exited is about to be started again.
+_AT_REST = frozenset({"STOPPED", "FATAL"})
 
 
 class Supervision:
@@ -63,8 +65,9 @@ class Supervision:
         if self.alive():
             return
         layout = self._layout
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(layout.supervisor_socket)
+        for path in (layout.supervisor_socket, *map(self._given_up, layout.services)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         conf = os.path.join(layout.conf_dir, "supervisord.conf")
         log_path = os.path.join(layout.log_dir, "supervisord.out")
         with open(log_path, "ab") as log:
@@ -85,6 +88,8 @@ class Supervision:
 
     def start(self, service: Service) -> None:
         """Ask for the start of a service, without waiting."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._given_up(service))
         with self._rpc() as rpc, _ignoring(_ALREADY_STARTED):
             rpc.startProcess(f"{service.type}:{service.name}", False)
 
@@ -103,21 +108,37 @@ class Supervision:
         names = {service.name for service in services}
         self.resume(services)
         with self._rpc() as rpc:
-            for service in services:
-                with _ignoring(_NOT_RUNNING):
-                    rpc.stopProcess(f"{service.type}:{service.name}", False)
             deadline = time.monotonic() + _SUPERVISOR_STOP_S
+            asked = services
             while True:
-                running = [
-                    info["name"]
+                for service in asked:
+                    with _ignoring(_NOT_RUNNING):
+                        rpc.stopProcess(f"{service.type}:{service.name}", False)
+                states = {
+                    info["name"]: info["statename"]
                     for info in rpc.getAllProcessInfo()
-                    if info["name"] in names and (info["pid"] or info["statename"] == "STOPPING")
-                ]
-                if not running:
+                    if info["name"] in names and (info["pid"] or info["statename"] not in _AT_REST)
+                }
+                if not states:
                     return
                 if time.monotonic() > deadline:
-                    raise SandboxError(f"Still running: {', '.join(running)}")
+                    raise SandboxError(f"Still running: {', '.join(states)}")
+                # What ended by itself a moment ago was not running, and will be.
+                asked = [one for one in services if states.get(one.name, "STOPPING") != "STOPPING"]
                 time.sleep(_POLL_S)
+
+    def give_up(self, services: list[Service]) -> None:
+        """Stop services that end again and again: their state is FATAL until somebody starts them.
+
+        The supervisor does so itself, when each life is shorter than the time for which it watches a start.
+        """
+        self._stop_at_once(services)
+        for service in services:
+            with open(self._given_up(service), "wb"):
+                continue
+
+    def _given_up(self, service: Service) -> str:
+        return os.path.join(self._layout.run_dir, f"{service.name}.given-up")
 
     def pause(self, services: list[Service]) -> None:
         """Stop all the processes of services where they are: they keep everything, and answer nothing."""
@@ -155,9 +176,10 @@ class Supervision:
                 infos = rpc.getAllProcessInfo()
         except _RPC_ERRORS:
             return {}
+        given_up = {one.name for one in self._layout.services if os.path.exists(self._given_up(one))}
         return {
             info["name"]: {
-                "state": info["statename"],
+                "state": "FATAL" if info["name"] in given_up else info["statename"],
                 "pid": info["pid"],
                 "uptime_s": max(0, info["now"] - info["start"]) if info["pid"] else 0,
                 "error": info["spawnerr"],
