@@ -13,17 +13,25 @@ import subprocess
 import sys
 
 import pytest
-from support import ROOT, eventually
+from support import ROOT, eventually, held_port
 
 CHUNK = "0123456789ABCDEF" * 4
 PREFIX = "x-oio-chunk-meta-"
 STRACE = shutil.which("strace")
 
 
+#: Sockets that keep the ports that were given away.
+_HELD = []
+
+
 def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    """A port of loopback that is ours until the end of the run.
+
+    Without that the kernel may give it to any connection before our server listens, or while it is down.
+    """
+    sock, port = held_port()
+    _HELD.append(sock)
+    return port
 
 
 def can_trace():

@@ -6,10 +6,10 @@ import hashlib
 import re
 import signal
 import threading
-import time
 
 import pytest
 from processes import CHUNK, can_trace, tracer, whole_calls
+from support import eventually
 
 # -- order of the system calls -----------------------------------------------------------------
 
@@ -111,18 +111,16 @@ def test_kill_during_uploads(start_rawx):
     threads = [threading.Thread(target=upload, args=(worker,)) for worker in range(4)]
     half = service.connect()
     half.sendall(service.head("PUT", CHUNK, "Content-Length: 1000000\r\n") + b"x" * 300000)
+    eventually(lambda: f"{CHUNK}.pending" in service.files(), what="the upload that will not end begins")
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 20
-    while len(acknowledged) < 60 and time.monotonic() < deadline:
-        stop.wait(0.01)
+    eventually(lambda: len(acknowledged) >= 60, what="some answers")
     service.popen.send_signal(signal.SIGKILL)
     service.popen.wait()
     stop.set()
     for thread in threads:
         thread.join()
     half.close()
-    assert len(acknowledged) >= 60
     assert CHUNK + ".pending" in service.files()
     again = start_rawx(volume=service.volume)
     finals = {name for name in again.files() if not name.endswith(".pending")}
@@ -130,11 +128,7 @@ def test_kill_during_uploads(start_rawx):
     assert CHUNK not in finals
     for name in finals:
         assert again.call("GET", name) == (200, sent[name])
-    deadline = time.monotonic() + 10
-    while set(again.files()) - finals and time.monotonic() < deadline:
-        stop.clear()
-        stop.wait(0.05)
-    assert set(again.files()) == finals  # the leftovers were swept
+    eventually(lambda: set(again.files()) == finals, what="the leftovers swept")
     assert again.call("PUT", CHUNK, b"retry")[0] == 201
 
 
@@ -149,9 +143,7 @@ def test_sigterm_lets_running_requests_end(start_rawx):
     service = start_rawx()
     with service.connect() as sock:
         sock.sendall(service.head("PUT", CHUNK, "Content-Length: 4\r\n") + b"ab")
-        deadline = time.monotonic() + 10
-        while CHUNK + ".pending" not in service.files() and time.monotonic() < deadline:
-            threading.Event().wait(0.01)
+        eventually(lambda: f"{CHUNK}.pending" in service.files(), what="the upload begins")
         service.popen.terminate()
         threading.Event().wait(0.1)
         sock.sendall(b"cd")
