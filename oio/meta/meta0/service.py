@@ -14,6 +14,7 @@ from typing import Any
 
 from oio.common import status
 from oio.common.status import StatusError
+from oio.directory.prefixes import PREFIXES
 from oio.meta.base_type import BaseType
 from oio.meta.context import Context, nothing_to_refresh
 from oio.meta.messages import Meta0Get, Meta0Set, Operation, PrefixMapping, Refresh
@@ -38,6 +39,7 @@ META0 = BaseType(name="meta0", schema=SCHEMA)
 _PREFIX = re.compile(r"^[0-9A-F]{4}\Z")
 _PARTIAL = re.compile(r"^[0-9A-F]{0,4}\Z")
 _ADDRESS_MAX = 255
+_ANY = "SELECT 1 FROM meta1 LIMIT 1"
 #: Admin key that changes with the table.
 _VERSION = "version:main.meta1"
 
@@ -80,7 +82,10 @@ class Meta0Service:
         )
 
     def set(self, request: Meta0Set, context: Context) -> None:
-        """Replace the services of the given prefixes, all of them or none."""
+        """Replace the services of the given prefixes, all of them or none.
+
+        :raises StatusError: 400 for a first mapping that leaves prefixes without services.
+        """
         rows = []
         for prefix, services in request.mapping.items():
             if not _PREFIX.match(prefix):
@@ -96,11 +101,16 @@ class Meta0Service:
                 rows.append((key, service))
         if not rows:
             return
+        whole = len(request.mapping) == PREFIXES
         if not self._repository.present(self._base, context.deadline, context.route):
+            if not whole:
+                raise _incomplete(request)
             # The copies of a new namespace are made with its first mapping.
             self._repository.create(self._base, self._init, context.deadline, context.steps)
 
         def replace(tx: Transaction) -> None:
+            if not whole and not tx.execute(_ANY).fetchall():
+                raise _incomplete(request)
             tx.executemany(
                 "DELETE FROM meta1 WHERE prefix = ?",
                 [(bytes.fromhex(prefix),) for prefix in request.mapping],
@@ -132,6 +142,13 @@ class Meta0Service:
                 raise
             return {}
         return known[1]
+
+
+def _incomplete(request: Meta0Set) -> StatusError:
+    return StatusError(
+        status.BAD_REQUEST,
+        f"The first mapping must name all the {PREFIXES} prefixes, this one names {len(request.mapping)}",
+    )
 
 
 def _read_rows(reader: Reader) -> dict[str, list[str]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import msgspec
 
+from oio.directory.prefixes import DIGITS_MAX, PREFIXES, base_of, siblings
 from oio.http.client import HttpClientError
 from oio.http.messages import Response
 from oio.meta.messages import Meta0Get, Meta0Set, PrefixMapping
@@ -32,12 +33,7 @@ def meta0_force(call: Call) -> Response:
 
     The master of meta0 has it copied; services that replicate nothing are told one after the other.
     """
-    try:
-        request = Meta0Set(mapping=msgspec.json.decode(call.raw_body(), type=dict[str, list[str]]))
-    except msgspec.MsgspecError as exc:
-        raise bad_request(f"Invalid mapping: {exc}") from None
-    if not request.mapping:
-        raise bad_request("Invalid mapping: it names no prefix")
+    request = Meta0Set(mapping=_complete(_mapping_of(call), call.proxy.variables["ns.meta1_digits"]))
     resolver = call.proxy.resolver
     services = resolver.meta0()
     if _replicate(call, services):
@@ -48,6 +44,31 @@ def meta0_force(call: Call) -> Response:
     resolver.csm0.clear()
     call.proxy.tell_siblings(call, target="/v3.0/cache/flush/high")
     return Response(204)
+
+
+def _mapping_of(call: Call) -> dict[str, list[str]]:
+    """The body, with upper-case prefixes. :raises StatusError: 400 when it is not a mapping."""
+    try:
+        given = msgspec.json.decode(call.raw_body(), type=dict[str, list[str]])
+    except msgspec.MsgspecError as exc:
+        raise bad_request(f"Invalid mapping: {exc}") from None
+    if not given:
+        raise bad_request("Invalid mapping: it names no prefix")
+    mapping = {prefix.upper(): services for prefix, services in given.items()}
+    if len(mapping) < len(given):
+        raise bad_request("Invalid mapping: a prefix is there twice, in upper and lower case")
+    return mapping
+
+
+def _complete(mapping: dict[str, list[str]], digits: int) -> dict[str, list[str]]:
+    """Add the prefixes that share their significant digits with those of a mapping, with the same services."""
+    if digits >= DIGITS_MAX or len(mapping) == PREFIXES:
+        return mapping
+    complete = dict(mapping)
+    for base, prefix in {base_of(prefix, digits): prefix for prefix in sorted(mapping, reverse=True)}.items():
+        for sibling in siblings(base, digits):
+            complete.setdefault(sibling, mapping[prefix])
+    return complete
 
 
 def _replicate(call: Call, services: list[str]) -> bool:

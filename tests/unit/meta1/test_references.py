@@ -301,12 +301,25 @@ def meta0(tmp_path):
 
 def test_meta0_keeps_the_table(meta0, tmp_path):
     assert meta0(Meta0Get()).mapping == {}
-    meta0(Meta0Set(mapping={"AB00": ["a:1", "b:1"], "AB01": ["a:1"]}))
+    table = {f"{n:04X}": ["z:1"] for n in range(65536)}
+    meta0(Meta0Set(mapping=table | {"AB00": ["a:1", "b:1"], "AB01": ["a:1"]}))
     assert meta0(Meta0Get(prefix="ab00")).mapping == {"AB00": ["a:1", "b:1"]}
     meta0(Meta0Set(mapping={"AB00": ["c:1"]}))
-    assert meta0(Meta0Get(prefix="AB")).mapping == {"AB00": ["c:1"], "AB01": ["a:1"]}
-    assert meta0(Meta0Get(prefix="FFFF")).mapping == {}
+    assert meta0(Meta0Get(prefix="AB0")).mapping == {
+        "AB00": ["c:1"], "AB01": ["a:1"], **{f"AB0{n:X}": ["z:1"] for n in range(2, 16)}
+    }  # fmt: skip
+    assert meta0(Meta0Get()).mapping == table | {"AB00": ["c:1"], "AB01": ["a:1"]}
     assert (tmp_path / "meta0" / "NS.meta0").exists()
+
+
+def test_the_first_mapping_of_meta0_is_whole(meta0):
+    table = {f"{n:04X}": ["a:1"] for n in range(65535)}
+    for first in ({"0000": ["a:1"]}, table):
+        assert code(meta0, Meta0Set(mapping=first)) == 400
+        assert meta0(Meta0Get()).mapping == {}
+    meta0(Meta0Set(mapping={**table, "FFFF": ["a:1"]}))
+    meta0(Meta0Set(mapping={"0000": ["b:1"]}))
+    assert meta0(Meta0Get(prefix="0000")).mapping == {"0000": ["b:1"]}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from support import MemoryQueue
 
 from oio.common.variables import Variables
 from oio.conscience.messages import Service
+from oio.directory.prefixes import generate_prefixes
 from oio.http.server import Server, ServerConfig
 from oio.meta.base import BaseOptions
 from oio.meta.messages import Meta0Get, Meta0Set, PrefixMapping
@@ -59,10 +60,10 @@ class Backend:
         tags = {"tag.service_id": f"{NS}-meta2-1"} if kind == "meta2" else {}
         cluster.conscience.services[kind] = [Service(type=kind, addr=addr, score=90, tags=tags)]
         if kind == "meta1":
-            table = {"0000": [addr]}
+            table = {prefix: [addr] for prefix in generate_prefixes(4)}
             meta0 = cluster.conscience.services["meta0"][0].addr
             cluster.app.resolver.meta.call(meta0, Meta0Set(mapping=table))
-            assert cluster.app.resolver.meta.call(meta0, Meta0Get(prefix="0000")) == PrefixMapping(mapping=table)
+            assert cluster.app.resolver.meta.call(meta0, Meta0Get()) == PrefixMapping(mapping=table)
 
     def stop(self):
         """Stop the servers, close the bases."""

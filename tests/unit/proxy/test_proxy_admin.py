@@ -164,5 +164,14 @@ def test_mapping_of_meta0(cluster, monkeypatch):
     assert cluster.meta.last("meta0_set").mapping == mapping
     # The other workers of the proxy remember the former mapping too.
     assert told == [("POST", "/v3.0/cache/flush/high")]
-    for body in (None, {}, [], {"0000": "x"}, {"0000": [3]}):
+    for body in (None, {}, [], {"0000": "x"}, {"0000": [3]}, {"ABCD": ["a:1"], "abcd": ["b:1"]}):
         assert cluster.post("admin/meta0_force", body).code == (400, 400)
+    assert cluster.post("admin/meta0_force", {"abCd": ["127.0.0.1:6007"]}).status == 204
+    assert cluster.meta.last("meta0_set").mapping == {"ABCD": ["127.0.0.1:6007"]}
+
+
+def test_prefixes_of_one_base_have_the_same_services(cluster):
+    cluster.process.variables.set("ns.meta1_digits", "3")
+    assert cluster.post("admin/meta0_force", {"AB1C": ["a:1"], "0007": ["b:1"], "0005": ["c:1"]}).status == 204
+    expected = {f"AB1{n:X}": ["a:1"] for n in range(16)} | {f"000{n:X}": ["c:1"] for n in range(16)}
+    assert cluster.meta.last("meta0_set").mapping == expected | {"0007": ["b:1"]}
