@@ -91,6 +91,10 @@ def single_copy_handlers(repository: Repository) -> Handlers:
     def present(request: BaseTarget, context: Context) -> None:
         _check_there(repository, request.base)
 
+    def sync(request: BaseSync, context: Context) -> None:
+        present(request, context)
+        raise StatusError(status.BAD_OPERATION, "this service is the master: the base has one copy")
+
     def debug(request: BaseDebug, context: Context) -> BaseDescription:
         return BaseDescription(election={})
 
@@ -109,7 +113,7 @@ def single_copy_handlers(repository: Repository) -> Handlers:
         repository.remove_copy(request.base)
 
     return {
-        BasePing: present, BaseStatus: present, BaseLeave: present, BaseSync: present, BaseDebug: debug,
+        BasePing: present, BaseStatus: present, BaseLeave: present, BaseSync: sync, BaseDebug: debug,
         BaseCopyFrom: copy_from, BaseRemove: remove,
     }  # fmt: skip
 

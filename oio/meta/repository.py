@@ -38,7 +38,7 @@ from oio.meta.replication.images import declare_position, look_at_image, tail_of
 from oio.meta.replication.ledger import DESTROYED
 from oio.meta.replication.positions import Position
 from oio.meta.sqlite_files import HEAP_MAX_BYTES
-from oio.meta.transaction import Reader, Transaction
+from oio.meta.transaction import UPSERT_ADMIN, Reader, Transaction
 from oio.meta.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -368,12 +368,20 @@ class Repository:
 
         It waits for its turn as a write does; other writers wait meanwhile, readers do not.
         """
+        now = str(int(time.time()))
         lead = self._lead(base_name, route, deadline)
         if lead is not None:
-            now = str(int(time.time()))
             self.write(base_name, lambda tx: tx.set(LAST_VACUUM, now), deadline=deadline, route=route)
             lead.vacuum()
-        self.defragment(base_name)
+            self.defragment(base_name)
+            return
+
+        def stamp(connection: apsw.Connection) -> None:
+            # No copy could miss this change: the versions of the tables stay.
+            connection.execute(UPSERT_ADMIN, (LAST_VACUUM, now))
+
+        with self.opened(base_name) as base:
+            base.exclusively(stamp, deadline=deadline, after=base.defragment)
 
     def defragment(self, base_name: str) -> None:
         """Give the space that our copy of a base does not use any more back to the disk."""

@@ -23,7 +23,8 @@ from oio.event.queue import EVENT_MAX_BYTES
 Bindings = Sequence[Any]
 
 _CHANGES = re.compile(r"^\s*(?:INSERT(?: OR \w+)? INTO|REPLACE INTO|UPDATE|DELETE FROM)\s+(\w+)", re.I)
-_UPSERT_ADMIN = "INSERT INTO admin(k, v) VALUES(?, ?) ON CONFLICT(k) DO UPDATE SET v = excluded.v"
+#: Sets an admin key, given with its value.
+UPSERT_ADMIN = "INSERT INTO admin(k, v) VALUES(?, ?) ON CONFLICT(k) DO UPDATE SET v = excluded.v"
 _DELETE_ADMIN = "DELETE FROM admin WHERE k = ?"
 
 # Statements are constants of the code: this stays small.
@@ -230,11 +231,11 @@ class Transaction:
                 if value is None:
                     self._run(_DELETE_ADMIN, (key,))
             self.connection.executemany(
-                _UPSERT_ADMIN, [item for item in batch.items() if item[1] is not None]
+                UPSERT_ADMIN, [item for item in batch.items() if item[1] is not None]
             )
             merged = {**self._committed, **batch}
             after = {key: value for key, value in merged.items() if value is not None}
         else:
-            self.connection.executemany(_UPSERT_ADMIN, batch.items())
+            self.connection.executemany(UPSERT_ADMIN, batch.items())
             after = {**self._committed, **batch}  # type: ignore[dict-item]
         return after

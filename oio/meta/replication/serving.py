@@ -132,7 +132,9 @@ class Copies:
         """Take the state of the master. :raises StatusError: 301 when we are the master."""
         group = self._group(request, context)
         if group is None:
-            return
+            if not self._repository.exists(request.base):
+                raise self._absent(request)
+            raise StatusError(status.BAD_OPERATION, "this service is the master: the base has one copy")
         try:
             group.require_master(context.deadline, context.route.suspects)
         except StatusError as exc:

@@ -476,8 +476,12 @@ def test_vacuum_waits_for_its_turn_and_shrinks(repository: Repository) -> None:
         return int(reader.execute("PRAGMA page_count").fetchone()[0])
 
     before = repository.read("b1", pages)
+    version = repository.read("b1", lambda reader: reader.get("version:main.admin"))
+    begin = int(time.time())
     repository.vacuum("b1")
     assert repository.read("b1", pages) < before / 4
+    after = repository.read("b1", lambda reader: reader.all_admin())
+    assert begin <= int(after["sys.last_vacuum"]) <= time.time() and after["version:main.admin"] == version
     assert repository.read("b1", lambda r: r.execute("SELECT count(*) FROM notes").fetchone()) == (1,)
     repository.write("b1", lambda tx: insert(tx, "more"))
     with pytest.raises(StatusError) as caught:
