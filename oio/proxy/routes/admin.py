@@ -53,6 +53,9 @@ from oio.proxy.routes.container_properties import (
 #: What moves or rewrites a whole base takes its time: only the deadline of the client bounds it (seconds).
 _WHOLE_BASE_S = 3600.0
 
+#: Value of ``check_type`` that leaves the choice to the service, as its absence does.
+_CHECK_AS_SET = -1
+
 #: Time for the master to tell the properties of a base; beyond, any copy is good enough (seconds).
 _MASTER_WAIT_S = 5.0
 
@@ -98,9 +101,9 @@ def _tell_each(call: Call, base: Base, request: Operation, ceiling_s: float | No
 
 def sync(call: Call) -> Response:
     """``admin/sync``: the slaves take the state of the master, which answers 301."""
-    check_type = call.number("check_type", -1)
-    if "check_type" in call.args and not 0 <= check_type <= 2:
-        raise bad_request("Invalid parameter 'check_type': 0, 1 or 2 is expected")
+    check_type = call.number("check_type", _CHECK_AS_SET)
+    if not _CHECK_AS_SET <= check_type <= 2:
+        raise bad_request("Invalid parameter 'check_type': 0, 1, 2, or -1 (as services are set) is expected")
     base = base_of(call)
     return _tell_each(call, base, BaseSync(base=base.name, check_type=check_type), _WHOLE_BASE_S)
 

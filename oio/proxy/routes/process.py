@@ -291,12 +291,22 @@ class _Failure(msgspec.Struct):
     message: str = ""
 
 
-def _forward(call: Call, method: str, path: str, ceiling: str, body: bytes | None = None) -> Response:
-    address = call.args.get("id")
-    if not address:
+def _service_address(call: Call) -> str:
+    """Address of the service that the query names. :raises StatusError: 400 when it names none."""
+    name = call.args.get("id")
+    if not name:
         raise bad_request("Missing SRVID")
-    if not valid_address(address):
-        raise bad_request("Invalid SRVID, IP:PORT expected")
+    if valid_address(name):
+        return name
+    world = call.proxy.feed.world
+    for item in world.items if world is not None else ():
+        if item.id == name:
+            return str(item.addr)
+    raise bad_request(f"Invalid SRVID, IP:PORT or the id of a known service expected, not {name!r}")
+
+
+def _forward(call: Call, method: str, path: str, ceiling: str, body: bytes | None = None) -> Response:
+    address = _service_address(call)
     timeout_s = call.timeout_s(call.proxy.variables[ceiling])
     try:
         answer: HttpResponse = call.proxy.http.request(

@@ -109,9 +109,10 @@ def test_each_peer_is_told(copies, cluster, route, operation):
 
 def test_synchronisation_can_check(copies, cluster):
     cluster.post(f"admin/sync?{META2}")
-    cluster.post(f"admin/sync?{META2}&check_type=2")
-    assert [call.check_type for call, _ in copies.calls("base_sync")[NAMES[0]]] == [-1, 2]
-    for wrong in ("3", "-1", "x"):
+    for asked in ("2", "-1", ""):
+        cluster.post(f"admin/sync?{META2}&check_type={asked}")
+    assert [call.check_type for call, _ in copies.calls("base_sync")[NAMES[0]]] == [-1, 2, -1, -1]
+    for wrong in ("3", "-2", "x"):
         assert cluster.post(f"admin/sync?{META2}&check_type={wrong}").code == (400, 400)
 
 

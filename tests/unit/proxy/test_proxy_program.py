@@ -173,6 +173,11 @@ def test_orders_want_a_service(ask, method, verb):
     assert ask(method, f"forward/{verb}?id=nonsense").code == (400, 400)
 
 
+def test_orders_to_a_service_by_its_id(ask, cluster):
+    cluster.meta.orders["POST /v1/balance_masters"] = (200, b"3")
+    assert ask("POST", f"forward/balance-masters?id={NS}-meta2-1").data == b"3"
+
+
 @pytest.mark.parametrize(("method", "verb"), VERBS)
 def test_orders_to_nobody(ask, method, verb):
     answer = ask(method, f"forward/{verb}?id=127.0.0.1:1", {"a": 1} if method == "POST" else None)
