@@ -52,6 +52,9 @@ REQUESTS_AT_ONCE = 64
 NOTIFYING_THREADS = 4
 #: The connection is tried again after 0.1 s, and less and less often up to this delay in seconds.
 RETRY_DELAY_MAX_S = 1.0
+#: A server that does not confirm the end of a session is not waited for longer than that (seconds): the session ends
+#: by its timeout then.
+STOP_S = 3.0
 
 logger = logging.getLogger("oio.zookeeper")
 # Kazoo tells every attempt to connect. What matters is told here, once.
@@ -156,11 +159,11 @@ class Ensemble:
             loop.join()
         client, self._client = self._client, None
         if client is not None:
+            # Kazoo waits for the attempt under way, or for a server that hangs, as long as the session lasts.
+            end = threading.Thread(target=_discard, args=(client,), daemon=True)
+            end.start()
             if was_connected:
-                _discard(client)
-            else:
-                # Kazoo waits for the attempt under way, which may last as long as the session.
-                threading.Thread(target=_discard, args=(client,), daemon=True).start()
+                end.join(STOP_S)
         self._pool.shutdown(wait=False)
 
     @property
@@ -387,8 +390,8 @@ class ZooKeepers:
 
     def stop(self) -> None:
         """End all sessions: the nodes of this process disappear at once."""
-        for ensemble in self.ensembles:
-            ensemble.stop()
+        with ThreadPoolExecutor(len(self.ensembles)) as pool:
+            list(pool.map(Ensemble.stop, self.ensembles))
 
     @property
     def connected(self) -> bool:
