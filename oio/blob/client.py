@@ -31,6 +31,7 @@ from oio.common.exceptions import (
     FaultyChunk,
     MissingAttribute,
     OioException,
+    ServiceBusy,
     from_response,
 )
 from oio.common.http_urllib3 import (
@@ -60,6 +61,7 @@ _HTTP_NO_CONTENT = 204
 # Algorithms of chunk hashes by number of digits, for the copies of chunks that have neither MD5 nor BLAKE3.
 _ALGORITHM_OF_DIGITS = {40: "sha1", 56: "sha224"}
 _SHA256_DIGITS = 64
+_MD5_DIGITS = 32
 
 # Keys under which the writers want what the readers call otherwise.
 _WRITER_KEYS = {
@@ -171,8 +173,7 @@ class BlobClient:
 
     def resolve_url(self, url: str, reqid: str | None = None) -> str:
         """Replace the service id of a chunk URL by the address of the service."""
-        if "://" not in url:
-            url = f"http://{url}"
+        url = _with_scheme(url)
         host = url.partition("://")[2].partition("/")[0]
         _, colon, port = host.rpartition(":")
         if colon and port.isdigit():
@@ -189,7 +190,20 @@ class BlobClient:
         :param data: file, ``bytes``, or iterable of ``bytes``.
         :returns: number of bytes, hash of the chunk.
         :raises Conflict: when the chunk exists.
+        :raises ServiceBusy: on any other failure; also when the data have another MD5 than the one announced.
         """
+        size, chunk_hash = self._write(url, meta, data, kwargs)
+        announced = meta.get("chunk_hash")
+        if len(announced or "") == _MD5_DIGITS and _hashes_differ(announced, chunk_hash):
+            # Rawx verify what they are told last, which is the hash of what was sent.
+            problem = f"{url}: the data have the hash {chunk_hash} instead of {announced}"
+            self._delete_copy(url, kwargs)
+            raise ServiceBusy(message=problem)
+        return size, chunk_hash
+
+    def _write(
+        self, url: str, meta: Mapping[str, Any], data: Any, kwargs: dict[str, Any]
+    ) -> tuple[int, str | None]:
         from oio.api.replication import FakeChecksum, ReplicatedMetachunkWriter
 
         sysmeta = dict(meta)
@@ -277,7 +291,7 @@ class BlobClient:
             algorithm = _algorithm_of(meta)
             if algorithm:
                 kwargs.setdefault("chunk_checksum_algo", algorithm)
-            size, chunk_hash = self.chunk_put(to_url, meta, stream, **kwargs)
+            size, chunk_hash = self._write(to_url, meta, stream, dict(kwargs))
         finally:
             stream.close()
         problem = None
@@ -286,11 +300,15 @@ class BlobClient:
         elif _hashes_differ(expected_hash, chunk_hash):
             problem = f"Hash isn't the same for the copied chunk: {chunk_hash}, {expected_hash}"
         if problem:
-            try:
-                self.chunk_delete(to_url, **kwargs)
-            except Exception as exc:
-                self.logger.warning("Failed to delete the bad copy %s: %s", to_url, exc)
+            self._delete_copy(to_url, kwargs)
             raise ChunkException(problem)
+
+    def _delete_copy(self, url: str, kwargs: Mapping[str, Any]) -> None:
+        """Delete a chunk that is not what it should be, if that can be done."""
+        try:
+            self.chunk_delete(url, **kwargs)
+        except Exception as exc:
+            self.logger.warning("Failed to delete the bad copy %s: %s", url, exc)
 
     # --- metadata ---
 
@@ -384,6 +402,7 @@ class BlobClient:
         :param fullpath: full path of the other object.
         :returns: the HTTP response, the URL of the new chunk.
         """
+        target = _with_scheme(target)
         if link is None:
             digits = "".join(random.choices("0123456789ABCDEF", k=_RANDOM_LINK_DIGITS))
             link = target[:-_RANDOM_LINK_DIGITS] + digits
@@ -417,6 +436,10 @@ class BlobClient:
         finally:
             rawx = perfdata.setdefault("rawx", {})
             rawx["overall"] = rawx.get("overall", 0.0) + time.monotonic() - start_s
+
+
+def _with_scheme(url: str) -> str:
+    return url if "://" in url else f"http://{url}"
 
 
 def _check_writable(meta: Mapping[str, Any]) -> None:

@@ -158,6 +158,25 @@ def test_a_bad_copy_is_deleted(blob: BlobClient, cluster: FakeCluster) -> None:
     assert cluster.rawx[1].chunks == {}
 
 
+def test_data_must_have_the_announced_hash(blob: BlobClient, cluster: FakeCluster) -> None:
+    url, right = url_of(cluster), md5(b"data").hexdigest()
+    for announced in ("00" * 16, md5(b"other").hexdigest().upper()):
+        with pytest.raises(exc.ServiceBusy, match=right):
+            blob.chunk_put(url, meta_of(chunk_hash=announced), b"data")
+        assert cluster.rawx[0].chunks == {}
+    assert blob.chunk_put(url, meta_of(chunk_hash=right.upper()), b"data") == (4, right)
+    with pytest.raises(exc.Conflict):
+        blob.chunk_put(url, meta_of(chunk_hash="00" * 16), b"data")
+    assert cluster.rawx[0].chunks[CHUNK_ID][0] == b"data"
+
+
+def test_link_of_a_url_without_scheme(blob: BlobClient, cluster: FakeCluster) -> None:
+    blob.chunk_put(url_of(cluster), meta_of(), b"x")
+    fullpath = encode_fullpath("a", "c", "new", 8, "EF" * 16)
+    _resp, link = blob.chunk_link(url_of(cluster).removeprefix("http://"), OTHER_ID, fullpath)
+    assert link == url_of(cluster, 0, OTHER_ID)
+
+
 def test_link(blob: BlobClient, cluster: FakeCluster) -> None:
     blob.chunk_put(url_of(cluster), meta_of(), b"x")
     fullpath = encode_fullpath("a", "c", "new", 8, "EF" * 16)
