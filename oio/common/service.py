@@ -28,7 +28,7 @@ LOG_FORMAT = "%(asctime)s.%(msecs)03d %(process)d %(name)s %(levelname)s %(reqid
 SYSLOG_FORMAT = "%(process)d %(name)s %(levelname)s %(reqid)s %(message)s"
 # Running requests have this long to finish once a stop is asked for (contract: rawx, 10 s).
 STOP_GRACE_S = 10.0
-# SIGUSR1 makes logs more verbose for this long (contract: common.verbosity.reset_delay is 5 min, rawx 15).
+# SIGUSR1 makes logs more verbose for this long, where no variable tells.
 VERBOSE_PERIOD_S = 300.0
 # Longest time before the main thread looks at a signal that another thread received.
 SIGNAL_POLL_S = 1.0
@@ -92,21 +92,30 @@ def parse_address(text: str, port_min: int = 0) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def install_verbosity_signals(period_s: float = VERBOSE_PERIOD_S) -> None:
-    """SIGUSR1: debug logs for a while; SIGUSR2: back to normal at once."""
+def install_verbosity_signals(period_s: float | Callable[[], float] = VERBOSE_PERIOD_S) -> None:
+    """SIGUSR1: debug logs for a while; SIGUSR2: back to normal at once.
+
+    :param period_s: that while; a function is asked at each signal.
+    """
     root = logging.getLogger()
+    logger = logging.getLogger("oio.service")
     normal = root.level
     timers: list[threading.Timer] = []
 
     def restore(*_args: object) -> None:
+        if timers:
+            logger.info("logs are as before")
         while timers:
             timers.pop().cancel()
         root.setLevel(normal)
 
     def raise_verbosity(*_args: object) -> None:
-        restore()
+        while timers:
+            timers.pop().cancel()
         root.setLevel(logging.DEBUG)
-        timer = threading.Timer(period_s, restore)
+        seconds = period_s() if callable(period_s) else period_s
+        logger.info("logs are verbose for %g s", seconds)
+        timer = threading.Timer(seconds, restore)
         timer.daemon = True
         timers.append(timer)
         timer.start()
@@ -120,12 +129,15 @@ def run_until_stopped(
     on_stop: Iterable[Callable[[], object]] = (),
     grace_s: float = STOP_GRACE_S,
     name: str = "service",
+    verbose_s: float | Callable[[], float] = VERBOSE_PERIOD_S,
 ) -> int:
     """Start the servers, wait for SIGTERM or SIGINT, stop; returns the exit code of the process: 1 when
     a server could not start.
 
     Must be called from the main thread (signals). A second signal does not shorten the grace: a
     supervisor that cannot wait sends SIGKILL, which loses nothing that was acknowledged.
+
+    :param verbose_s: see :func:`install_verbosity_signals`.
     """
     servers = list(servers)
     logger = logging.getLogger(f"oio.{name}")
@@ -137,7 +149,7 @@ def run_until_stopped(
 
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
-    install_verbosity_signals()
+    install_verbosity_signals(verbose_s)
     started = _start(servers, logger, name)
     failed = len(started) < len(servers)
     if failed:

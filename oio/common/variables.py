@@ -216,7 +216,12 @@ DECLARED: dict[str, Variable] = _declare(
     Variable("proxy.force.master", "bool", False, "Every request needs the master"),
     # Faults made on purpose.
     Variable("enbug.proxy.cs.failure_rate", "int", 0, "Percents of conscience/* that fail", 0, 100),
+    Variable("enbug.proxy.request_failure.alone", "int", 0, "Percents of lost calls to a lone copy", 0, 100),
+    Variable("enbug.proxy.request_failure.first", "int", 0, "Percents, to the copy that is asked first", 0, 100),
+    Variable("enbug.proxy.request_failure.middle", "int", 0, "Percents, to the ones between", 0, 100),
+    Variable("enbug.proxy.request_failure.last", "int", 0, "Percents, to the last one", 0, 100),
     # Servers.
+    Variable("common.verbosity.reset_delay", "duration", 300.0, "Debug logs after SIGUSR1", 0, 1e7),
     Variable("server.access_log", "bool", True, "Does the proxy log each request?"),
     Variable("server.cnx.timeout.idle", "duration", 300.0, "Idle connections closed", 1, 1e6),
     Variable("server.request.max_size", "size", 2**30, "Largest request body", 1024, 2**40),

@@ -547,7 +547,9 @@ def serve(
             last += [repository.outbox.stop, repository.replication.stop]
         last.append(repository.close)
     last += [lock.release for lock in process.locks]
-    return run_until_stopped([server], last, name=process.type)
+    return run_until_stopped(
+        [server], last, name=process.type, verbose_s=lambda: variables["common.verbosity.reset_delay"]
+    )
 
 
 def _share_heap() -> None:

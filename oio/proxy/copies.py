@@ -202,9 +202,9 @@ class CopiesCall:
             self._local, self._operation = False, ""
         else:
             self._local = not self._write and not self._resolver.wants_master(self._context)
-        for peer in self._peers:
+        for place, peer in enumerate(self._peers):
             try:
-                reply = self._ask(peer)
+                reply = self._ask(peer, place)
             except StatusError as exc:
                 if exc.code not in NETWORK_CODES:
                     raise
@@ -235,7 +235,7 @@ class CopiesCall:
             if not self._is_worth_asking(peer):
                 continue
             try:
-                reply = self._ask(peer)
+                reply = self._ask(peer, len(asked) - 1)
             except StatusError as exc:
                 code = exc.code
                 if code == status.REDIRECT:
@@ -308,14 +308,19 @@ class CopiesCall:
 
     # --- one exchange ----------------------------------------------------------------------------------
 
-    def _ask(self, peer: Peer) -> Any:
-        """Send the operation to a service. :raises StatusError: whatever prevents or answers it."""
+    def _ask(self, peer: Peer, place: int) -> Any:
+        """Send the operation to a service.
+
+        :param place: how many were asked before.
+        :raises StatusError: whatever prevents or answers it.
+        """
         now = time.monotonic()
         timeout_s = max(min(self._end - now, self._ceiling_s), EXCHANGE_MIN_S)
         self._until = now + timeout_s
         self._asked_peer, self._silent = peer, False
         context = self._context
         try:
+            self._resolver.lose_on_purpose(place, len(self._peers))
             reply = self._resolver.meta.call(
                 peer.address,
                 self._request,

@@ -14,7 +14,7 @@ from oio.common import status
 from oio.common.status import StatusError
 from oio.meta.messages import ReferenceLink, ServiceLink, ServiceLinks
 from oio.proxy.call import Call, Target
-from oio.proxy.lb.pool import parse_update_policy
+from oio.proxy.lb.pool import UpdatePolicy, parse_update_policy
 
 #: Linking failures that no retry mends: their HTTP status is 403.
 IMPOSSIBLE_CODES = frozenset(
@@ -90,7 +90,7 @@ def renew_services(
     What is linked is kept by ``KEEP`` even when the services do not answer now: a base stays where it is.
     """
     policies = parse_update_policy(call.proxy.variables["ns.service_update_policy"])
-    mode = policies.get(service_type, ("KEEP", 1, 1))[0]
+    mode = policies.get(service_type, UpdatePolicy()).mode
     links = link_services(
         call,
         target,

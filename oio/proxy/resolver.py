@@ -9,6 +9,7 @@ drops the entry and the operation is tried again. Locks are held for dictionary 
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -48,6 +49,14 @@ _TIMEOUT_CODES = frozenset({5, 7})
 
 #: A service that says nothing for that long is thought to be down, whatever the deadline of the client (seconds).
 _PATIENCE_S = 1.0
+
+#: Percents of exchanges that are lost on purpose, by the place of the copy among those that can be asked.
+_LOSSES = {
+    "alone": "enbug.proxy.request_failure.alone",
+    "first": "enbug.proxy.request_failure.first",
+    "middle": "enbug.proxy.request_failure.middle",
+    "last": "enbug.proxy.request_failure.last",
+}
 
 T = TypeVar("T")
 
@@ -386,13 +395,14 @@ class Resolver:
     ) -> Any:
         """Call the service of a base that has one copy (or the first that answers of those that are named)."""
         last: StatusError | None = None
-        for service in services:
+        for place, service in enumerate(services):
             try:
                 address = self.address(service_type, service)
             except StatusError as exc:
                 last = exc
                 continue
             try:
+                self.lose_on_purpose(place, len(services))
                 return self._call_one(service_type, address, request, context, ceiling_s)
             except StatusError as exc:
                 if exc.code not in NETWORK_CODES:
@@ -438,6 +448,17 @@ class Resolver:
         raise AssertionError("unreachable")
 
     # --- what a call to a base with copies wants to know --------------------------------------------------
+
+    def lose_on_purpose(self, place: int, count: int) -> None:
+        """Have an exchange fail as often as the variables tell, for those who test what stands on it.
+
+        :param place: that of the service in the order in which ``count`` of them are asked.
+        :raises StatusError: 9, nothing was sent.
+        """
+        where = "alone" if count == 1 else "first" if place == 0 else "last" if place >= count - 1 else "middle"
+        rate = self._variables[_LOSSES[where]]
+        if rate and random.random() * 100 < rate:
+            raise StatusError(status.NETWORK_ERROR, f"Failure made on purpose ({_LOSSES[where]})")
 
     def base_key(self, service_type: str, request: Any) -> tuple[str, str]:
         """What tells the base that an operation is about."""

@@ -134,6 +134,11 @@ class ProxyProcess:
         self.app.apply_variables()
         logger.info("configuration reloaded")
 
+    def verbose_period_s(self) -> float:
+        """How long SIGUSR1 makes logs verbose."""
+        seconds: float = self.variables["common.verbosity.reset_delay"]
+        return seconds
+
     def _addresses_now(self) -> list[str]:
         assert self._options is not None
         try:
@@ -213,7 +218,9 @@ def main(argv: list[str] | None = None) -> int:
     if options.workers > 1:
         return _run_group(options, conf)
     process, server = make_process(options, conf)
-    return service.run_until_stopped([server], on_stop=[process.stop], name="proxy")
+    return service.run_until_stopped(
+        [server], on_stop=[process.stop], name="proxy", verbose_s=process.verbose_period_s
+    )
 
 
 def make_process(
@@ -238,7 +245,9 @@ def _run_group(options: Options, conf: Mapping[str, str]) -> int:
     running: list[ProxyProcess] = []
 
     def start(group: WorkerGroup) -> Server:
-        service.install_verbosity_signals()
+        service.install_verbosity_signals(
+            lambda: running[0].verbose_period_s() if running else service.VERBOSE_PERIOD_S
+        )
         process, server = make_process(options, conf, group)
         running.append(process)
         return server

@@ -137,7 +137,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             refusal=refuse,
         ),
     )
-    return run_until_stopped([server, Sweeper(store)], [store.close, lock.release], name="rdir")
+    return run_until_stopped(
+        [server, Sweeper(store)], [store.close, lock.release], name="rdir",
+        verbose_s=lambda: variables["common.verbosity.reset_delay"],
+    )  # fmt: skip
 
 
 def share_files(limit: int, reserve: int = 0) -> tuple[int, int]:

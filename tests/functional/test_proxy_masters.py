@@ -349,3 +349,32 @@ def test_a_container_is_copied_and_destroyed_everywhere(sandbox, proxy, box):
     body = {"containers": [{"name": name} for name in names]}
     outcomes = json.loads(proxy.post("container/create_many", {"acct": ACCOUNT}, body).data)["containers"]
     assert [one["status"] for one in outcomes] == [201] * 3
+
+
+# --- failures made on purpose
+
+
+def test_calls_that_are_lost_on_the_way_are_made_again(proxy, box):
+    """By the proxy: clients notice when all the copies are lost, and only then."""
+    names = {place: f"enbug.proxy.request_failure.{place}" for place in ("first", "middle", "last")}
+
+    def lose(**percents):
+        wanted = {name: str(percents.get(place, 0)) for place, name in names.items()}
+        assert proxy.post("/v3.0/config", body=wanted).json == dict.fromkeys(wanted, True)
+
+    master = box.master()
+    expected = {}
+    try:
+        for percents in ({"first": 100}, {"last": 100}, {"middle": 100}, dict.fromkeys(names, 50)):
+            lose(**percents)
+            for number in range(5):
+                expected[f"k{len(expected)}"] = str(number)
+                assert box.set(**expected).status == 200, percents
+                assert box.properties() == expected
+        lose(**dict.fromkeys(names, 100))
+        refused = box.set({"X-oio-timeout": "500000"}, k="lost")
+        assert refused.status == 503 and f"made on purpose ({names['first']})" in refused.json["message"]
+    finally:
+        lose()
+    assert box.properties() == expected
+    assert box.master() == master, "whoever is only lost to the proxy stays"

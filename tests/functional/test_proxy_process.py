@@ -5,11 +5,15 @@
 
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import time
 from urllib.parse import quote
 
+import psutil
 import pytest
 from processes import Process, free_port
 from proxy_http import RawProxy
@@ -123,3 +127,88 @@ def test_registrations_reach_the_conscience_when_the_proxy_is_stopped(start, clu
         proxy.post("lb/reload")
     finally:
         proxy.pool.close()
+
+
+def test_calls_to_bases_fail_as_often_as_the_variable_tells(start, conf):
+    name = "enbug.proxy.request_failure.alone"
+    path = conf(**{name.replace(".", "__"): 100})
+    process = start("-O", f"Config={path}", "-O", "Workers=2")
+    where = {"acct": "failures", "ref": "none"}
+
+    def codes():
+        answers = [process.proxy.get("reference/show", where) for _ in range(40)]
+        lost = [answer for answer in answers if answer.status != 404]
+        assert all(f"made on purpose ({name})" in answer.json["message"] for answer in lost)
+        return {answer.status for answer in answers}
+
+    assert codes() == {503}
+    assert process.proxy.get("conscience/info").status == 200, "no base is asked"
+    assert process.proxy.post("/v3.0/config", body={name: "0"}).json == {name: True}
+    assert codes() == {404}
+    assert process.proxy.post("/v3.0/config", body={name: "50"}).json == {name: True}
+    assert codes() == {404, 503}
+    os.kill(process.pid, signal.SIGHUP)
+    eventually(lambda: codes() == {503}, what="the configuration read again in each process")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_logs_are_verbose_as_long_as_the_variable_tells(start, conf, workers):
+    path = conf(common__verbosity__reset_delay="1h")
+    process = start("-O", f"Config={path}", "-O", f"Workers={workers}")
+
+    def lose_connections():
+        # A connection that breaks is worth a line to those who want to know everything.
+        for _ in range(8):
+            with process.connect() as sock:
+                sock.sendall(b"GET /v3.0/status")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def told(text):
+        return process.log.read_text().count(text)
+
+    def tells_everything():
+        lose_connections()
+        return told(" DEBUG ")
+
+    def all_listen():
+        found = psutil.Process(process.pid)
+        serving = [found] if workers == 1 else found.children()
+        ports = [{held.laddr.port for held in one.net_connections("tcp")} for one in serving]
+        return sum(process.port in held for held in ports) == workers
+
+    eventually(all_listen, what="all the processes")
+    os.kill(process.pid, signal.SIGUSR1)
+    eventually(lambda: told("logs are verbose for 3600 s") == workers, what="a longer time")
+    eventually(tells_everything, what="debug logs")
+    os.kill(process.pid, signal.SIGUSR2)
+    eventually(lambda: told("logs are as before") == workers, what="the end by a signal")
+    changed = {"common.verbosity.reset_delay": "300ms"}
+    assert process.proxy.post("/v3.0/config", body=changed).json == dict.fromkeys(changed, True)
+    begin = time.monotonic()
+    os.kill(process.pid, signal.SIGUSR1)
+    eventually(lambda: told("logs are as before") == 2 * workers, what="the end of the time")
+    assert time.monotonic() - begin >= 0.3
+    before = told(" DEBUG ")
+    lose_connections()
+    assert process.proxy.get("conscience/info").status == 200
+    assert told(" DEBUG ") == before
+
+
+def test_references_are_linked_to_services_with_the_tag(start, conf, cluster):
+    wanted = f"{cluster.namespace}-rawx-3"
+    path = conf(ns__service_update_policy=f"rawx=KEEP|1|1|service_id={wanted};rdir=KEEP|1|1|no_such_tag=1")
+    process = start("-O", f"Config={path}")
+
+    def link(number, kind):
+        where = {"acct": "tagged", "ref": f"{os.getpid()}-{number}", "type": kind}
+        return process.proxy.post("reference/link", where, headers={"X-oio-action-mode": "autocreate"})
+
+    for number in range(8):
+        answer = link(number, "rawx")
+        assert [one["host"] for one in answer.json] == [wanted]
+    assert link(0, "rdir").status == 403
+    for number in range(8):
+        where = {"acct": "tagged", "ref": f"{os.getpid()}-{number}", "type": "rawx"}
+        assert process.proxy.post("reference/unlink", where).status == 204
+        del where["type"]
+        assert process.proxy.post("reference/destroy", where).status == 204

@@ -6,12 +6,13 @@ placement"). Nothing here knows which services exist.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from oio.common import status
 from oio.common.status import StatusError
-from oio.common.variables import parse_boolean
+from oio.common.variables import FALSE_WORDS, TRUE_WORDS, parse_boolean
 from oio.meta.messages import Security
 from oio.proxy.lb.location import DISTANCE_MAX, DISTANCE_MIN
 
@@ -24,6 +25,9 @@ JOKER_SLOT = "__any_slot"
 
 #: Policies that exist in every namespace: one plain copy anywhere.
 BUILTIN_POLICIES = ("NONE", "plain", "")
+
+#: Not a tag of services: older configurations say by it that references of a type bear the names of services.
+_ABOUT_REFERENCES = "user_is_a_service"
 
 _EC_K_DEFAULT = 6
 _EC_M_DEFAULT = 3
@@ -58,6 +62,33 @@ class PolicyDefinition:
     security: Security
     span: int
     fragmented: bool
+
+
+class UpdatePolicy(NamedTuple):
+    """How services of a type are linked to references.
+
+    :ivar mode: ``KEEP`` what is linked, ``APPEND`` a set, or ``REPLACE`` the former one.
+    :ivar tag: only services with this tag are chosen, those where it has this ``value``; empty: all of them.
+    """
+
+    mode: str = "KEEP"
+    replicas: int = 1
+    distance: int = 1
+    tag: str = ""
+    value: str = ""
+
+    def takes(self, tags: Mapping[str, Any]) -> bool:
+        """May a service with these tags be chosen?
+
+        >>> UpdatePolicy(tag="ssd", value="true").takes({"tag.ssd": True})
+        True
+        """
+        if not self.tag:
+            return True
+        told = tags.get(f"tag.{self.tag}", tags.get(self.tag))
+        if isinstance(told, bool):
+            return self.value.lower() in (TRUE_WORDS if told else FALSE_WORDS)
+        return told is not None and str(told) == self.value
 
 
 def parse_targets(text: str) -> tuple[tuple[str, ...], ...]:
@@ -119,16 +150,21 @@ def parse_pool(name: str, text: str) -> PoolDefinition:
     return make_pool(name, parse_targets(";".join(targets)), options)
 
 
-def parse_update_policy(text: str) -> dict[str, tuple[str, int, int]]:
-    """Read a service update policy ``type=KEEP|replicas|distance|…;…`` into {type: (mode, replicas, distance)}."""
-    found: dict[str, tuple[str, int, int]] = {}
+def parse_update_policy(text: str) -> dict[str, UpdatePolicy]:
+    """Read a service update policy ``type=KEEP|replicas|distance|tag=value;…``, by type."""
+    found: dict[str, UpdatePolicy] = {}
     for part in text.split(";"):
         service_type, _, rule = part.partition("=")
         fields = [field.strip() for field in rule.split("|")]
         if not service_type.strip() or not fields[0]:
             continue
         numbers = [int(field) if field.isdigit() else 1 for field in ([*fields[1:3], "", ""])[:2]]
-        found[service_type.strip()] = (fields[0].upper(), max(numbers[0], 1), max(numbers[1], 1))
+        tag, equal, value = (part.strip() for part in "|".join(fields[3:4]).partition("="))
+        if not equal or tag == _ABOUT_REFERENCES:
+            tag = value = ""
+        found[service_type.strip()] = UpdatePolicy(
+            fields[0].upper(), max(numbers[0], 1), max(numbers[1], 1), tag, value
+        )
     return found
 
 

@@ -31,6 +31,7 @@ from oio.proxy.lb.pool import (
     JOKER_SLOT,
     PolicyDefinition,
     PoolDefinition,
+    UpdatePolicy,
     builtin_policy,
     make_pool,
     parse_policy,
@@ -104,6 +105,7 @@ class World:
         pools: Mapping[str, PoolDefinition],
         policies: Mapping[str, PolicyDefinition],
         *,
+        eligible: Mapping[str, frozenset[str]],
         attempts: int,
         bypass: bool,
         proxy_location: int | None,
@@ -114,6 +116,8 @@ class World:
         self.slots = dict(slots)
         self.pools = dict(pools)
         self.policies = dict(policies)
+        #: Keys of the only services that the pool of a type may give, for types where not all may be linked.
+        self._eligible = eligible
         self.proxy_location = proxy_location
         self.by_key = {item.key: item for item in items}
         self.by_id: dict[tuple[str, str], Item] = {}
@@ -185,6 +189,7 @@ class World:
             self.slots,
             {**self.pools, definition.name: definition},
             self.policies,
+            eligible=self._eligible,
             attempts=self._attempts,
             bypass=self._bypass,
             proxy_location=self.proxy_location,
@@ -192,6 +197,13 @@ class World:
 
     def _compile(self, definition: PoolDefinition) -> CompiledPool:
         slots = self.slots
+        eligible = self._eligible.get(definition.name)
+        if eligible is not None:
+            slots = {
+                name: Slot(name, [item for item in slot.items if item.key in eligible], self.proxy_location)
+                for name, slot in slots.items()
+                if any(name in names for names in definition.targets)
+            }
         if any(JOKER_SLOT in names for names in definition.targets):
             everything = [item for item in self.items if item.score > 0]
             slots = {**slots, JOKER_SLOT: Slot(JOKER_SLOT, everything, self.proxy_location)}
@@ -214,7 +226,7 @@ def build_world(
     What cannot be understood (a service with an impossible id, a pool or a policy that cannot be read) is logged
     and left out: the rest of the namespace must go on.
 
-    :param update_policy: replicas and distances of the pools named after service types.
+    :param update_policy: replicas, distances and tags of the pools named after service types.
     :param extra_pools: pools created by requests.
     """
     here = location_from_text(proxy_location) if proxy_location else None
@@ -232,7 +244,17 @@ def build_world(
                     members.setdefault(name, []).append(item)
     slots = {name: Slot(name, group, here) for name, group in members.items()}
     type_names = tuple(types)
-    pools = _pools(namespace, type_names, update_policy)
+    updates = parse_update_policy(update_policy)
+    pools = _pools(namespace, type_names, updates)
+    eligible = {
+        service_type: frozenset(
+            f"{namespace.ns}|{service_type}|{one.service_id}"
+            for one in services.get(service_type, ())
+            if update.takes(one.tags)
+        )
+        for service_type, update in updates.items()
+        if update.tag
+    }
     policies = {name: builtin_policy(name) for name in BUILTIN_POLICIES}
     for name, text in namespace.storage_policy.items():
         try:
@@ -251,6 +273,7 @@ def build_world(
         slots,
         pools,
         policies,
+        eligible=eligible,
         attempts=attempts,
         bypass=bypass,
         proxy_location=here,
@@ -283,7 +306,9 @@ def _slots_of(service: Service) -> set[str]:
     return names
 
 
-def _pools(namespace: NamespaceInfo, types: Iterable[str], update_policy: str) -> dict[str, PoolDefinition]:
+def _pools(
+    namespace: NamespaceInfo, types: Iterable[str], updates: Mapping[str, UpdatePolicy]
+) -> dict[str, PoolDefinition]:
     """Pools of the namespace, and one named after each type."""
     pools: dict[str, PoolDefinition] = {}
     for name, text in namespace.service_pools.items():
@@ -291,12 +316,11 @@ def _pools(namespace: NamespaceInfo, types: Iterable[str], update_policy: str) -
             pools[name] = parse_pool(name, text)
         except ValueError as exc:
             logger.warning("pool %s left out: %s", name, exc)
-    updates = parse_update_policy(update_policy)
     for service_type in types:
-        _, replicas, dist = updates.get(service_type, ("KEEP", 1, 1))
+        update = updates.get(service_type, UpdatePolicy())
         pools.setdefault(
             service_type,
-            make_pool(service_type, ((service_type,),) * replicas, {"min_dist": dist}),
+            make_pool(service_type, ((service_type,),) * update.replicas, {"min_dist": update.distance}),
         )
     return pools
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bases of several copies: who is asked, what is said to them, and what happens when they fail."""
 
+import re
 import threading
 import time
 
@@ -505,3 +506,59 @@ def test_meta0_has_one_base():
         assert group.asked() == [2]
     finally:
         group.stop()
+
+
+# --- failures made on purpose
+
+LOST = "enbug.proxy.request_failure."
+
+
+def test_exchanges_are_lost_by_the_place_of_the_copy(group):
+    group.variables.set(f"{LOST}alone", "100")
+    group.call(READ, Context(prefer_slave=True), False)
+    assert group.asked() == [1], "one of three is not alone"
+    group.resolver.masters.clear()
+    for lost, asked in ((["first"], [2]), (["first", "middle"], [3]), (["middle", "last"], [1])):
+        for place in ("first", "middle", "last"):
+            group.variables.set(LOST + place, "100" if place in lost else "0")
+        group.resolver.down.clear()
+        group.call(READ, Context(prefer_slave=True), False)
+        assert group.asked() == asked
+
+
+def test_the_master_is_found_by_those_that_are_not_lost(group):
+    group.variables.set(f"{LOST}first", "100")
+    for request, write in ((READ, False), (WRITE, True)):
+        group.call(request, Context(), write)
+    assert list(group.made.values()) == [1, 1]
+    assert group.headers("x-oio-suspect")[0] == "meta2-1", "as if it had not answered"
+
+
+def test_nobody_answers_when_all_is_lost(group):
+    for place in ("first", "middle", "last"):
+        group.variables.set(LOST + place, "100")
+    error, _ = failing(group, WRITE, Context(left_s=0.4), True)
+    assert error.code == 503 and f"Failure made on purpose ({LOST}first)" in str(error)
+    assert "it may have been done" not in str(error) and group.asked() == []
+    for place in ("first", "middle", "last"):
+        group.variables.set(LOST + place, "0")
+    group.call(WRITE, Context(), True)
+
+
+def test_a_lone_copy_is_lost(group):
+    group.variables.set(f"{LOST}alone", "100")
+    alone = ["meta2-1"]
+    for request, write in ((READ, False), (WRITE, True)):
+        with pytest.raises(StatusError, match=rf"made on purpose \({re.escape(LOST)}alone\)") as caught:
+            group.resolver.call_services("meta2", alone, request, Context(), write)
+        assert caught.value.code == 503
+    assert group.asked() == []
+    group.variables.set(f"{LOST}alone", "50")
+    done = 0
+    for _ in range(100):
+        try:
+            group.resolver.call_services("meta2", alone, READ, Context(), False)
+            done += 1
+        except StatusError:
+            continue
+    assert 10 < done < 90 and len(group.asked()) == done

@@ -91,8 +91,45 @@ def test_policies_are_read():
 
 def test_update_policies_are_read():
     assert parse_update_policy("meta2=KEEP|3|1;sqlx=append|2|;rdir=REPLACE") == {
-        "meta2": ("KEEP", 3, 1), "sqlx": ("APPEND", 2, 1), "rdir": ("REPLACE", 1, 1),
+        "meta2": ("KEEP", 3, 1, "", ""), "sqlx": ("APPEND", 2, 1, "", ""), "rdir": ("REPLACE", 1, 1, "", ""),
     }  # fmt: skip
+    text = "meta2=KEEP|3|1| ssd = true ;a=KEEP|1|1|x;b=KEEP|||k=v=w;rdir=KEEP|1|1|user_is_a_service=1"
+    found = parse_update_policy(text)
+    assert {kind: one[3:] for kind, one in found.items()} == {
+        "meta2": ("ssd", "true"), "a": ("", ""), "b": ("k", "v=w"), "rdir": ("", ""),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rule", "taken"),
+    [
+        ("", True), ("ssd=true", True), ("tag.ssd=on", True), ("ssd=false", False), ("hdd=false", True),
+        ("hdd=true", False), ("kind=fast", True), ("kind=Fast", False), ("tag.kind=fast", True),
+        ("rank=2", True), ("rank=3", False), ("none=", False), ("none=x", False), ("stat.cpu=50", True),
+    ],
+)  # fmt: skip
+def test_tags_of_update_policies(rule, taken):
+    tags = {"tag.ssd": True, "tag.hdd": False, "tag.kind": "fast", "tag.rank": 2, "stat.cpu": 50}
+    assert parse_update_policy(f"meta2=KEEP|1|1|{rule}")["meta2"].takes(tags) is taken
+
+
+def test_only_services_with_the_tag_are_linked():
+    services = [service(n, f"h{n}.v", kind="meta2") for n in range(6)]
+    for one in services[:4]:
+        one.tags["tag.ssd"] = True
+    others = [service(n, f"h{n}.v", kind="rdir") for n in range(3)]
+    rule = "meta2=KEEP|3|1|ssd=true"
+    for namespace in ({}, {"service_pools": {"meta2": "3,meta2"}}):
+        world = world_of([*services, *others], update_policy=rule, namespace=namespace)
+        for _ in range(20):
+            chosen = {choice.item.id for choice in world.pool("meta2").poll().choices}
+            assert len(chosen) == 3 and chosen <= {"s0", "s1", "s2", "s3"}
+        assert {world.pool("rdir").poll().choices[0].item.id for _ in range(100)} == {"s0", "s1", "s2"}
+        anybody = world.with_pool(parse_pool("p", "6,meta2")).pool("p")
+        assert len(anybody.poll().choices) == 6, "other pools give all services"
+    for few in ("meta2=KEEP|5|1|ssd=true", "meta2=KEEP|1|1|ssd=false"):
+        with pytest.raises(NotEnoughServices):
+            world_of(services, update_policy=few).pool("meta2").poll()
 
 
 def test_unreadable_parts_leave_the_rest():

@@ -229,6 +229,26 @@ def test_link_can_be_tried(ref, absent):
     assert absent.post("get_properties").code == (404, 406)
 
 
+def test_links_are_to_services_with_the_tag(ref, full):
+    for number in (2, 5):
+        one = rawx(number)
+        one.tags["tag.ssd"] = True
+        full.conscience.put(one)
+    full.process.variables.set("ns.service_update_policy", "rawx=KEEP|2|1|ssd=true")
+    full.reload()
+    try:
+        assert {link["host"] for link in ref.post("link", type="rawx").json} == {RAWX[1], RAWX[4]}
+        full.process.variables.set("ns.service_update_policy", "rawx=KEEP|3|1|ssd=true")
+        full.reload()
+        assert ref.post("link", type="rawx").status == 200, "what is linked stays"
+        assert Reference(full).post("link", type="rawx", autocreate=1).code == (403, 481)
+    finally:
+        for number in (2, 5):
+            full.conscience.put(rawx(number))
+        full.process.variables.set("ns.service_update_policy", POLICY)
+        full.reload()
+
+
 def test_link_creates_when_asked(absent):
     assert absent.post("link", type="rdir").code == (404, 406)
     assert len(absent.post("link", type="rdir", autocreate=1).json) == 1
