@@ -5,6 +5,7 @@
 
 import contextlib
 import hashlib
+import os
 import random
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 from support import ACCOUNT
 
 from oio.common.exceptions import NoSuchObject, OioException
+from oio.sandbox import SandboxError, subnet
 
 
 def read(api, container, name):
@@ -42,6 +44,17 @@ def stopped(broken, *names):
         yield
     finally:
         broken.start(*names)
+
+
+def why_not_isolated():
+    """Empty when this machine can isolate hosts."""
+    try:
+        subnet.check_means()
+        subnet.run(["ip", "netns", "add", name := f"oio-test-{os.getpid()}"])
+    except SandboxError as err:
+        return str(err)
+    subnet.run(["ip", "netns", "delete", name])
+    return ""
 
 
 class Writers:

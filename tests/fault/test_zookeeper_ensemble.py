@@ -15,6 +15,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from faults import why_not_isolated
 from support import ACCOUNT, ROOT, eventually, start_cluster
 
 from oio import ObjectStorageApi
@@ -152,7 +153,7 @@ class Writing:
 def started(tmp_path_factory):
     sandbox = start_cluster(
         tmp_path_factory.mktemp("ensemble"), f"ENSEMBLE{os.getpid()}", replicas=3, zookeeper=3, rawx=0,
-        config={"sqliterepo.zk.timeout": f"{SESSION_S:g}s"},
+        config={"sqliterepo.zk.timeout": f"{SESSION_S:g}s"}, isolate_hosts=not why_not_isolated(),
     )  # fmt: skip
     found = Cluster(sandbox)
     for name in found.names:
@@ -167,6 +168,8 @@ def cluster(started):
     """The cluster, with all servers again whatever a test did to them."""
     yield started
     started.sandbox.resume("@zookeeper")
+    if started.sandbox.layout.subnet:
+        started.sandbox.heal()
     started.sandbox.start()
 
 
@@ -286,6 +289,28 @@ def test_without_a_majority_of_servers_nothing_is_led_until_it_is_back(cluster):
             lambda: all(sorted(one for _, one in some) == services for some in cluster.members().values()),
             what="one member for each service",
         )
+
+
+def test_a_leader_that_loses_the_others_is_left_by_its_clients(cluster, monkeypatch):
+    if obstacle := why_not_isolated():
+        pytest.skip(obstacle)
+    monkeypatch.setattr("oio.zk.handler.random.shuffle", lambda servers: None)
+    leader = cluster.leader()
+    with Writing(cluster) as writing, session(cluster, leader) as client:
+        before = cluster.members()
+        former = client.session
+        assert server_of(client) == leader.port
+        cluster.sandbox.cut(f"@{leader.group}", "@zookeeper")
+        eventually(lambda: cluster.leader() not in (None, leader), what="another leader")
+        eventually(lambda: server_of(client) not in (0, leader.port), what="moved to another server")
+        assert client.session == former
+        eventually(lambda: cluster.connected() == 3, what="sessions go on")
+        assert cluster.members() == before
+        cluster.sandbox.heal(f"@{leader.group}")
+        eventually(lambda: zookeeper.mode(leader) == "follower", what="the former leader follows")
+        writing.progress()
+    assert not writing.errors
+    print(f"longest write: {writing.longest_s:.1f} s")
 
 
 def test_commands_find_the_servers_that_are_left(cluster):

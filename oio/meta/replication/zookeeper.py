@@ -52,8 +52,8 @@ REQUESTS_AT_ONCE = 64
 NOTIFYING_THREADS = 4
 #: The connection is tried again after 0.1 s, and less and less often up to this delay in seconds.
 RETRY_DELAY_MAX_S = 1.0
-#: A server that does not confirm the end of a session is not waited for longer than that (seconds): the session ends
-#: by its timeout then.
+#: A server that does not confirm the end of a session is not waited for longer than that (seconds): the session
+#: ends by its timeout then.
 STOP_S = 3.0
 
 logger = logging.getLogger("oio.zookeeper")
