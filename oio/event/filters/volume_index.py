@@ -95,6 +95,12 @@ class VolumeIndexFilter(Filter):
         self.count("pushed")
 
     def _chunk_deleted(self, env: Env, when: int, options: dict[str, Any]) -> None:
+        data = self._object(env)
+        if any(data.get(name) == "" for name in ("container_id", "content_id")):
+            # The file that was deleted did not tell what it was (contract: rawx DELETE): no index has it.
+            self.logger.info("chunk %s without ids deleted: in no index", data.get("chunk_id"))
+            self.count("unnamed")
+            return
         volume, ids = self._chunk(env)
         forget_chunk(self, volume, ids, when, options)
         self.count("deleted")

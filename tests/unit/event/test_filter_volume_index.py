@@ -57,6 +57,16 @@ def test_a_rawx_without_id_is_known_by_its_address(rdir):
     assert rdir.chunks("10.0.0.1:6200") == {CHUNK: NOW_S}
 
 
+@pytest.mark.parametrize("unknown", [{"content_id": ""}, {"container_id": "", "content_id": "", "full_path": ""}])
+def test_a_deleted_chunk_that_told_nothing_is_in_no_index(rdir, unknown):
+    """A rawx deletes files without attributes too (contract: rawx DELETE)."""
+    chain = chain_of(rdir)
+    assert chain.run(chunk_event(CHUNK_NEW, NOW_S)) == 200
+    assert chain.run(chunk_event(CHUNK_DELETED, NOW_S + 1, **unknown)) == 200
+    assert rdir.chunks("rawx-1") == {CHUNK: NOW_S}
+    assert chain.filter.counts == {"pushed": 1, "unnamed": 1}
+
+
 def test_containers_are_indexed_by_their_meta2(rdir):
     chain = chain_of(rdir)
     assert chain.run(services(NOW_S, "m2-1", "m2-2")) == 200
