@@ -213,6 +213,10 @@ DECLARED: dict[str, Variable] = _declare(
     Variable("sqliterepo.dump.check_type", "int", 1, "0: no check of copies; 1: quick_check; 2: full", 0, 2),
     Variable("sqliterepo.service.exit_ttl", "duration", 10.0, "Elections are left at the end", 0, 3600),
     Variable("sqliterepo.zk.timeout", "duration", 10.0, "Session with ZooKeeper", 0.5, 3600),
+    Variable("sqliterepo.zk.shuffle", "bool", True, "Begin with any server of a ZooKeeper"),
+    Variable("sqliterepo.zk.mux_factor", "int", 1, "Connections to each ZooKeeper", 1, 64),
+    Variable("sqliterepo.zk.rrd.window", "int", 30, "Seconds in which reconnections are counted", 1, 86400),
+    Variable("sqliterepo.zk.rrd.threshold", "int", 5, "More reconnections: elections are left; 0: never", 0, 2000),
     Variable("proxy.force.master", "bool", False, "Every request needs the master"),
     # Faults made on purpose.
     Variable("enbug.proxy.cs.failure_rate", "int", 0, "Percents of conscience/* that fail", 0, 100),
@@ -234,6 +238,7 @@ WITHOUT_EFFECT = {
     "rdir.fd_per_base": "a database has a fixed number of files",
     "core.sds.strict_utf8": "names are always UTF-8",
     "meta1.tube.references": "no event tells of references without services",
+    "sqliterepo.zk.mux_factor": "elections are per group of bases, one connection has the room for all of them",
     "sqliterepo.service.exit_ttl": "a service that ends leaves its elections at once",
     "proxy.period.refresh.srvtypes": "types come with the services, see proxy.period.cs.downstream",
     "proxy.period.reload.nsinfo": "policies come with the services, see proxy.period.cs.downstream",

@@ -116,17 +116,21 @@ class ImpatientHandler(SequentialThreadingHandler):
             self._limit_s = min(self._limit_s * 2, self._longest_s)
 
 
-def open_client(hosts: str, session_timeout_s: float, logger: logging.Logger, **options: Any) -> KazooClient:
+def open_client(
+    hosts: str, session_timeout_s: float, logger: logging.Logger, *, shuffle: bool = True, **options: Any
+) -> KazooClient:
     """A client that leaves servers that fail in time; not started yet.
 
-    :param hosts: ``host:port,host:port``, maybe with a root behind. Tried in turn, from any of them on.
+    :param hosts: ``host:port,host:port``, maybe with a root behind. Tried in turn.
+    :param shuffle: from any of them on, in any order.
     :raises ValueError: when these are no hosts.
     """
     from kazoo.client import KazooClient
 
     addresses, _, root = hosts.partition("/")
     servers = addresses.split(",")
-    random.shuffle(servers)
+    if shuffle:
+        random.shuffle(servers)
     handler = ImpatientHandler(session_timeout_s, len(collect_hosts(hosts)[0]))
     client = KazooClient(
         ",".join(servers) + (f"/{root}" if root else ""),

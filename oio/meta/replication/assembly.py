@@ -68,7 +68,12 @@ def open_replication(
     """The engine of the copies of a service. :raises ValueError: when the namespace has no ZooKeeper."""
     addresses = [text.strip() for text in conf.get("conscience", "").split(",")]
     registry = RegistryClient([address for address in addresses if address], HttpPool())
-    zookeepers = ZooKeepers(conf, namespace, service_type, variables["sqliterepo.zk.timeout"])
+    zookeepers = ZooKeepers(
+        conf, namespace, service_type, variables["sqliterepo.zk.timeout"],
+        shuffle=variables["sqliterepo.zk.shuffle"],
+        reconnections_max=variables["sqliterepo.zk.rrd.threshold"],
+        window_s=variables["sqliterepo.zk.rrd.window"],
+    )  # fmt: skip
 
     def open_candidacy(
         key: str, own_name: str, on_change: Callable[[View], None], peers: tuple[str, ...]

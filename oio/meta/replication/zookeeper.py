@@ -114,11 +114,24 @@ class Ensemble:
     :param hosts: ``host:port,host:port``, maybe with a root (``…/root``) behind.
     :param session_timeout_s: without news for so long, ZooKeeper removes the nodes of this process. The servers
         bound it (2 to 20 times their tick).
+    :param shuffle: begin with any of the hosts, not always with the first.
+    :param reconnections_max: a session whose connection comes back more often than that within ``window_s`` is
+        given up, with all its nodes: others shall lead. 0: as often as it happens.
     """
 
-    def __init__(self, hosts: str, session_timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        hosts: str,
+        session_timeout_s: float = 10.0,
+        *,
+        shuffle: bool = True,
+        reconnections_max: int = 0,
+        window_s: float = 30.0,
+    ) -> None:
         self.hosts = hosts
         self.session_timeout_s = session_timeout_s
+        self._shuffle = shuffle
+        self._reconnections_max, self._window_s = reconnections_max, window_s
         #: Id of the session; 0 before the first.
         self.session = 0
         self._connected = False
@@ -138,6 +151,8 @@ class Ensemble:
         self._sent = 0
         self._had_session = False
         self._warned = False
+        #: When the connection came back.
+        self._returns: deque[float] = deque()
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -258,10 +273,12 @@ class Ensemble:
             self.hosts,
             self.session_timeout_s,
             _quiet,
+            shuffle=self._shuffle,
             connection_retry={"max_tries": -1, "delay": 0.1, "backoff": 1.5, "max_delay": RETRY_DELAY_MAX_S},
         )
         self._client = client
         self._had_session = False
+        self._returns.clear()
         client.add_listener(lambda state: self._on_state(client, state))
         client.start_async()
         self._watch_for_failure(client)
@@ -292,6 +309,9 @@ class Ensemble:
             from oio.zk.handler import make_root
 
             logger.info("ZooKeeper %s: connected, session 0x%x", self.hosts, session & (2**64 - 1))
+            if self._had_session and self._comes_back_too_often():
+                self._give_up(client)
+                return
             if session != self.session:
                 make_root(client)
             self.session = session
@@ -326,7 +346,18 @@ class Ensemble:
                 logger.warning("ZooKeeper %s: no answer yet; it is tried for ever", self.hosts)
             self._watch_for_failure(client)
             return
-        logger.info("ZooKeeper %s: the session is given up", self.hosts)
+        self._give_up(client)
+
+    def _comes_back_too_often(self) -> bool:
+        now = time.monotonic()
+        self._returns.append(now)
+        while self._returns[0] < now - self._window_s:
+            self._returns.popleft()
+        return 0 < self._reconnections_max < len(self._returns)
+
+    def _give_up(self, client: KazooClient) -> None:
+        """End the session, and begin another one: behind all others in each election."""
+        logger.warning("ZooKeeper %s: the session is given up", self.hosts)
         threading.Thread(target=_discard, args=(client,), daemon=True).start()
         self._generation += 1
         self._tell(LOST)
@@ -366,15 +397,23 @@ class ZooKeepers:
     """The sessions of a service with all the ZooKeeper clusters of its namespace.
 
     :param conf: options of the namespace.
+    :param options: those of :class:`Ensemble`.
     :raises ValueError: when no ZooKeeper is configured.
     """
 
     def __init__(
-        self, conf: Mapping[str, str], namespace: str, service_type: str, session_timeout_s: float = 10.0
+        self,
+        conf: Mapping[str, str],
+        namespace: str,
+        service_type: str,
+        session_timeout_s: float = 10.0,
+        **options: Any,
     ) -> None:
         self.namespace = namespace
         self.service_type = service_type
-        self.ensembles = [Ensemble(hosts, session_timeout_s) for hosts in ensembles_of(conf, service_type)]
+        self.ensembles = [
+            Ensemble(hosts, session_timeout_s, **options) for hosts in ensembles_of(conf, service_type)
+        ]
         if not self.ensembles:
             raise ValueError(f"No ZooKeeper is configured for {service_type} of {namespace}")
 

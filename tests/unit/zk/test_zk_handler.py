@@ -119,3 +119,10 @@ def test_servers_are_tried_in_turn_from_any_of_them_on():
         assert not client.randomize_hosts, "the one that was just lost would be the next with the same right"
         client.close()
     assert len(orders) > 1
+
+
+def test_servers_are_tried_in_their_order_when_told_to():
+    for _ in range(10):
+        client = open_client("b:1,a:2,c/root", 10.0, logging.getLogger("test"), shuffle=False)
+        assert (client.hosts, client.chroot) == ([("b", 1), ("a", 2), ("c", 2181)], "/root")
+        client.close()
