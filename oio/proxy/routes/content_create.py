@@ -22,6 +22,9 @@ from oio.proxy.routes.container import CONTAINER_MISSING, create_container, pref
 #: Longest URL of a chunk, in characters.
 CHUNK_URL_MAX = 511
 
+_PLAIN = "plain"
+_ONE_COPY = "plain/nb_copy=1"
+
 _HASH_LENGTHS = frozenset({32, 40, 64, 128})
 
 
@@ -64,17 +67,18 @@ def create(call: Call) -> Response:
 def update(call: Call) -> Response:
     """``content/update``: replace the metachunks that the body holds.
 
-    The version of the header designates the object, as it does for ``create``: falling back on another one when it
-    was deleted meanwhile would put the chunks of one object in another.
+    The content id of the header designates the object, or else its version: falling back on another one when it
+    was replaced meanwhile would put the chunks of one object in another.
     """
     path = call.object_name()
     container = call.container()
-    _, version, _, _, policy = _described(call)
+    content_id, version, _, _, policy = _described(call)
     body = _body(call)
     request = ContentUpdate(
         **container,
         path=path,
         version=version,
+        content_id=content_id,
         chunks=[_checked_chunk(chunk) for chunk in body.chunks],
         policy=policy.name,
         security=policy.security,
@@ -104,7 +108,7 @@ def _put_request(call: Call) -> tuple[ContentPut, dict[str, str]]:
         size=size,
         hash=digest,
         mime_type=headers.get("x-oio-content-meta-mime-type") or "application/octet-stream",
-        chunk_method=headers.get("x-oio-content-meta-chunk-method") or "plain",
+        chunk_method=headers.get("x-oio-content-meta-chunk-method") or _default_chunk_method(policy),
         policy=policy.name,
         security=policy.security,
         chunks=[_checked_chunk(chunk) for chunk in body.chunks],
@@ -147,6 +151,15 @@ def _described(call: Call) -> tuple[str, int, int, str, PolicyDefinition]:
     if not policy_name:
         raise StatusError(status.POLICY_NOT_SUPPORTED, "Missing header 'x-oio-content-meta-policy'")
     return content_id.upper(), version, size, digest.upper(), call.proxy.world.policy(policy_name)
+
+
+def _default_chunk_method(policy: PolicyDefinition) -> str:
+    """Chunk method of an object that does not tell it.
+
+    It is ``plain``, unless the policy makes something else than one copy: by ``plain`` nobody could read the
+    object, nor see what it lacks.
+    """
+    return _PLAIN if policy.chunk_method == _ONE_COPY else policy.chunk_method
 
 
 def _body(call: Call) -> _CreateBody:

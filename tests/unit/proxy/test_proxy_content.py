@@ -161,6 +161,22 @@ def test_create_sends_everything(cluster):
     assert cluster.meta.headers[-1]["x-oio-req-id"].startswith("proxy-")
 
 
+@pytest.mark.parametrize(
+    ("policy", "method"),
+    [
+        ("SINGLE", "plain"),
+        ("NONE", "plain"),
+        ("THREE", "plain/nb_copy=3"),
+        ("EC", "ec/algo=isa_l_rs_cauchy,k=4,m=2"),
+    ],
+)
+def test_create_without_chunk_method_stores_one_that_can_be_read(cluster, policy, method):
+    headers = {name: value for name, value in CREATE_HEADERS.items() if not name.endswith("chunk-method")}
+    headers["x-oio-content-meta-policy"] = policy
+    assert cluster.post(f"content/create?{OBJECT}", CHUNKS, headers=headers).status == 204
+    assert cluster.meta.last("content_put").chunk_method == method
+
+
 def test_create_accepts_a_bare_array(cluster):
     assert cluster.post(f"content/create?{OBJECT}", CHUNKS, headers=CREATE_HEADERS).status == 204
 
