@@ -11,6 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+import msgspec
+
 from oio.common import status
 from oio.common.status import StatusError
 from oio.meta.context import Context
@@ -44,7 +46,8 @@ def update(
     rules.check_writable(tx.get)
     limit = rules.quota(tx, settings, context)
     usage = rows.counter(tx, schema.USAGE) if limit else 0
-    alias, header = _require_data(tx, request)
+    alias = _designated(tx, request)
+    header = rows.readable_header(tx.execute, alias)
     placed = checks.placed(request.chunks)
     missing = checks.missing_positions(
         checks.security_of(header.chunk_method), placed, None, partial=True
@@ -77,6 +80,26 @@ def update(
         quality.emit(
             tx, context, request, after_alias.bean(), request.chunks, missing, request.properties
         )
+
+
+def _designated(tx: Transaction, request: ContentUpdate) -> Alias:
+    """The version that has the content id of the request, else its version number.
+
+    Never the latest one for want of these: when an object was replaced meanwhile, the chunks of one would end
+    in the other. All that is told of the latest one is that it is drained.
+
+    :raises StatusError: 420, 427.
+    """
+    alias = None
+    if request.content_id and request.path:
+        alias = rows.find(tx.execute, msgspec.structs.replace(request, version=0))
+    if alias is None:
+        alias = rows.find(tx.execute, request)
+    if alias is None and request.path:
+        latest = rows.latest(tx.execute, request.path)
+        if latest is not None and not latest.deleted:
+            rows.readable_header(tx.execute, latest)
+    return _not_marker(rows.present(alias))
 
 
 def _check_contiguous(wanted: dict[int, int], present: dict[int, int]) -> None:
@@ -175,7 +198,10 @@ def drain(
 
 
 def _require_object(tx: Transaction, request: ContentTarget) -> Alias:
-    alias = rows.require(tx.execute, request)
+    return _not_marker(rows.require(tx.execute, request))
+
+
+def _not_marker(alias: Alias) -> Alias:
     if alias.deleted:
         raise StatusError(status.CONTENT_NOT_FOUND, "Alias deleted: a marker has no chunk")
     return alias

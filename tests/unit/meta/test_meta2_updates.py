@@ -66,6 +66,22 @@ def test_update_replaces_the_metachunks_that_it_names(bench: Meta2Bench, event_q
     assert events[1]["url"]["version"] == str(version)
 
 
+def test_update_designates_by_content_id_else_by_version(bench: Meta2Bench) -> None:
+    version = put(bench, [10])
+    content_id = bench.show("a").content_id
+    update(bench, Meta2Bench.chunks("0", 4, 3), content_id=content_id, version=version + 7)
+    update(bench, Meta2Bench.chunks("0", 5, 3), content_id="CD" * 16, version=version)
+    assert positions(bench) == {"0": 5}
+    # Neither is in place any more: another object is not touched, whatever its name.
+    before = state(bench)
+    refused(420, update, bench, Meta2Bench.chunks("0", 6, 3), content_id="CD" * 16, version=version - 1)
+    assert state(bench) == before
+    drain(bench)
+    refused(427, update, bench, Meta2Bench.chunks("0", 6, 3), content_id="CD" * 16, version=version + 7)
+    bench.call(m.ContentDelete(cid=CID, path="a"))
+    refused(420, update, bench, Meta2Bench.chunks("0", 6, 3), content_id="CD" * 16, version=version + 7)
+
+
 def test_update_never_tells_to_delete_a_chunk_that_stays(bench: Meta2Bench, event_queue: FakeQueue) -> None:
     put(bench, [10])
     kept = bench.show("a").chunks

@@ -89,7 +89,7 @@ def test_update_sends_the_chunks_and_what_the_policy_promises(cluster):
     answer = cluster.post(f"content/update?{OBJECT}&id={'ab' * 16}", body, headers=HEADERS)
     assert (answer.status, answer.data) == (204, b"")
     sent = cluster.meta.last("content_update")
-    assert (sent.cid, sent.path, sent.version, sent.content_id) == (CID, "obj", 1234567, "")
+    assert (sent.cid, sent.path, sent.version, sent.content_id) == (CID, "obj", 1234567, "AB" * 16)
     assert (sent.policy, sent.security) == ("EC", messages.Security(type="ec", k=4, m=2))
     assert sent.chunks == [messages.Chunk(url=CHUNKS[0]["url"], pos="0.1", size=10, hash="00" * 16)]
     assert sent.properties == {"__OIO_CHUNK__x": "{}"}
