@@ -12,7 +12,7 @@ import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -25,6 +25,9 @@ R = TypeVar("R")
 AHEAD = 4
 # What waits for a pipe looks that often whether it still has to.
 STOP_LATENCY_S = 0.2
+# A signal does not wake who waits for a thread when another one receives it, or when it comes a moment before the
+# wait: it is looked for that often.
+SIGNAL_POLL_S = 0.5
 
 
 class Stopped(OioException):
@@ -69,11 +72,11 @@ class Workers(Generic[T, R]):
                     pending.append(pool.submit(self._work, item))
                     while len(pending) >= self._concurrency * AHEAD or (pending and pending[0].done()):
                         # Looked at before it is taken out: Ctrl-C may come while waiting.
-                        result = pending[0].result()
+                        result = _result_of(pending[0])
                         pending.popleft()
                         yield result
                 while pending:
-                    result = pending[0].result()
+                    result = _result_of(pending[0])
                     pending.popleft()
                     yield result
             except KeyboardInterrupt:
@@ -83,11 +86,18 @@ class Workers(Generic[T, R]):
                     future.cancel()
                 for future in pending:
                     if not future.cancelled():
-                        yield future.result()
+                        yield _result_of(future)
         finally:
             self._stopped.set()
             hangs = self.interrupted and not all(future.done() for future in pending)
             pool.shutdown(wait=not hangs, cancel_futures=True)
+
+
+def _result_of(future: Future[R]) -> R:
+    """Wait for a result; Ctrl-C is heard meanwhile."""
+    while not wait((future,), SIGNAL_POLL_S).done:
+        continue
+    return future.result()
 
 
 @contextmanager

@@ -7,10 +7,15 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
 from concurrent.futures import Future
 
 import pytest
+from support import ROOT
 
 from oio.cli.common.download import Download, partial_path
 from oio.cli.common.parallel import AHEAD, Stopped, Workers, reader
@@ -36,6 +41,40 @@ def test_results_come_in_order_and_few_wait(concurrency):
         assert result == consumed * 2
         consumed += 1
     assert consumed == 200
+
+
+def test_an_interruption_that_another_thread_received_is_heard():
+    program = """
+        import signal, sys, threading, time, traceback
+        from oio.cli.common.parallel import Stopped, Workers
+        def is_awaited():
+            stack = traceback.extract_stack(sys._current_frames()[threading.main_thread().ident])
+            return stack[-1].filename == threading.__file__ and all(entry.name != "submit" for entry in stack)
+        def work(number):
+            while not is_awaited():
+                time.sleep(0.001)
+            # Ctrl-C, as the kernel may deliver it: whoever waits for this thread is not woken up.
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                try:
+                    workers.check()
+                except Stopped:
+                    return "stopped"
+            return "late"
+        workers = Workers(1, work)
+        print(*workers.map([1]), workers.interrupted)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=heed_interruptions,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("stopped True\n", "")
+
+
+def heed_interruptions():
+    """Whoever started the tests behind a shell made them ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_an_interruption_ends_what_runs_and_begins_nothing():
