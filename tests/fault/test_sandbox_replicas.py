@@ -21,6 +21,8 @@ from oio.sandbox.network import Network
 
 #: Answers come within milliseconds; what is lost is lost for ever.
 PATIENCE_S = 2.0
+#: For answers that must come: the machine may be busy with other tests.
+BUSY_S = 20.0
 CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), float(sys.argv[3]))"
 
 pytestmark = pytest.mark.skipif(find_zookeeper() is None, reason="ZooKeeper is not installed")
@@ -61,11 +63,11 @@ def isolated(replicated, obstacle):
     replicated.heal()
 
 
-def answers(service):
+def answers(service, patience_s=BUSY_S):
     """Does a service answer a question now?"""
     path = "/info" if service.type == "rawx" else "/status"
     with contextlib.suppress(OSError):
-        return urllib.request.urlopen(f"http://{service.addr}{path}", timeout=PATIENCE_S).status == 200
+        return urllib.request.urlopen(f"http://{service.addr}{path}", timeout=patience_s).status == 200
     return False
 
 
@@ -95,7 +97,7 @@ def test_a_paused_host_keeps_its_processes_and_answers_nothing(replicated):
     replicated.pause("@host2")
     try:
         assert {entry["state"] for entry in replicated.status("@host2")} == {"PAUSED"}
-        assert not any(answers(one) for one in services_of(replicated, "host2"))
+        assert not any(answers(one, PATIENCE_S) for one in services_of(replicated, "host2"))
         assert all(answers(one) for one in services_of(replicated, "host1"))
     finally:
         replicated.resume("@host2")
@@ -123,7 +125,7 @@ def test_a_host_that_is_cut_off_is_alone(isolated):
     meta2 = isolated.services("meta2")
     isolated.cut("@host2")
     assert isolated.cuts() == ["host2"]
-    assert not answers(meta2[1]), "not even clients reach it"
+    assert not answers(meta2[1], PATIENCE_S), "not even clients reach it"
     for service in (centre, zookeeper, meta2[0]):
         assert not connects(isolated, "host2", service)
         assert connects(isolated, "host3", service)
@@ -157,26 +159,29 @@ def test_what_is_lost_in_one_way_only(isolated):
     network, layout = Network(isolated.layout), isolated.layout
     isolated.cut("@host1", "@host2", one_way=True)
 
-    def heard(sender, receiver):
+    def heard(sender, receiver, patience_s=BUSY_S):
         """Does one datagram arrive?"""
         address = layout.address_of(receiver)
         listen = (
             "import socket, sys; s = socket.socket(type=socket.SOCK_DGRAM); s.bind((sys.argv[1], 9)); "
-            "s.settimeout(float(sys.argv[2])); print('ready', flush=True); s.recv(1)"
+            "print('ready', flush=True); s.recv(1)"
         )
         send = "import socket, sys; socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', (sys.argv[1], 9))"
 
         def enter(group, *words):
             return ["nsenter", f"--net=/run/netns/{network.namespace(group)}", sys.executable, "-c", *words]
 
-        with subprocess.Popen(
-            enter(receiver, listen, address, str(PATIENCE_S)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as listener:
-            assert listener.stdout.readline() == b"ready\n"
-            subprocess.run(enter(sender, send, address), check=True)
-            return listener.wait() == 0
+        with subprocess.Popen(enter(receiver, listen, address), stdout=subprocess.PIPE) as listener:
+            try:
+                assert listener.stdout.readline() == b"ready\n"
+                subprocess.run(enter(sender, send, address), check=True)
+                return listener.wait(patience_s) == 0
+            except subprocess.TimeoutExpired:
+                return False
+            finally:
+                listener.kill()
 
-    assert not heard("host1", "host2")
+    assert not heard("host1", "host2", PATIENCE_S)
     assert heard("host2", "host1")
     isolated.heal("@host1")
     assert heard("host1", "host2")
