@@ -70,7 +70,7 @@ def test_a_conscience_that_lost_everything_is_filled_before_it_answers(registry)
     proxy.lock(service(3, kind="rawx"), 7)
     before = agree(one, two, on=lambda view: [view[f"127.0.0.1:{port}"][0] for port in (1, 2, 3)] == [50, 50, 7])
     one.kill()
-    one.state.unlink()
+    one.state.unlink(missing_ok=True)
 
     proxy.register(service(4, kind="rawx"))
     eventually(lambda: "127.0.0.1:4" in two.view(), what="a registration while the first conscience is dead")
@@ -172,7 +172,7 @@ def test_a_lonely_conscience_that_lost_everything_does_not_empty_its_proxies(reg
     proxy.register(service(1), service(2))
     eventually(lambda: len(proxy.listed()) == 2)
     one.kill()
-    one.state.unlink()
+    one.state.unlink(missing_ok=True)
     one.start()
     eventually(lambda: proxy.raw.post("lb/reload").status == 204 and one.view() == {})
     proxy.register(service(1))
@@ -241,7 +241,7 @@ def test_agents_watch_through_deaths(registry, watched):
     assert tags["tag.service_id"] == f"echo-{other.port}" and 0 <= tags["stat.cpu"] <= 100
 
     one.kill()
-    one.state.unlink()
+    one.state.unlink(missing_ok=True)
     pushed = two.view()
     eventually(lambda: two.view() != pushed, what="statistics beside the dead conscience")
     one.start()
