@@ -49,7 +49,7 @@ class MetaMapping(ToolClients):
         given = {"admin": admin_client, "conscience": conscience_client, "rdir": rdir_client}
         super().__init__(conf, logger, given, kwargs)
         self.service_types = [*service_types]
-        self._reqid = reqid
+        self._listing = {} if reqid is None else {"reqid": reqid}
         self.services_by_base: dict[str, list[Service]] = {}
         self.raw_services_by_base: dict[str, list[Any]] = {}
         self.services_by_service_type: dict[str, dict[str, Service]] = {}
@@ -66,7 +66,7 @@ class MetaMapping(ToolClients):
         self.raw_services_by_base.clear()
         for service_type in self.service_types:
             services = self.services_by_service_type[service_type] = {}
-            for service in self.conscience.all_services(service_type, reqid=self._reqid):
+            for service in self.conscience.all_services(service_type, **self._listing):
                 tags = service.get("tags") or {}
                 service.setdefault("id", tags.get("tag.service_id") or service["addr"])
                 services[service["id"]] = service

@@ -29,7 +29,7 @@ class Conscience:
     def __init__(self, locations, scores=None):
         self.locations, self.scores = locations, scores or {}
 
-    def all_services(self, _type, reqid=None):
+    def all_services(self, _type):
         return [
             {"addr": f"10.0.0.{rank}:6001", "score": self.scores.get(rank, 50), "tags": {"tag.loc": location}}
             for rank, location in enumerate(self.locations)
