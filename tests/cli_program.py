@@ -3,6 +3,7 @@
 
 """The ``openio`` program as a child process, and what its formats have in common."""
 
+import contextlib
 import csv
 import io
 import json
@@ -11,7 +12,9 @@ import subprocess
 import sys
 
 import yaml
-from support import ACCOUNT, ROOT
+from support import ACCOUNT, ROOT, eventually
+
+from oio.common.exceptions import Conflict, NoSuchContainer
 
 LIST_FORMATS = ("csv", "json", "table", "value", "yaml")
 SHOW_FORMATS = ("json", "shell", "table", "value", "yaml")
@@ -101,6 +104,26 @@ class OpenioProgram:
         assert keys == list(shown)
         assert len(texts["shell"].splitlines()) == len(shown)
         return shown
+
+
+def remove_account(api, account):
+    """Remove an account with its containers: it learns of these, and of their end, a moment later."""
+
+    def removed():
+        for name, *_counters in api.container_list(account, limit=100):
+            with contextlib.suppress(NoSuchContainer):
+                # A snapshot is frozen.
+                api.container_set_properties(account, name, system={"sys.status": "0"})
+                for entry in api.object_list(account, name, versions=True)["objects"]:
+                    api.object_delete(account, name, entry["name"], version=entry["version"])
+                api.container_delete(account, name)
+        with contextlib.suppress(Conflict):
+            api.account_flush(account)
+            api.account_delete(account)
+            return True
+        return False
+
+    eventually(removed, what="the end of the account")
 
 
 def _without(row, keys):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from cli_program import OpenioProgram
+from cli_program import OpenioProgram, remove_account
 
 from oio.cli.common.examples import EXAMPLES, NOT_RUN
 
@@ -30,7 +30,7 @@ def run(argv):
 
 failed = []
 for argv in json.load(sys.stdin):
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while (done := run(argv))[0] and time.monotonic() < deadline:
         time.sleep(0.1)
     if done[0]:
@@ -41,16 +41,8 @@ json.dump(failed, sys.stdout)
 
 @pytest.fixture
 def program(cluster, tmp_path, api):
-    program = OpenioProgram(cluster, tmp_path, account=ACCOUNT)
-    yield program
-    for name, *_counters in api.container_list(ACCOUNT, limit=100):
-        # A snapshot is frozen.
-        program("container", "set", "--status", "enabled", name)
-        for entry in api.object_list(ACCOUNT, name, versions=True)["objects"]:
-            api.object_delete(ACCOUNT, name, entry["name"], version=entry["version"])
-        api.container_delete(ACCOUNT, name)
-    api.account_flush(ACCOUNT)
-    api.account_delete(ACCOUNT)
+    yield OpenioProgram(cluster, tmp_path, account=ACCOUNT)
+    remove_account(api, ACCOUNT)
 
 
 def test_examples(program, cluster, tmp_path):

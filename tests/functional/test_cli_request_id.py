@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from cli_program import OpenioProgram
+from cli_program import OpenioProgram, remove_account
 
 from oio.cli.common.examples import EXAMPLES
 
@@ -54,16 +54,8 @@ json.dump(told, sys.stdout)
 
 @pytest.fixture
 def program(cluster, tmp_path, api):
-    program = OpenioProgram(cluster, tmp_path, account=ACCOUNT)
-    yield program
-    for name, *_counters in api.container_list(ACCOUNT, limit=100):
-        # A snapshot is frozen.
-        program("container", "set", "--status", "enabled", name)
-        for entry in api.object_list(ACCOUNT, name, versions=True)["objects"]:
-            api.object_delete(ACCOUNT, name, entry["name"], version=entry["version"])
-        api.container_delete(ACCOUNT, name)
-    api.account_flush(ACCOUNT)
-    api.account_delete(ACCOUNT)
+    yield OpenioProgram(cluster, tmp_path, account=ACCOUNT)
+    remove_account(api, ACCOUNT)
 
 
 def test_the_id_is_in_every_request(program, cluster, tmp_path):
