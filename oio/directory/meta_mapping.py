@@ -49,7 +49,7 @@ class MetaMapping(ToolClients):
         given = {"admin": admin_client, "conscience": conscience_client, "rdir": rdir_client}
         super().__init__(conf, logger, given, kwargs)
         self.service_types = [*service_types]
-        self._listing = {} if reqid is None else {"reqid": reqid}
+        self._listing: dict[str, Any] = {} if reqid is None else {"reqid": reqid}
         self.services_by_base: dict[str, list[Service]] = {}
         self.raw_services_by_base: dict[str, list[Any]] = {}
         self.services_by_service_type: dict[str, dict[str, Service]] = {}
