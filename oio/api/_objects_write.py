@@ -107,7 +107,8 @@ class ObjectWriteMethods(ApiCore):
         :param etag: expected MD5 of the data. :raises EtagMismatch: when it differs.
         :param obj_name: name of the object; default: base name of the file.
         :param policy: storage policy; default: the container's, or the namespace's.
-        :param append: add the data at the end of the object, whose policy then wins over ``policy``.
+        :param append: add the data at the end of the object, which keeps its policy, mime type and properties;
+            those given here are for an object that does not exist yet.
         :param properties: user properties (``metadata`` is a deprecated synonym).
         :keyword content_id: id to give to the object. :keyword version: version to give to it.
         :keyword container_properties: given to the container when it gets created on the way.
@@ -160,8 +161,9 @@ class ObjectWriteMethods(ApiCore):
     ) -> ObjectCreated:
         in_place = self._object_in_place(account, container, obj_name, kwargs) if append else None
         if in_place:
-            # All the chunks of an object must follow one chunk method.
+            # All the chunks of an object must follow one chunk method; the rest of it stays as it is, too.
             policy = in_place.get("policy") or policy
+            properties = None
         meta, handler, preparer = self._object_prepare(
             account, container, obj_name, source, sysmeta, policy=policy, in_place=in_place, **kwargs
         )

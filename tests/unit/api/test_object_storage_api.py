@@ -276,6 +276,16 @@ def test_append(api: ObjectStorageApi, cluster: FakeCluster) -> None:
     assert api.object_get_properties("acct", "cont", "obj")["hash"] == ""
 
 
+def test_append_leaves_the_properties_alone(api: ObjectStorageApi, cluster: FakeCluster) -> None:
+    given: dict[str, Any] = {"obj_name": "obj", "append": True}
+    api.object_create("acct", "cont", data=b"a", properties={"color": "red"}, **given)
+    assert api.object_get_properties("acct", "cont", "obj")["properties"] == {"color": "red"}
+    api.object_create("acct", "cont", data=b"b", properties={"color": "blue", "size": "L"}, **given)
+    sent = cluster.proxy.requests("content/create")[-1][4]["properties"]
+    assert sent
+    assert all(key.startswith("__OIO_CHUNK__") for key in sent)
+
+
 # --- timeouts ---
 
 
