@@ -31,8 +31,11 @@ class ContainerMethods(ObjectReadMethods, ObjectWriteMethods):
 
     @api_call()
     def resolve_cid(self, cid: str, **kwargs: Any) -> tuple[str, str]:
-        """Find the account and the name of a container."""
-        reference = self.directory.list(cid=cid, **kwargs)
+        """Find the account and the name of a container. :raises NoSuchContainer: when there is no such id."""
+        try:
+            reference = self.directory.list(cid=cid, **kwargs)
+        except NotFound as err:
+            raise_no_such_container(err, None, cid)
         return reference["account"], reference["name"]
 
     @api_call(raise_no_such_container)

@@ -165,6 +165,18 @@ def test_flush_of_a_missing_container(api: ObjectStorageApi, fast: bool) -> None
         api.container_flush("acct", "nowhere", fast=fast)
 
 
+# --- names of an id ---
+
+
+def test_names_of_an_unknown_id(mocked: Any) -> None:
+    mocked.directory = Mock(list=Mock(return_value={"account": "acct", "name": "cont"}))
+    assert mocked.resolve_cid("AB" * 32) == ("acct", "cont")
+    mocked.directory.list.side_effect = exc.NotFound(404, 406, "said")
+    with pytest.raises(exc.NoSuchContainer) as caught:
+        mocked.resolve_cid("AB" * 32)
+    assert caught.value.args == (f"Container '{'AB' * 32}' does not exist.", "said")
+
+
 # --- touch ---
 
 
