@@ -288,6 +288,8 @@ def encode_query(params: Mapping[str, Any]) -> str:
             value = quote_plus(value)
         else:
             value = _quote_text(str(value))
+        if not (name.isascii() and name.isidentifier()):
+            name = _quote_text(name)
         pairs.append(f"{name}={value}")
     return "&".join(pairs)
 

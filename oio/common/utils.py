@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any
 from urllib.parse import quote as _quote
 
-from oio.common.constants import STRLEN_CHUNKID
 from oio.common.exceptions import DeadlineReached, OioException, ServiceBusy
 
 CPU_COUNT = os.cpu_count() or 1
@@ -43,7 +42,7 @@ def compute_chunk_id(
 ) -> str:
     """Predictable chunk id: hash of the plain concatenation of the five texts."""
     text = f"{cid}{path}{version}{position}{policy}"
-    return hashlib.new(hash_algo, text.encode()).hexdigest().upper()[:STRLEN_CHUNKID]
+    return hashlib.new(hash_algo, text.encode()).hexdigest().upper()
 
 
 def request_id(prefix: str = "") -> str:

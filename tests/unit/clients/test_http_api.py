@@ -262,6 +262,7 @@ def test_queries() -> None:
         "f": 12,
         "g": "",
         "h": "~._-*",
+        "i&j=é": "k",
     }
     assert encode_query(params) == urlencode(params)
     assert encode_query({"a": None}) == ""
