@@ -36,6 +36,8 @@ _CHUNK_EXTENSION = re.compile(
 )
 _SINGLETONS = frozenset({"host", "content-length", "transfer-encoding"})
 _FORBIDDEN_TRAILERS = frozenset({"content-length", "transfer-encoding", "host", "trailer"})
+#: Longest name of a method, in bytes. Services have shorter limits of their own, and their own answers.
+METHOD_MAX_BYTES = 256
 _METHODS = {
     name: name
     for name in ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "COPY", "LINK", "PATCH", "TRACE")
@@ -134,7 +136,7 @@ def parse_request_line(line: str) -> tuple[str, str, bool]:
         method, target, version = line.split(" ")
     except ValueError:
         raise HeadError("malformed request line") from None
-    if method not in _METHODS and (len(method) > 32 or not _TOKEN.fullmatch(method)):
+    if method not in _METHODS and (len(method) > METHOD_MAX_BYTES or not _TOKEN.fullmatch(method)):
         raise HeadError("malformed method")
     if version == "HTTP/1.1":
         is_11 = True

@@ -174,7 +174,7 @@ class Call:
         if text is not None:
             return _boolean(text)
         mode = self.headers.get("x-oio-action-mode")
-        return mode is not None and name in [word.strip() for word in mode.split(",")]
+        return mode is not None and name in [word.strip() for word in mode.lower().split(",")]
 
     # --- what is designated -----------------------------------------------------------------------
 

@@ -208,11 +208,18 @@ def test_long_paths_match_nothing(cluster):
     assert cluster.request("GET", path, raw=True).status == 200
 
 
-def test_long_names_of_methods(raw):
-    raw.send("X" * 65 + " /v3.0/status HTTP/1.1\r\nHost: x\r\n\r\n")
+@pytest.mark.parametrize("length", [33, 64, 65, 256])
+def test_long_names_of_methods(raw, length):
+    raw.send("X" * length + " /v3.0/status HTTP/1.1\r\nHost: x\r\n\r\n")
     status, _, body = raw.answer()
-    assert status in (400, 404)
-    assert msgspec.json.decode(body)["status"] == status
+    assert status == 404
+    assert msgspec.json.decode(body) == {"status": 404, "message": "No handler found"}
+
+
+def test_names_of_methods_without_end(raw):
+    raw.send("X" * 257 + " /v3.0/status HTTP/1.1\r\nHost: x\r\n\r\n")
+    status, _, body = raw.answer()
+    assert (status, msgspec.json.decode(body)["status"]) == (400, 400)
 
 
 # --- parameters and headers
@@ -232,6 +239,9 @@ def test_flags_in_the_query_win(cluster):
     body = {"properties": {"a": "b"}}
     action = {"X-oio-action-mode": "dryrun, autocreate"}
     cluster.post(f"reference/link?{REF}&type=meta2", body, headers=action)
+    sent = cluster.meta.last("reference_link")
+    assert sent.dryrun and sent.autocreate
+    cluster.post(f"reference/link?{REF}&type=meta2", body, headers={"X-oio-action-mode": "AutoCreate,DRYRUN"})
     sent = cluster.meta.last("reference_link")
     assert sent.dryrun and sent.autocreate
     cluster.post(f"reference/link?{REF}&type=meta2&dryrun=no&autocreate=YEAH", headers=action)
