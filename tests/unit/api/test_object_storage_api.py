@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from hashlib import md5
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -277,7 +278,7 @@ def test_append(api: ObjectStorageApi, cluster: FakeCluster) -> None:
 
 
 def test_append_leaves_the_properties_alone(api: ObjectStorageApi, cluster: FakeCluster) -> None:
-    given: dict[str, Any] = {"obj_name": "obj", "append": True}
+    given: Any = {"obj_name": "obj", "append": True}
     api.object_create("acct", "cont", data=b"a", properties={"color": "red"}, **given)
     assert api.object_get_properties("acct", "cont", "obj")["properties"] == {"color": "red"}
     api.object_create("acct", "cont", data=b"b", properties={"color": "blue", "size": "L"}, **given)
