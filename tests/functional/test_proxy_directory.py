@@ -6,7 +6,7 @@
 import json
 
 import pytest
-from processes import Meta2Process
+from processes import Meta2Process, Process, free_port
 from proxy_http import RawContainer, RawProxy, fresh_name
 from support import ACCOUNT, eventually
 
@@ -204,7 +204,23 @@ def test_a_service_can_be_ended(proxy, tmp_path):
         process.stop()
 
 
-def test_caches_can_be_emptied(proxy, container):
+@pytest.fixture
+def quiet_proxy(cluster, tmp_path):
+    """Another proxy of the cluster, of two processes, which nobody else asks."""
+    port = free_port()
+    process = Process(tmp_path, ["oio-proxy", "-O", "Workers=2", f"127.0.0.1:{port}", cluster.namespace], port)
+    proxy = RawProxy(process.addr, cluster.namespace)
+    try:
+        eventually(lambda: proxy.get("lb/choose", {"type": "rawx"}).status == 200, what="the services")
+        yield proxy
+    finally:
+        proxy.pool.close()
+        process.stop()
+
+
+def test_caches_can_be_emptied(quiet_proxy, container):
+    proxy = quiet_proxy
+
     def counts():
         status = proxy.get("/v3.0/cache/status").json
         return status["csm0"]["count"], status["meta1"]["count"]
@@ -221,7 +237,9 @@ def test_caches_can_be_emptied(proxy, container):
     assert {one["id"].split("|")[1] for one in shown} >= {"meta0", "meta1", "meta2", "rawx"}
 
 
-def test_statistics_add_up(proxy):
+def test_statistics_add_up(quiet_proxy):
+    proxy = quiet_proxy
+
     def hits():
         lines = proxy.get("/v3.0/status").data.decode().splitlines()
         return {line.split(" ")[1]: int(line.split(" ")[2]) for line in lines}
