@@ -16,35 +16,41 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from faults import why_not_isolated
-from support import ACCOUNT, ROOT, eventually, start_cluster
+from support import ACCOUNT, ROOT, eventually
 
 from oio import ObjectStorageApi
 from oio.common.exceptions import OioException
 from oio.common.zookeeper_server import find_zookeeper
 from oio.directory.admin import AdminClient
 from oio.meta.replication.zookeeper import Ensemble
-from oio.sandbox import zookeeper
+from oio.sandbox import Sandbox, zookeeper
 from oio.zk import admin
 
 pytestmark = pytest.mark.skipif(find_zookeeper() is None, reason="ZooKeeper is not installed")
 
 #: Of the services: an ensemble needs a second for another leader, three to find one that hangs.
 SESSION_S = 6.0
-#: Enough to have masters, and connections to ZooKeeper, on all services.
+#: Enough to have elections in both clusters: names decide, those of services and of the namespace as well.
 CONTAINERS = 6
 #: What a write may take when a server of ZooKeeper is lost, on a machine that is busy.
 WRITE_S = 15.0
 
 
 class Cluster:
-    """The sandbox, and what these tests ask of it."""
+    """The cluster under test, and what is asked of it."""
 
     def __init__(self, sandbox):
         self.sandbox = sandbox
         self.hosts = sandbox.layout.zookeeper
+        self.clusters = clusters_of_meta2(self.hosts)
         self.api = ObjectStorageApi(sandbox.namespace, endpoint=sandbox.proxy)
         self.admin = AdminClient({"namespace": sandbox.namespace, "proxyd_url": f"http://{sandbox.proxy}"})
         self.names = [f"box{number}" for number in range(CONTAINERS)]
+
+    @property
+    def sessions(self):
+        """How many there are of the meta2 when all is well."""
+        return len(self.sandbox.services("meta2")) * len(self.clusters)
 
     def servers(self, mode=""):
         return [one for one in self.sandbox.services("zookeeper") if mode in ("", zookeeper.mode(one))]
@@ -55,9 +61,14 @@ class Cluster:
 
     def members(self):
         """Nodes and services of all elections of meta2, in order, by the key of the election."""
-        with admin.connection(self.hosts) as client:
-            found = admin.groups(client, self.sandbox.namespace, "meta2")
-            return {group.key: [(node.name, node.value) for node in group.nodes] for group in found}
+        found = {}
+        for hosts in self.clusters:
+            with admin.connection(hosts) as client:
+                groups = admin.groups(client, self.sandbox.namespace, "meta2")
+                some = {group.key: [(node.name, node.value) for node in group.nodes] for group in groups}
+            assert some and not found.keys() & some.keys()
+            found |= some
+        return found
 
     def masters(self):
         statuses = [self.admin.election_status("meta2", account=ACCOUNT, reference=name) for name in self.names]
@@ -74,17 +85,16 @@ class Cluster:
             return json.load(answer)["properties"].get("k")
 
     def connected(self):
-        """How many of the meta2 have a session that is alive?"""
-        count = 0
+        """How many sessions of the meta2 are alive?"""
+        values = []
         for service in self.sandbox.services("meta2"):
             with urllib.request.urlopen(f"http://{service.addr}/metrics", timeout=WRITE_S) as answer:
-                (line,) = (
-                    line for line in answer.read().decode().splitlines()
-                    if line.startswith("oio_meta_zookeeper_connected{")
-                )  # fmt: skip
-            assert f'servers="{self.hosts}"' in line
-            count += int(float(line.rpartition(" ")[2]))
-        return count
+                lines = answer.read().decode().splitlines()
+            for hosts in self.clusters:
+                start = f'oio_meta_zookeeper_connected{{servers="{hosts}"}} '
+                values += [float(line.removeprefix(start)) for line in lines if line.startswith(start)]
+        assert len(values) == self.sessions
+        return int(sum(values))
 
     def openio(self, *words):
         """Output of a command, which must succeed."""
@@ -149,18 +159,30 @@ class Writing:
         )  # fmt: skip
 
 
+def clusters_of_meta2(hosts):
+    """Elections of meta2 lie in two clusters, which are the same servers here; those of others in a third."""
+    return [f"{hosts}/first/half", f"{hosts}/second/half"]
+
+
 @pytest.fixture(scope="module")
 def started(tmp_path_factory):
-    sandbox = start_cluster(
-        tmp_path_factory.mktemp("ensemble"), f"ENSEMBLE{os.getpid()}", replicas=3, zookeeper=3, rawx=0,
-        config={"sqliterepo.zk.timeout": f"{SESSION_S:g}s"}, isolate_hosts=not why_not_isolated(),
+    sandbox = Sandbox(
+        str(tmp_path_factory.mktemp("ensemble")), namespace="ENSEMBLE", base_port=20000,
+        replicas=3, zookeeper=3, rawx=0, prepare_directories=False, isolate_hosts=not why_not_isolated(),
+        config={"sqliterepo.zk.timeout": f"{SESSION_S:g}s"},
     )  # fmt: skip
-    found = Cluster(sandbox)
-    for name in found.names:
-        found.api.container_create(ACCOUNT, name)
-        found.api.container_set_properties(ACCOUNT, name, {"k": "0"})
-    yield found
-    sandbox.destroy()
+    try:
+        layout = sandbox.init()
+        layout.options.config["zookeeper.meta2"] = ";".join(clusters_of_meta2(layout.zookeeper))
+        layout.save()
+        sandbox.start()
+        found = Cluster(sandbox)
+        for name in found.names:
+            found.api.container_create(ACCOUNT, name)
+            found.api.container_set_properties(ACCOUNT, name, {"k": "0"})
+        yield found
+    finally:
+        sandbox.destroy()
 
 
 @pytest.fixture
@@ -197,7 +219,7 @@ def server_of(ensemble):
 def test_services_know_all_servers_and_one_of_them_leads(cluster):
     assert cluster.hosts == ",".join(one.addr for one in cluster.servers())
     assert sorted(map(zookeeper.mode, cluster.servers())) == ["follower", "follower", "leader"]
-    assert cluster.connected() == 3
+    assert cluster.connected() == cluster.sessions == 6
     status = cluster.sandbox.status("@zookeeper")
     assert [(one["group"], one["state"]) for one in status] == [
         (f"zookeeper{number}", "RUNNING") for number in (1, 2, 3)
@@ -212,7 +234,7 @@ def test_a_killed_leader_stops_no_write_and_changes_no_master(cluster):
         cluster.sandbox.kill(leader.name)
         eventually(lambda: cluster.leader() not in (None, leader), what="another leader")
         writing.progress()
-        assert eventually(lambda: cluster.connected() == 3, what="sessions go on")
+        assert eventually(lambda: cluster.connected() == cluster.sessions, what="sessions go on")
         assert (cluster.members(), cluster.masters()) == before, "no session was lost"
         cluster.sandbox.wait_restarted(leader.name, former)
         eventually(lambda: zookeeper.mode(leader) == "follower", what="the former leader follows")
@@ -254,7 +276,7 @@ def test_who_is_connected_to_a_server_that_hangs_moves_to_another(cluster, monke
         assert (idle.session, busy.session) == sessions, "in time"
         assert busy.client.exists("/hung").ephemeralOwner == busy.session
         assert moved_s < SESSION_S
-        eventually(lambda: cluster.connected() == 3, what="services moved")
+        eventually(lambda: cluster.connected() == cluster.sessions, what="services moved")
         assert cluster.members() == before
         cluster.sandbox.resume(hanging.name)
         eventually(lambda: zookeeper.mode(hanging) == "follower", what="it follows again")
@@ -282,7 +304,7 @@ def test_without_a_majority_of_servers_nothing_is_led_until_it_is_back(cluster):
         eventually(lambda: time.monotonic() - begin > SESSION_S + 1, what="the end of all sessions")
         assert sum(writing.counts.values()) <= sum(counts.values()) + CONTAINERS, "but for those under way then"
         cluster.sandbox.start(*gone)
-        eventually(lambda: cluster.connected() == 3, what="sessions")
+        eventually(lambda: cluster.connected() == cluster.sessions, what="sessions")
         writing.progress()
         # Those of the former sessions are gone.
         eventually(
@@ -304,7 +326,7 @@ def test_a_leader_that_loses_the_others_is_left_by_its_clients(cluster, monkeypa
         eventually(lambda: cluster.leader() not in (None, leader), what="another leader")
         eventually(lambda: server_of(client) not in (0, leader.port), what="moved to another server")
         assert client.session == former
-        eventually(lambda: cluster.connected() == 3, what="sessions go on")
+        eventually(lambda: cluster.connected() == cluster.sessions, what="sessions go on")
         assert cluster.members() == before
         cluster.sandbox.heal(f"@{leader.group}")
         eventually(lambda: zookeeper.mode(leader) == "follower", what="the former leader follows")
@@ -321,14 +343,17 @@ def test_commands_find_the_servers_that_are_left(cluster):
     def stat():
         rows = json.loads(cluster.openio("zk", "stat", "meta2", "-f", "json"))
         assert {row["group"] for row in rows} == set(expected)
-        return rows
 
     def status():
         rows = json.loads(cluster.openio("election", "status", "meta2", name, "-f", "json"))
         assert masters[name] in {row["Id"] for row in rows if row["Status"] == 200}, rows
 
+    def reset():
+        rows = json.loads(cluster.openio("zk", "reset", "meta2", "--dry-run", "--min-services", "1", "-f", "json"))
+        assert {row["status"] for row in rows} == {"Skipped"} and len(rows) == sum(map(len, expected.values()))
+
     name = cluster.names[0]
-    commands = [stat, status, lambda: cluster.openio("zk", "bootstrap", "--lazy")]
+    commands = [stat, status, reset]
     for lose in (cluster.sandbox.stop, cluster.sandbox.pause):
         lose(first.name)
         eventually(cluster.leader, what="a leader")
@@ -345,7 +370,7 @@ def test_servers_are_restarted_in_turn_and_no_client_sees_it(cluster):
         for server in cluster.servers():
             cluster.sandbox.restart(server.name)
             writing.progress()
-        eventually(lambda: cluster.connected() == 3, what="sessions go on")
+        eventually(lambda: cluster.connected() == cluster.sessions, what="sessions go on")
         assert cluster.members() == before
     assert not writing.errors
     print(f"longest write: {writing.longest_s:.1f} s")
