@@ -171,6 +171,14 @@ class Trial:
         violations = check_registers(self.history, self.history.touched(), judged)
         return self.complaints() + [violation.told(self.history.origin_s) for violation in violations]
 
+    def judge_listings(self):
+        """Violations that show when all is listed once more."""
+        reader = self._client(LastReader, 1)
+        for workload in self._workloads:
+            if isinstance(workload, Sets):
+                workload.list_all(reader)
+        return reader.complaints + self.judge_so_far()
+
     def judge(self):
         """All that is wrong, once the work has ended and the cluster is whole."""
         reader = self._client(LastReader, 1)

@@ -260,10 +260,15 @@ class Sets:
         self._history.add_reads(client.name, started, ended, values)
         return page
 
+    def list_all(self, client):
+        """List every container."""
+        for container in self._names:
+            self._list(client, container)
+
     def conclude(self, client):
         """List every container, and read all that is listed."""
+        self.list_all(client)
         for container, names in self._names.items():
-            self._list(client, container)
             for entry in client.api.object_list(ACCOUNT, container)["objects"]:
                 _metadata, stream = client.api.object_fetch(ACCOUNT, container, entry["name"])
                 if b"".join(stream).decode() != names[entry["name"]]:
