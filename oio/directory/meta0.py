@@ -189,7 +189,7 @@ class Meta0PrefixMapping(MetaMapping):
         if not isinstance(table, Mapping):
             raise ValueError("A mapping is a table of services by prefix")
         self._forget_bases()
-        names = {name: svc for svc in self.services.values() for name in (svc["addr"], svc["id"])}
+        names = self._names()
         # The prefix that has the name of the base is there, or the first one speaks for all.
         for prefix, services in sorted(table.items()):
             if not _PREFIX.match(prefix) or not _is_list_of_texts(services):
@@ -199,6 +199,9 @@ class Meta0PrefixMapping(MetaMapping):
                 continue
             self.raw_services_by_base[base] = [*services]
             self.assign_services(base, [self._known_or_absent(names, name) for name in services])
+
+    def _names(self) -> dict[str, Service]:
+        return {name: svc for svc in self.services.values() for name in (svc["addr"], svc["id"])}
 
     def _known_or_absent(self, names: dict[str, Service], name: str) -> Service:
         """A service by its name; those that the conscience has forgotten stay in the mapping, without score."""
@@ -409,6 +412,12 @@ class Meta0PrefixMapping(MetaMapping):
                     raise
                 self.logger.warning("Mapping not uploaded, attempt %d of %d: %s", attempt + 1, FORCE_ATTEMPTS, exc)
                 time.sleep(attempt)
+
+    def stayed(self, base: str) -> None:
+        """A base could not be moved: it has the services that it had."""
+        names = self._names()
+        services = [self._known_or_absent(names, name) for name in self.raw_services_by_base[base]]
+        self.assign_services(base, services)
 
     def linked(self, change: Change, **kwargs: Any) -> None:
         """Tell a service that had the only copy of a base that it is in charge no more: no election does it."""

@@ -99,6 +99,9 @@ class MetaMapping(ToolClients):
     def linked(self, change: Change, **kwargs: Any) -> None:
         """The directory was changed for a base; its former services still have their copies."""
 
+    def stayed(self, base: str) -> None:
+        """A base could not be moved: the plan is changed to what is."""
+
     def apply(self, moved: Iterable[str] | None = None, **kwargs: Any) -> list[str]:
         """Carry the plan out: copy the bases, change the directory, reset elections.
 
@@ -115,7 +118,11 @@ class MetaMapping(ToolClients):
         while pending:
             # Without election, what is written to a base between its copy and its link may be lost.
             size = self.batch if len(changes[pending[0]].before) > 1 else 1
-            done += self._apply_some({base: changes[base] for base in pending[:size]}, **kwargs)
+            moved_now = self._apply_some({base: changes[base] for base in pending[:size]}, **kwargs)
+            for base in pending[:size]:
+                if base not in moved_now:
+                    self.stayed(base)
+            done += moved_now
             del pending[:size]
         return done
 

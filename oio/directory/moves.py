@@ -32,7 +32,7 @@ _PerPeer = dict[str, Any]
 
 
 class NoBaseToCopy(OioException):
-    """Raised when none of the services of a base has it."""
+    """Raised when the services of a base do not have it."""
 
 
 class Change(NamedTuple):
@@ -72,15 +72,15 @@ class Mover:
     def copies(self, service_type: str, cid: str, peers: Iterable[str], **kwargs: Any) -> list[str]:
         """The services that have a copy, the master first.
 
-        :raises NoBaseToCopy: when they all answered, and none has one.
-        :raises OioException: when none has one, and some did not answer.
+        :raises NoBaseToCopy: when a majority says that it has none: a base is made, and written, by majorities.
+        :raises OioException: when none has one, and too many did not answer.
         """
-        asked = [*peers]
-        answers = self.admin.has_base(service_type, cid=cid, service_id=asked, **kwargs)
+        asked = {*peers}
+        answers = self.admin.has_base(service_type, cid=cid, service_id=sorted(asked), **kwargs)
         found = sorted(peer for peer, answer in answers.items() if _code(answer) == _OK)
         if not found:
-            silent = sorted(set(asked) - {peer for peer, answer in answers.items() if _lacks_base(answer)})
-            if silent:
+            silent = sorted(asked - {peer for peer, answer in answers.items() if _lacks_base(answer)})
+            if 2 * len(silent) >= len(asked):
                 raise OioException(f"No base to copy: {_said(answers, silent)}")
             raise NoBaseToCopy("No base to copy")
         if len(found) > 1:

@@ -568,6 +568,21 @@ def test_a_base_that_cannot_be_copied_stays(change):
     assert change.mapping.apply(moved=change.moved) == ["0000"]
     assert len(change.meta0.forced) == 1
     assert change.admin.peers == {base: sorted(change.before[base]) for base in change.moved if base != "0000"}
+    held = holders(change.mapping)
+    assert {base for base, services in held.items() if services != change.before[base]} == {"0000"}
+    assert change.mapping.count_pfx_by_svc()["10.0.0.0:6001"] == 256 * (len(change.moved) - 1)
+
+
+@pytest.mark.parametrize(("dead", "moves"), [(1, True), (2, False)])
+def test_a_base_that_was_never_used_moves_while_a_majority_answers(change, dead, moves):
+    silent = sorted(change.before["0000"])[:dead]
+    has_base = change.admin.has_base
+
+    def answer(service_type, cid, service_id):
+        return has_base(service_type, cid, service_id) | Admin._answers({*silent} & {*service_id}, 503)
+
+    change.admin.has_base = answer
+    assert change.mapping.apply(moved=["0000"]) == (["0000"] if moves else [])
 
 
 def test_bases_stay_when_meta0_refuses(change, pauses):
