@@ -2,9 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compression of chunks on disk.
 
-`zlib` is the zlib format at the default level, `deflate` is raw deflate at level 1. Chunks
-compressed with `lzw` are not supported: a service configured so refuses to start, and reading
-such a chunk is an error. Hashes and block sums are always over the uncompressed bytes.
+`zlib` is the zlib format at the default level, `deflate` is raw deflate at level 1, `lzw` is described in
+:mod:`oio.rawx.lzw`. Hashes and block sums are always over the uncompressed bytes.
 """
 
 from __future__ import annotations
@@ -14,9 +13,13 @@ import zlib
 from collections.abc import Iterator
 from typing import Protocol
 
+from oio.rawx import lzw
+
 READ_BYTES = 1 << 18
 _RAW_DEFLATE = -zlib.MAX_WBITS
 _WINDOW_BITS = {"zlib": zlib.MAX_WBITS, "deflate": _RAW_DEFLATE}
+_LZW = "lzw"
+_NAMES = (*_WINDOW_BITS, _LZW)
 
 
 class UnknownCompression(ValueError):
@@ -44,10 +47,8 @@ def is_raw(name: str) -> bool:
 
 def check(name: str) -> None:
     """Raise :class:`UnknownCompression` unless chunks can be written so."""
-    if not is_raw(name) and name not in _WINDOW_BITS:
-        raise UnknownCompression(
-            f"compression {name!r} is not supported, use one of off, {', '.join(_WINDOW_BITS)}"
-        )
+    if not is_raw(name) and name not in _NAMES:
+        raise UnknownCompression(f"compression {name!r} is not one of off, {', '.join(_NAMES)}")
 
 
 def compressor(name: str) -> Compressor | None:
@@ -55,6 +56,8 @@ def compressor(name: str) -> Compressor | None:
     check(name)
     if is_raw(name):
         return None
+    if name == _LZW:
+        return lzw.Compressor()
     level = 1 if name == "deflate" else zlib.Z_DEFAULT_COMPRESSION
     return zlib.compressobj(level, zlib.DEFLATED, _WINDOW_BITS[name])
 
@@ -62,7 +65,9 @@ def compressor(name: str) -> Compressor | None:
 def read_all(fd: int, name: str) -> Iterator[bytes]:
     """The uncompressed bytes of a file, from its start, in pieces of a bounded size."""
     check(name)
-    return _raw_pieces(fd) if is_raw(name) else _inflated(fd, _WINDOW_BITS[name])
+    if is_raw(name):
+        return _raw_pieces(fd)
+    return _expanded(fd) if name == _LZW else _inflated(fd, _WINDOW_BITS[name])
 
 
 def _raw_pieces(fd: int) -> Iterator[bytes]:
@@ -70,6 +75,13 @@ def _raw_pieces(fd: int) -> Iterator[bytes]:
     while piece := os.pread(fd, READ_BYTES, offset):
         offset += len(piece)
         yield piece
+
+
+def _expanded(fd: int) -> Iterator[bytes]:
+    try:
+        yield from lzw.decompress(_raw_pieces(fd), READ_BYTES)
+    except lzw.Corrupt as err:
+        raise CorruptStream(str(err)) from err
 
 
 def _inflated(fd: int, window_bits: int) -> Iterator[bytes]:
