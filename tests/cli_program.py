@@ -63,12 +63,18 @@ class OpenioProgram:
         done = self(*args, **kwargs)
         assert (done.stdout, done.stderr) == ("", ""), (done.stdout, done.stderr)
 
-    def formats_of_list(self, *args, columns, moving=()):
+    def formats_of_list(self, *args, columns, moving=(), shared=False):
         """Run a listing in every format, and see that all tell the same; returns the rows.
 
         :param moving: columns whose values may change from one time to the next.
+        :param shared: events of other tests may add rows: all is looked at again when there are some in between.
         """
-        texts = {name: self(*args, "-f", name).stdout for name in LIST_FORMATS}
+
+        def look():
+            found = {name: self(*args, "-f", name).stdout for name in LIST_FORMATS}
+            return found if not shared or self(*args, "-f", "csv").stdout == found["csv"] else None
+
+        texts = eventually(look, what="a list that stays the same meanwhile")
         rows = json.loads(texts["json"])
         assert rows and all(tuple(row) == columns for row in rows)
         assert [tuple(row) for row in yaml.safe_load(texts["yaml"])] == [columns] * len(rows)
