@@ -26,6 +26,7 @@ import oio
 from oio.cli.clientmanager import ClientManager
 from oio.cli.common import formatters
 from oio.cli.common.errors import describe_error
+from oio.common.constants import STRLEN_REQID
 from oio.common.exceptions import CommandError
 from oio.common.utils import request_id
 
@@ -210,6 +211,10 @@ class OpenIOApp(App):
         given = self.options.request_id
         if given and not (given.isascii() and given.isprintable()):
             raise CommandError(f"Invalid request id {given!r}: printable ASCII characters are expected")
+        if given and len(given) > STRLEN_REQID:
+            # Here, for all requests, those to chunk servers too; and told once.
+            self.log.warning("Request id truncated to %d characters: %s", STRLEN_REQID, given)
+            self.options.request_id = given[:STRLEN_REQID]
         self.client_manager = ClientManager(
             {
                 "namespace": self.options.ns,

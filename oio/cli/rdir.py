@@ -124,7 +124,8 @@ def assignment_rows(services: Iterable[dict[str, Any]]) -> list[tuple[Any, ...]]
                 service["tags"].get(_LOCATION, _NONE),
             )
         )
-    return sorted(rows)
+    # Texts: the tags of services may be anything.
+    return sorted(rows, key=lambda row: [str(cell) for cell in row])
 
 
 def aggregated_rows(

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from oio.cli.common.backlog import Backlog, read_backlog
 from oio.cli.common.errors import short_error
-from oio.common.constants import REQID_HEADER, STRLEN_REQID
+from oio.common.constants import REQID_HEADER
 from oio.common.exceptions import OioException
 from oio.http.client import HttpPool
 from oio.http.errors import HttpClientError, ProtocolError
@@ -102,7 +102,7 @@ class ClusterWatch:
         self, namespace: str, conscience: ConscienceClient, queue_urls: Iterable[str], reqid: str | None = None
     ) -> None:
         self._namespace = namespace
-        self._reqid = reqid[:STRLEN_REQID] if reqid else None
+        self._reqid = reqid
         self._conscience = conscience
         self._queue_urls = list(queue_urls)
         self._pool = HttpPool(max_idle_per_address=1)
