@@ -21,7 +21,6 @@ from typing import Any
 from oio.api._core import ApiCore
 from oio.api.io import MetachunkPreparer
 from oio.api.replication import ReplicatedWriteHandler
-from oio.common.client import ACTION_MODE_HEADER
 from oio.common.constants import OIO_VERSION
 from oio.common.decorators import api_call, raise_no_such_container, raise_no_such_object
 from oio.common.exceptions import (
@@ -186,11 +185,8 @@ class ObjectWriteMethods(ApiCore):
         kwargs["version"] = meta["version"]
         kwargs["content_id"] = meta["id"]
         if change_policy:
-            # There is nothing to change in a container that would be made on the way. (The requests before
-            # this one may have left their mark in the headers.)
+            # There is nothing to change in a container that would be made on the way.
             kwargs["autocreate"] = False
-            given = kwargs.get("headers") or {}
-            kwargs["headers"] = {key: given[key] for key in given if key.lower() != ACTION_MODE_HEADER}
         try:
             self.container.content_create(
                 account,

@@ -75,14 +75,15 @@ class ProxyClient(HttpApi):
         method: str,
         url: str,
         headers: dict[str, Any] | None = None,
-        request_attempts: int | None = None,
+        request_attempts: int | str | None = None,
         autocreate: Any = None,
         tls: Any = None,
         **kwargs: Any,
     ) -> tuple[Any, Any]:
         """Send a request, again while the service is busy and attempts are left.
 
-        :param autocreate: create the missing container or reference on the way.
+        :param autocreate: create the missing container or reference on the way; False: do not, whatever the
+            headers say.
         :param tls: ask for ``https`` chunk URLs.
         :returns: response and body; ``(None, None)`` when a POST that was sent again meets a conflict,
             because the first one had been done after all.
@@ -94,7 +95,10 @@ class ProxyClient(HttpApi):
                 headers[ACTION_MODE_HEADER] = "autocreate"
             if tls:
                 headers[UPGRADE_TO_TLS_HEADER] = tls
-        attempts = request_attempts or self._request_attempts
+        if autocreate is False and headers and ACTION_MODE_HEADER in headers:
+            # Left there by a former call, to which the same headers were given.
+            del headers[ACTION_MODE_HEADER]
+        attempts: int = int_value(request_attempts, 0) or self._request_attempts
         if attempts == 1:
             return super()._direct_request(method, url, headers, **kwargs)
         if attempts < 0:

@@ -352,6 +352,11 @@ def test_flags(scripted: Scripted) -> None:
     assert "x-oio-action-mode" not in scripted.requests[1].headers
     proxy._request("GET", "a", autocreate=True)
     assert scripted.requests[2].headers["x-oio-action-mode"] == "autocreate"
+    # Headers that served another call already.
+    proxy._request("GET", "a", headers=headers)
+    assert scripted.requests[3].headers["x-oio-action-mode"] == "autocreate"
+    proxy._request("GET", "a", headers=headers, autocreate=False)
+    assert "x-oio-action-mode" not in scripted.requests[4].headers
 
 
 def test_attempts(scripted: Scripted, no_pause: list[float]) -> None:
@@ -361,7 +366,7 @@ def test_attempts(scripted: Scripted, no_pause: list[float]) -> None:
         proxy._request("POST", "a")
     assert len(scripted.requests) == 3
     with pytest.raises(exc.ServiceBusy):
-        proxy._request("POST", "a", request_attempts=2)
+        proxy._request("POST", "a", request_attempts="2")
     assert len(scripted.requests) == 5
     with pytest.raises(exc.OioException):
         proxy._request("POST", "a", request_attempts=-1)
