@@ -137,7 +137,8 @@ def open_client(
         timeout=session_timeout_s,
         handler=handler,
         logger=logger,
-        randomize_hosts=False,
+        # A name alone may stand for several addresses, of which none should be the first for everybody.
+        randomize_hosts=len(servers) == 1,
         **options,
     )
     client.add_listener(handler.state_changed)

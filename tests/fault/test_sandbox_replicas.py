@@ -13,10 +13,11 @@ import time
 import urllib.request
 
 import pytest
+from faults import why_not_isolated
 from support import eventually, start_cluster
 
 from oio.common.zookeeper_server import find_zookeeper
-from oio.sandbox import Sandbox, SandboxError, subnet
+from oio.sandbox import Sandbox
 from oio.sandbox.network import Network
 
 #: Answers come within milliseconds; what is lost is lost for ever.
@@ -26,17 +27,6 @@ BUSY_S = 20.0
 CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), float(sys.argv[3]))"
 
 pytestmark = pytest.mark.skipif(find_zookeeper() is None, reason="ZooKeeper is not installed")
-
-
-def why_not_isolated():
-    """Empty when this machine can isolate hosts."""
-    try:
-        subnet.check_means()
-        subnet.run(["ip", "netns", "add", name := f"oio-test-{os.getpid()}"])
-    except SandboxError as err:
-        return str(err)
-    subnet.run(["ip", "netns", "delete", name])
-    return ""
 
 
 @pytest.fixture(scope="module")

@@ -119,6 +119,9 @@ def test_servers_are_tried_in_turn_from_any_of_them_on():
         assert not client.randomize_hosts, "the one that was just lost would be the next with the same right"
         client.close()
     assert len(orders) > 1
+    alone = open_client("name-of-several:1", 10.0, logging.getLogger("test"))
+    assert alone.randomize_hosts
+    alone.close()
 
 
 def test_servers_are_tried_in_their_order_when_told_to():
