@@ -240,7 +240,8 @@ class ObjectReadMethods(ApiCore):
         """List the objects of a container, one page.
 
         :param limit: objects and prefixes of the page (default 1000, at most 10000).
-        :param marker: name after which the page begins, e.g. ``next_marker`` of the previous one.
+        :param marker: name after which the page begins, or ``next_marker`` of the previous one, which also tells
+            where it ended amid the versions of a name.
         :param delimiter: cut names after this character, into ``prefixes``.
         :param properties: with the properties of objects.
         :param versions: every version, delete markers included.
@@ -260,7 +261,7 @@ class ObjectReadMethods(ApiCore):
             deleted=deleted,
             **kwargs,
         )
-        latest: dict[str, int] = {}
+        latest = _version_before_page(marker)
         objects = listing["objects"]
         for item in objects:
             for sent, key in _LISTING_KEYS:
@@ -280,6 +281,12 @@ class ObjectReadMethods(ApiCore):
         if next_marker is not None:
             listing["next_marker"] = unquote(next_marker)
         return listing
+
+
+def _version_before_page(marker: Any) -> dict[str, int]:
+    """The version of a name with which the previous page ended, when it ended amid its versions."""
+    name, _, version = marker.partition("\0") if isinstance(marker, str) else ("", "", "")
+    return {name: int(version)} if version.isdigit() else {}
 
 
 def _numeric_position(chunk: dict[str, Any]) -> tuple[int, ...]:

@@ -84,7 +84,8 @@ class ListObject(ObjectCommand, ListCommand):
                 return
             left -= len(page["objects"]) + len(page["prefixes"])
             kwargs["marker"] = page["next_marker"]
-        self.app.log.info("Next marker: %s", kwargs["marker"])
+        # A page that ends amid the versions of a name tells it after a NUL, which no argument can hold.
+        self.app.log.info("Next marker: %s", kwargs["marker"].partition("\0")[0])
 
     def _all_objects(self, container: str | None, kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         kwargs = dict(kwargs)

@@ -5,6 +5,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote
 
 import pytest
 from proxy_http import ZERO
@@ -237,6 +238,22 @@ def test_listing_shows_markers_versions_and_properties(box):
     assert [row["version"] for row in rows[:3]] == sorted([row["version"] for row in rows[:3]], reverse=True)
     assert rows[2]["properties"] == {"k": "v"} and "properties" not in rows[1]
     assert rows[3]["id"] == rows[3]["content"]
+
+
+@pytest.mark.parametrize("more", [{}, {"delimiter": "/"}])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_pages_of_all_versions_hold_each_once(box, size, more):
+    for name in ("a", "b c", "d"):
+        for _ in range(4):
+            box.put(name, headers={"x-oio-force-versioning": "-1"})
+    whole = [(row["name"], row["version"]) for row in box.rows(all=1)]
+    assert len(whole) == 12
+    found, marker, truncated = [], "", "true"
+    while truncated == "true":
+        answer = box.get("container/list", all=1, max=size, marker=unquote(marker), **more)
+        found += [(row["name"], row["version"]) for row in answer.json["objects"]]
+        truncated, marker = answer.headers["x-oio-list-truncated"], answer.headers.get("x-oio-list-marker", "")
+    assert found == whole
 
 
 def test_objects_are_found_by_chunk_and_by_hash(box):

@@ -7,6 +7,10 @@ does not depend on how many names it folds. A name with many versions is jumped 
 that delete markers hide must be read one by one: a page that meets too many of them ends before its
 deadline, truncated, with the marker of the last name that it read.
 
+Markers are names. A page of all versions that ends amid those of a name says so in its marker, after a NUL,
+which no name holds: ``name NUL version`` continues with the version before. Who keeps only the name goes on
+with the next name.
+
 The look-ups by chunk and by hash read a whole table, which takes about 0.1 µs per chunk: an index would cost
 each put a page more, for the sake of tools that seldom ask. They end at the deadline with 504.
 """
@@ -28,6 +32,10 @@ DEFAULT_MAX, ABSOLUTE_MAX = 1000, 10000
 #: Appended to a prefix, it makes a marker that is after every name of that prefix.
 LAST_CHARACTER = "\U0010fffd"
 MARKER_MIME_TYPE = "application/x-deleted;swift_versions_deleted=1"
+#: Between the name and the version of a marker.
+VERSION_SEPARATOR = "\0"
+#: Lower than every version.
+_NO_VERSION = -(2**63)
 #: Versions of one name that are read before jumping to the next name.
 SKIP_AFTER = 8
 #: Hidden names between two looks at the clock.
@@ -44,7 +52,7 @@ _ORDER = " ORDER BY a.alias, a.version DESC"
 _PAGE_PROPERTIES = (
     "SELECT alias, version, key, value FROM properties WHERE alias >= ? AND alias <= ?"
 )
-_AFTER = " AND a.alias > ?" + _ORDER + " LIMIT ?"
+_AFTER = " AND a.alias >= ? AND (a.alias > ? OR a.version < ?)" + _ORDER + " LIMIT ?"
 _BY_CHUNK = _COLUMNS + "WHERE a.content IN (SELECT content FROM chunks WHERE id = ?)" + _AFTER
 _BY_BARE_CHUNK = (
     _COLUMNS + "WHERE a.content IN (SELECT content FROM chunks WHERE substr(id, -?) = ?)" + _AFTER
@@ -133,15 +141,39 @@ def list_contents(reader: Reader, request: ContentList, deadline: float | None =
     )
 
 
-def _range(request: ContentList, after: str, at: str) -> tuple[str, list[str]]:
-    """SQL of the names that can be in the page, strictly after a name, or from a name on."""
+def split_marker(marker: str) -> tuple[str, int | None]:
+    """Name of a marker, and the version after which its versions continue, None when they are all behind.
+
+    >>> split_marker("photo\\0001234")
+    ('photo', 1234)
+    """
+    name, _, text = marker.partition(VERSION_SEPARATOR)
+    version = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+    return name, version if version is not None and version <= rows.INTEGER_MAX else None
+
+
+def _marker_between(last: Any, following: Any) -> str:
+    """The marker of a page that ends with a row, when the next one begins with another."""
+    name: str = last[0]
+    return name if following[0] != name else f"{name}{VERSION_SEPARATOR}{last[1]}"
+
+
+def _range(request: ContentList, after: str, at: str, below: int | None = None) -> tuple[str, list[Any]]:
+    """SQL of the names that can be in the page, strictly after a name, or from a name on.
+
+    :param below: the versions of the name ``after`` that are lower can be there too.
+    """
     low, strict = after, True
     if at and at > low:
         low, strict = at, False
     if request.prefix and (request.prefix > low or not low):
         low, strict = request.prefix, False
-    conditions, values = [], []
-    if low:
+    conditions: list[str] = []
+    values: list[Any] = []
+    if low and strict and below is not None:
+        conditions.append("a.alias >= ? AND (a.alias > ? OR a.version < ?)")
+        values += [low, low, below]
+    elif low:
         conditions.append("a.alias > ?" if strict else "a.alias >= ?")
         values.append(low)
     high = request.end_marker
@@ -171,7 +203,8 @@ def after_prefix(prefix: str) -> str:
 
 def _walk_versions(reader: Reader, request: ContentList, limit: int, page: Page) -> None:
     """Every version, markers included, without delimiter."""
-    sql, values = _range(request, request.marker, "")
+    after, below = split_marker(request.marker)
+    sql, values = _range(request, after, "", below)
     _fill(page, reader.execute(f"{sql} LIMIT {limit + 1}", values).fetchall(), limit)
 
 
@@ -179,8 +212,8 @@ def _fill(page: Page, found: list[Any], limit: int) -> None:
     """Make a page of rows of which one more than the limit was asked."""
     page.truncated = len(found) > limit
     if page.truncated:
-        found.pop()
-        page.last = found[-1][0]
+        following = found.pop()
+        page.last = _marker_between(found[-1], following)
     page.rows = found
 
 
@@ -189,7 +222,7 @@ def _walk(reader: Reader, request: ContentList, limit: int, page: Page) -> None:
     found = page.rows
     append = found.append
     with_deleted = request.deleted
-    after, previous, repeats = request.marker, None, 0
+    (after, _), previous, repeats = split_marker(request.marker), None, 0
     while True:
         sql, values = _range(request, after, "")
         jump = False
@@ -220,10 +253,12 @@ def _walk_folded(reader: Reader, request: ContentList, limit: int, page: Page) -
     delimiter, start = request.delimiter[0], len(request.prefix)
     skipped = _prefix_of_marker(request.marker)
     found, prefixes = page.rows, page.prefixes
-    after, at, last = request.marker, "", ""
+    (after, below), at, last = split_marker(request.marker), "", ""
+    if not request.all_versions:
+        below = None
     previous, repeats = None, 0
     while True:
-        sql, values = _range(request, after, at)
+        sql, values = _range(request, after, at, below)
         jump = False
         for row in reader.execute(sql, values):
             name = row[0]
@@ -248,6 +283,8 @@ def _walk_folded(reader: Reader, request: ContentList, limit: int, page: Page) -
                 break
             if len(found) + len(prefixes) == limit:
                 page.last, page.truncated = last, True
+                if name == last:
+                    page.last = _marker_between(found[-1], row)
                 return
             if folded:
                 prefixes.append(folded)
@@ -320,7 +357,9 @@ def _look_up(reader: Reader, request: ContentList, limit: int, page: Page) -> No
     else:
         suffix = "/" + request.chunk_id.upper()
         sql, wanted = _BY_BARE_CHUNK, (len(suffix), suffix)
-    _fill(page, reader.execute(sql, (*wanted, request.marker, limit + 1)).fetchall(), limit)
+    after, below = split_marker(request.marker)
+    start = (after, after, _NO_VERSION if below is None else below)
+    _fill(page, reader.execute(sql, (*wanted, *start, limit + 1)).fetchall(), limit)
     if not page.rows and not request.marker:
         raise StatusError(status.CONTENT_NOT_FOUND, "No object has this chunk or hash")
 

@@ -434,6 +434,9 @@ def test_latest_version_of_a_page() -> None:
     api.container._direct_request = Mock(return_value=(Mock(headers={}), body))  # type: ignore[method-assign]
     listing = api.object_list("acct", "cont", versions=True)
     assert [item["is_latest"] for item in listing["objects"]] == [True, False, True]
+    # The former page ended amid the versions of the first name.
+    listing = api.object_list("acct", "cont", versions=True, marker="a\x004")
+    assert [item["is_latest"] for item in listing["objects"]] == [False, False, True]
 
 
 def test_properties(api: ObjectStorageApi) -> None:

@@ -73,7 +73,10 @@ def everything(bench: Meta2Bench, **fields: Any) -> tuple[list[Row], list[str]]:
             return found, prefixes
         assert count == size
         last = max([name for name, _, _ in items] + [prefix + LAST for prefix in reply.prefixes])
-        assert reply.next_marker == last > marker
+        name, version = listing.split_marker(reply.next_marker)
+        assert name == last >= listing.split_marker(marker)[0] and reply.next_marker != marker
+        if version is not None:
+            assert fields["all_versions"] and version == items[-1][1]
         marker = reply.next_marker
 
 
@@ -124,10 +127,35 @@ def test_pages_agree_with_a_model(bench: Meta2Bench, seed: int) -> None:
             fields["marker"] = "".join(draw.choices(alphabet, k=draw.randint(1, 3)))
         fields["deleted"] = draw.random() < 0.3
         fields["properties"] = draw.random() < 0.3
-        if draw.random() < 0.3:
-            # A page can end within the versions of a name, which the next one then skips.
-            fields["all_versions"], fields["max"] = True, 10000
+        fields["all_versions"] = draw.random() < 0.3
         assert everything(bench, **fields) == model(rows_, **fields), fields
+
+
+def test_a_page_may_end_amid_the_versions_of_a_name(bench: Meta2Bench) -> None:
+    fill(bench, [("a", number, False) for number in range(1, 6)] + [("a0", 1, False), ("b", 1, False)])
+    items, reply = page(bench, all_versions=True, max=2)
+    assert (items, reply.next_marker) == ([("a", 5, False), ("a", 4, False)], "a\x004")
+    items, reply = page(bench, all_versions=True, max=3, marker=reply.next_marker)
+    assert (items, reply.next_marker) == ([("a", 3, False), ("a", 2, False), ("a", 1, False)], "a")
+    # The name alone goes on with the next one, as does a listing of the latest versions.
+    for marker, fields in (("a", {"all_versions": True}), ("a\x004", {}), ("a\0x", {"all_versions": True})):
+        assert [name for name, _, _ in page(bench, marker=marker, **fields)[0]] == ["a0", "b"]
+    # What was put meanwhile above the marker does not come back.
+    assert page(bench, all_versions=True, max=1, marker="a\x003", delimiter="/")[0] == [("a", 2, False)]
+
+
+def test_look_ups_go_through_all_versions(bench: Meta2Bench) -> None:
+    rows_ = [("a", number, False) for number in range(5, 0, -1)] + [("b", 1, False)]
+    fill(bench, rows_)
+    found: list[Row] = []
+    marker = ""
+    while True:
+        items, reply = page(bench, max=2, marker=marker, content_hash="AB" * 16)
+        found += items
+        if not reply.truncated:
+            break
+        marker = reply.next_marker
+    assert found == rows_
 
 
 def test_the_marker_of_a_prefix_skips_it_whole(bench: Meta2Bench) -> None:

@@ -266,6 +266,15 @@ def test_list_copies_the_objects(cluster):
     assert cluster.get(f"container/list?{REF}&max=ten").code == (400, 400)
 
 
+def test_list_continues_amid_the_versions_of_a_name(cluster):
+    cluster.meta.answers["content_list"] = messages.ListReply(
+        objects=b"[]", truncated=True, next_marker="b c\x0012"
+    )
+    answer = cluster.get(f"container/list?{REF}&all&marker=a%0034")
+    assert answer.headers["x-oio-list-marker"] == "b%20c%0012"
+    assert cluster.meta.last("content_list").marker == "a\x0034"
+
+
 def test_list_by_chunk_or_hash(cluster):
     cluster.meta.answers["content_list"] = messages.ListReply(objects=b"[]")
     answer = cluster.get(f"container/list?{REF}", headers={"x-oio-list-content-hash": "abcd"})
