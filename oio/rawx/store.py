@@ -175,7 +175,7 @@ class Volume:
                     if _exists(target):
                         raise FileExistsError(errno.EEXIST, "the chunk exists", target)
                     name = XATTR_FULLPATH + target_id
-                    os.setxattr(fd, name, fullpath.encode("latin-1"))
+                    _name_inode(fd, name, fullpath.encode("latin-1"))
                     try:
                         if self.options.fsync:
                             os.fsync(fd)
@@ -497,6 +497,26 @@ def _read_owner(fd: int, chunk_id: str) -> ChunkMeta:
     return metadata.stored_metadata(
         chunk_id, {legacy: value for legacy, value in values if value is not None}
     )
+
+
+def _name_inode(fd: int, name: str, fullpath: bytes) -> None:
+    """Set the attribute of one more name; the block sums make room when there is none for both."""
+    try:
+        os.setxattr(fd, name, fullpath)
+        return
+    except OSError as err:
+        sums = _get_xattr(fd, XATTR_BLOCK_SUMS) if err.errno in _NO_ROOM else None
+        if not sums:
+            raise
+    os.removexattr(fd, XATTR_BLOCK_SUMS)
+    try:
+        os.setxattr(fd, name, fullpath)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.setxattr(fd, XATTR_BLOCK_SUMS, sums)
+        raise
+    # Every name loses them; the hash is still there.
+    logger.warning("no room for %s beside the block sums, which were removed", name)
 
 
 def _get_xattr(fd: int, name: str) -> bytes | None:

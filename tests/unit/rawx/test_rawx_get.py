@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading, checking, linking and removing chunks."""
 
+import errno
 import os
 import time
 
@@ -356,6 +357,30 @@ def test_copy_destination_forms(start):
     bare = start()
     bare.client.put(b"hello")
     assert bare.client.copy(destination=f"/{OTHER}").status == 201
+
+
+@pytest.mark.parametrize("ever", [True, False])
+def test_a_link_takes_the_room_of_the_block_sums(service, client, monkeypatch, ever):
+    """The attributes of a file have one block on ext4; long paths need theirs."""
+    data = os.urandom(2 * MIB)
+    client.put(data)
+    sums = client.get().meta("block-sums")
+    setxattr = os.setxattr
+
+    def full(target, name, value, *more):
+        has_sums = isinstance(target, int) and "user.oio.chunk.block_sums" in os.listxattr(target)
+        if name.endswith(OTHER) and (has_sums or not ever):
+            raise OSError(errno.ENOSPC, "no space left for an attribute")
+        setxattr(target, name, value, *more)
+
+    monkeypatch.setattr(os, "setxattr", full)
+    assert client.copy().status == (201 if ever else 500)
+    reply = client.get()
+    assert (reply.status, reply.body) == (200, data)
+    assert reply.meta("block-sums") == (None if ever else sums)
+    assert client.head_chunk(x_oio_check_hash="on").status == 200
+    assert client.get(OTHER).status == (200 if ever else 404)
+    assert not os.path.exists(service.path(OTHER) + ".pending")
 
 
 def test_an_attribute_that_cannot_be_a_header(service, client):
