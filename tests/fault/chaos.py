@@ -16,14 +16,13 @@ import time
 from functools import partial
 from typing import NamedTuple
 
+from faults import Hurry
 from support import ACCOUNT, eventually
 
 from oio import ObjectStorageApi
 from oio.common.exceptions import ClientPreconditionFailed, NoSuchObject, OioException
 from oio.consistency.findings import QUESTIONS as KINDS
 from oio.consistency.main import check_namespace
-from oio.event.client import EventClient
-from oio.sandbox.event_conf import queue_urls
 
 SIZES = (0, 10, 4096, 200_000, 1_200_000)
 POLICIES = ("SINGLE", "TWOCOPIES", "THREECOPIES", "EC21")
@@ -32,8 +31,6 @@ NAMES_PER_ACTOR = 6
 SETTLE_S = 0.1
 #: Before an operation is given up by its actor.
 PATIENCE_S = 15.0
-#: Events that are hurried more often may reach the number of deliveries after which an agent gives up.
-HURRY_PERIOD_S = 5.0
 VICTIMS = (
     "proxy", "meta0", "meta1", "meta2", "rawx", "conscience", "conscience-agent", "event-agent", "account", "rdir",
     "redis", "beanstalkd",
@@ -224,6 +221,7 @@ class Chaos:
         self._actors = [Actor(broken, container, seed, number) for number in range(actors)]
         self._strikes = [partial(self._kill, type_) for type_ in victims if broken.services(type_)]
         self._strikes += strikes
+        self._hurry = Hurry(broken)
         self.kills = []
 
     def run(self, kills):
@@ -293,27 +291,16 @@ class Chaos:
             return [f for f in report.findings if f.subject not in abandoned]
 
         left = []
-        hurried_s = 0.0
 
         def agreed():
-            nonlocal hurried_s
             try:
-                if time.monotonic() - hurried_s > HURRY_PERIOD_S:
-                    self._hurry()
-                    hurried_s = time.monotonic()
+                self._hurry()
                 left[:] = contradictions()
             except OioException as exc:
                 left[:] = [exc]
             return not left
 
         eventually(agreed, 60, left)
-
-    def _hurry(self):
-        """Events that failed again and again while something was down come now. None may have been given up."""
-        for url in queue_urls(self._broken.layout):
-            queue = EventClient({"event-agent": url})
-            assert queue.stats()["current-jobs-buried"] == 0
-            queue.exhume()
 
     def _state_of(self, api, name):
         try:
@@ -332,6 +319,7 @@ class Chaos:
 
         def counted():
             with contextlib.suppress(OioException):  # as above
+                self._hurry()
                 listing = api.container_list(ACCOUNT)
                 return [entry[1:3] for entry in listing if entry[0] == self._container] == [expected]
 

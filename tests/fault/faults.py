@@ -15,7 +15,9 @@ import pytest
 from support import ACCOUNT
 
 from oio.common.exceptions import NoSuchObject, OioException
+from oio.event.client import EventClient
 from oio.sandbox import SandboxError, subnet
+from oio.sandbox.event_conf import queue_urls
 
 
 def read(api, container, name):
@@ -55,6 +57,32 @@ def why_not_isolated():
         return str(err)
     subnet.run(["ip", "netns", "delete", name])
     return ""
+
+
+class Hurry:
+    """Has events come now that failed while something was down: they wait longer each time, up to minutes.
+
+    Called again and again, it does so now and then.
+
+    :param given_up: may the agents have given up some of them?
+    """
+
+    #: Events that are hurried more often may reach the number of deliveries after which an agent gives up.
+    PERIOD_S = 5.0
+
+    def __init__(self, sandbox, given_up=False):
+        self._given_up = given_up
+        self._queues = [EventClient({"event-agent": url}) for url in queue_urls(sandbox.layout)]
+        self._last_s = -self.PERIOD_S
+
+    def __call__(self):
+        """:raises OioException: when a queue is not back yet."""
+        if time.monotonic() - self._last_s < self.PERIOD_S:
+            return
+        for queue in self._queues:
+            assert self._given_up or queue.stats()["current-jobs-buried"] == 0, "an event was given up"
+            queue.exhume()
+        self._last_s = time.monotonic()
 
 
 class Writers:

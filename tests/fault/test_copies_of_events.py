@@ -10,16 +10,13 @@ import os
 import random
 import shutil
 import threading
-import time
 
 import pytest
-from chaos import HURRY_PERIOD_S
-from faults import Writers
+from faults import Hurry, Writers
 from support import ACCOUNT, eventually, start_cluster
 
 from oio import ObjectStorageApi
 from oio.common.exceptions import OioException
-from oio.event.client import EventClient
 from oio.event.source import SourceError, open_source
 from oio.sandbox.event_conf import queue_urls
 
@@ -143,18 +140,11 @@ def test_no_copy_is_missing_after_kills(cluster, endpoint, queue_type):
         api.object_delete(ACCOUNT, BOX, name)
     expected = {(kind, BOX, name) for kind in (NEW, DELETED) for name in objects}
     missing = {}
-    hurried_s = 0.0
+    hurry = Hurry(cluster)
 
     def all_there():
-        nonlocal hurried_s
-        # What failed several times while something was down waits for minutes: let it come now.
-        if time.monotonic() - hurried_s > HURRY_PERIOD_S:
-            for url in queue_urls(cluster.layout):
-                with contextlib.suppress(OioException):  # not back yet
-                    queue = EventClient({"event-agent": url})
-                    assert queue.stats()["current-jobs-buried"] == 0, "an event was given up"
-                    queue.exhume()
-            hurried_s = time.monotonic()
+        with contextlib.suppress(OioException):  # not back yet
+            hurry()
         missing["told"] = expected - endpoint.told
         missing["copied"] = expected - copies.take()
         return not any(missing.values())

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from typing import NamedTuple
 
+from faults import Hurry
 from histories import copies
 from histories.checkers import check_counters, check_final, check_registers, without_witnesses_of
 from histories.clients import Client, LastReader
@@ -19,13 +20,9 @@ from oio import ObjectStorageApi
 from oio.common.exceptions import OioException
 from oio.common.utils import cid_from_name
 from oio.consistency.main import check_namespace
-from oio.event.client import EventClient
-from oio.sandbox.event_conf import queue_urls
 
 #: Time within which every part of the work must go on after a misfortune has ended.
 RECOVERY_MAX_S = 60.0
-#: Events that are hurried more often may reach the number of deliveries after which an agent gives up.
-HURRY_PERIOD_S = 5.0
 #: How long each client waits: some give up early, and go on with the next operation.
 PATIENCE_S = (2.0, 5.0, 15.0)
 #: How long a service may go on with the destruction of a container after its client gave up.
@@ -239,14 +236,11 @@ class Trial:
     def judge_agreement(self):
         """What containers, accounts and indexes say of each other, as the consistency check finds it."""
         left = []
-        hurried_s = 0.0
+        hurry = Hurry(self._cluster, given_up=True)
 
         def agreed():
-            nonlocal hurried_s
             try:
-                if time.monotonic() - hurried_s > HURRY_PERIOD_S:
-                    self._hurry()
-                    hurried_s = time.monotonic()
+                hurry()
                 report = check_namespace(self._cluster.namespace, self._proxies[0], passes=1)
                 left[:] = [*report.unchecked, *(one for one in report.findings if not self._is_left_behind(one))]
             except OioException as exc:
@@ -275,11 +269,6 @@ class Trial:
             for key, operations in self.history.by_key().items()
             if key[0] == "container" and any(one.outcome is Outcome.UNKNOWN for one in operations)
         }
-
-    def _hurry(self):
-        """Events that failed again and again while something was down come now."""
-        for url in queue_urls(self._cluster.layout):
-            EventClient({"event-agent": url}).exhume()
 
     # --- words --------------------------------------------------------------------------------------
 
