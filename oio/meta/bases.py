@@ -91,6 +91,9 @@ def single_copy_handlers(repository: Repository) -> Handlers:
     def present(request: BaseTarget, context: Context) -> None:
         _check_there(repository, request.base)
 
+    def leave(request: BaseLeave, context: Context) -> None:
+        """There is no election to leave."""
+
     def sync(request: BaseSync, context: Context) -> None:
         present(request, context)
         raise StatusError(status.BAD_OPERATION, "this service is the master: the base has one copy")
@@ -113,7 +116,7 @@ def single_copy_handlers(repository: Repository) -> Handlers:
         repository.remove_copy(request.base)
 
     return {
-        BasePing: present, BaseStatus: present, BaseLeave: present, BaseSync: sync, BaseDebug: debug,
+        BasePing: present, BaseStatus: present, BaseLeave: leave, BaseSync: sync, BaseDebug: debug,
         BaseCopyFrom: copy_from, BaseRemove: remove,
     }  # fmt: skip
 

@@ -233,7 +233,9 @@ class Replication:
         peers = self.peers_of(base_name, route)
         if len(peers) < 2:
             return None
-        self._check_ours(peers)
+        if not self.own_name(peers):
+            # A service that names another one is a slave, and that other one the master: we know of neither.
+            raise StatusError(status.CONTAINER_NOT_FOUND, f"Base not managed: {base_name} is on {','.join(peers)}")
         return self.group(peers, base_name)
 
     def _check_ours(self, peers: Sequence[str]) -> None:

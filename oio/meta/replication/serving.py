@@ -123,8 +123,13 @@ class Copies:
             raise self._absent(request)
 
     def leave(self, request: BaseLeave, context: Context) -> None:
-        """Leave the election."""
-        group = self._group(request, context)
+        """Leave the election; who is no peer any more has left."""
+        try:
+            group = self._group(request, context)
+        except StatusError as exc:
+            if exc.code != status.CONTAINER_NOT_FOUND:
+                raise
+            return
         if group is not None:
             group.leave()
 

@@ -1,6 +1,8 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
-"""What services without replication answer about copies and elections."""
+"""What services answer about copies and elections that are not theirs, or that are not at all."""
+
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +11,8 @@ from oio.meta.base_messages import BaseDebug, BaseLeave, BasePing, BaseStatus, B
 from oio.meta.base_type import BaseType
 from oio.meta.bases import single_copy_handlers
 from oio.meta.context import Context
+from oio.meta.replication.engine import Replication
+from oio.meta.replication.serving import Copies
 from oio.meta.repository import Repository
 
 
@@ -35,6 +39,26 @@ def test_who_has_the_base_is_its_master(ask):
     assert ask(BaseDebug, "there").election == {}
 
 
-@pytest.mark.parametrize("kind", [BasePing, BaseStatus, BaseLeave, BaseSync])
+@pytest.mark.parametrize("kind", [BasePing, BaseStatus, BaseSync])
 def test_who_lacks_it_says_so(ask, kind):
     assert code(ask, kind, "absent") == 431
+    assert ask(BaseLeave, "absent") is None, "there is nothing to leave"
+
+
+def test_who_is_no_peer_names_no_master():
+    known = SimpleNamespace(peers_of=lambda base, route: ["a", "b", "c"], own_name=lambda peers: "")
+    with pytest.raises(StatusError) as caught:
+        Replication.group_for(known, "base")
+    assert caught.value.code == 431 and caught.value.message == "Base not managed: base is on a,b,c"
+
+
+def test_who_is_no_peer_any_more_has_left():
+    def group_for(base, route):
+        raise StatusError(code, "said")
+
+    copies = Copies(SimpleNamespace(), SimpleNamespace(group_for=group_for, follower=None))
+    code = 431
+    assert copies.leave(BaseLeave(base="base"), Context()) is None
+    code = 503
+    with pytest.raises(StatusError):
+        copies.leave(BaseLeave(base="base"), Context())
