@@ -247,7 +247,7 @@ def test_what_a_read_needs_is_named(ask, api, container, stored):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("chunk-size", "0"), ("chunk-size", "-1"), ("chunk-size", "x"), ("chunk-0", "not a url"),
+        ("chunk-size", "-1"), ("chunk-size", "x"), ("chunk-0", "not a url"),
         ("chunk-1", "http://"), ("content-chunk-method", "ec/k=0"), ("content-chunk-method", "nonsense"),
     ],
 )  # fmt: skip
