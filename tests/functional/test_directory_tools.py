@@ -54,11 +54,23 @@ class Site:
         return self.run(str(ROOT / "bin" / name), *words, **kwargs)
 
     def container(self, name, objects=3):
-        """A new container; gives its id."""
+        """A new container, whose copies have all of it; gives its id."""
         self.api.container_create(ACCOUNT, name)
         for number in range(objects):
             self.api.object_create(ACCOUNT, name, obj_name=f"before-{number}", data=b"before")
-        return cid_from_name(ACCOUNT, name)
+        cid = cid_from_name(ACCOUNT, name)
+        # A majority is enough for what was acknowledged: the others follow.
+        self.check_copies(cid)
+        return cid
+
+    def master(self, cid, former=None):
+        """The service that leads a container, once one does, and another than the former."""
+
+        def found():
+            name = self.admin.election_status("meta2", cid=cid).get("master")
+            return name if name != former else None
+
+        return eventually(found, what="a master")
 
     def peers(self, cid):
         """Services that the directory names, sorted."""
@@ -95,9 +107,13 @@ class Site:
             return all(one == seen[0] for one in seen)
 
         eventually(same, what="the same content")
-        status = self.admin.election_status("meta2", cid=cid)
-        assert sorted(status["peers"]) == peers and status["master"] in peers
-        assert len(status.get("slaves", ())) == self.copies - 1
+
+        def elected():
+            status = self.admin.election_status("meta2", cid=cid)
+            assert sorted(status["peers"]) == peers
+            return status.get("master") in peers and len(status.get("slaves", ())) == self.copies - 1
+
+        eventually(elected, what="a master that all know")
         assert self.admin.get_properties("meta2", cid=cid)["system"]["sys.peers"] == ",".join(peers)
 
 
@@ -219,7 +235,7 @@ def test_a_container_moves_while_it_is_used(three):
         for _ in range(3):
             before = three.peers(cid)
             # Each time the master: the slaves move more easily.
-            source = three.admin.election_status("meta2", cid=cid)["master"]
+            source = three.master(cid)
             (found,) = three.database.move(cid, source)
             assert found["err"] is None and found["dst"] not in before
             assert three.peers(cid) == sorted({*before, found["dst"]} - {source})
@@ -251,7 +267,7 @@ def test_a_container_moves_with_fewer_copies(three, lost):
 def test_a_move_that_was_interrupted_is_made_again(three):
     cid = three.container("interrupted")
     before = three.peers(cid)
-    source = three.admin.election_status("meta2", cid=cid)["master"]
+    source = three.master(cid)
     spare = next(one.id for one in three.sandbox.services("meta2") if one.id not in before)
     after = [spare if peer == source else peer for peer in before]
     change = Change("meta2", f"{cid}.1", tuple(before), tuple(after))
@@ -271,7 +287,7 @@ def test_a_move_that_was_interrupted_is_made_again(three):
 @replicated
 def test_a_container_moves_from_a_service_that_is_down(three):
     cid = three.container("from the dead")
-    source = three.admin.election_status("meta2", cid=cid)["master"]
+    source = three.master(cid)
     with traffic(three, "from the dead") as running:
         three.sandbox.stop(source)
         try:
@@ -515,21 +531,24 @@ def test_elections(three):
     def rows(*words):
         return json.loads(three.openio("election", *words, "-f", "json")[0])
 
-    peers = three.peers(cid)
-    master = three.admin.election_status("meta2", cid=cid)["master"]
-    for _ in range(2):
+    def is_known(master):
         found = rows("status", "meta2", "elected")
         assert [row["Id"] for row in found] == peers
-        assert {row["Id"]: (row["Status"], row["Message"]) for row in found} == {
+        return {row["Id"]: (row["Status"], row["Message"]) for row in found} == {
             peer: (200, "OK") if peer == master else (303, master) for peer in peers
         }
+
+    peers = three.peers(cid)
+    master = three.master(cid)
+    for _ in range(2):
+        eventually(lambda master=master: is_known(master), what="a master that all know")
         assert rows("ping", "meta2", cid, "--cid") == [
             {"Id": peer, "Status": 200, "Message": "OK"} for peer in peers
         ]
         found = rows("leave", "meta2", "elected", "--service-id", master)
         assert found == [{"Id": master, "Status": 200, "Message": "OK"}]
-        former, master = master, three.admin.election_status("meta2", cid=cid)["master"]
-        assert master != former
+        master = three.master(cid, former=master)
+    eventually(lambda: is_known(master), what="a master that all know")
     found = rows("sync", "meta2", "elected", "--check-type", "2")
     assert {row["Id"]: row["Status"] for row in found} == {peer: 301 if peer == master else 200 for peer in peers}
     found = {row["Id"]: row["Body"] for row in rows("debug", "meta2", "elected")}
@@ -539,5 +558,9 @@ def test_elections(three):
     human = {row["Id"]: row["Body"] for row in rows("debug", "meta2", "elected", "--human")}
     assert all(" -> " in entry for entry in human[master]["log"])
     for service_type in ("meta0", "meta1"):
-        assert sorted(row["Status"] for row in rows("status", service_type, "elected")) == [200, 303, 303]
+
+        def statuses(kind=service_type):
+            return sorted(row["Status"] for row in rows("status", kind, "elected"))
+
+        eventually(lambda statuses=statuses: statuses() == [200, 303, 303], what="a master of the directory")
     three.check_copies(cid)
