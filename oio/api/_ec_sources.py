@@ -17,10 +17,13 @@ from oio.api._transport import (
     CHUNK_TIMEOUT,
     CONNECTION_TIMEOUT,
     LOGGER,
+    ChunkReadTimeout,
     NativeConnection,
     discard,
     failures,
     green_module,
+    is_timeout,
+    new_timeout,
     open_connection,
 )
 from oio.common import exceptions as exc
@@ -28,6 +31,9 @@ from oio.http.client import ClientResponse
 
 Chunk = dict[str, Any]
 Fragment = bytes | memoryview
+
+# An answer is waited for at least this long: one that is there is not missed because another used up the time.
+_LAST_CHANCE_S = 0.05
 
 # Header of a fragment, as liberasurecode writes it (80 bytes, packed, in the order of the machine's bytes): index,
 # payload size, size of the back-end's own data, size of the segment, type of checksum, 8 checksums, mismatch flag,
@@ -186,7 +192,10 @@ class SourceOpener:
     def open(
         self, chunks: Sequence[Chunk], headers: dict[str, str], start: int, accepted: tuple[int, ...]
     ) -> list[FragmentSource]:
-        """Send all requests, then read all answers; gives the sources that work."""
+        """Send all requests, then read all answers; gives the sources that work.
+
+        The answers come at the same time: those that do not are waited for together, the read timeout at most.
+        """
         waiting: list[tuple[Chunk, Any, float]] = []
         for chunk in chunks:
             start_s = time.monotonic()
@@ -201,25 +210,26 @@ class SourceOpener:
                 continue
             waiting.append((chunk, connection, start_s))
         sources = []
+        deadline_s = time.monotonic() + self.read_timeout
+        patience_s = self.read_timeout
         for chunk, connection, start_s in waiting:
-            source = self._answer(chunk, connection, start, accepted)
-            if source is not None:
+            source = self._answer(chunk, connection, start, accepted, patience_s)
+            if source is None:
+                patience_s = max(_LAST_CHANCE_S, deadline_s - time.monotonic())
+            else:
                 sources.append(source)
                 self.add_perf("connect.", chunk, start_s)
         return sources
 
     def _answer(
-        self, chunk: Chunk, connection: Any, start: int, accepted: tuple[int, ...]
+        self, chunk: Chunk, connection: Any, start: int, accepted: tuple[int, ...], patience_s: float
     ) -> FragmentSource | None:
-        green = green_module()
         try:
-            if green is None:
-                response = connection.getresponse()
-            else:
-                with green.ChunkReadTimeout(self.read_timeout):
-                    response = connection.getresponse()
+            response = self._head(connection, patience_s)
         except failures() as err:
             connection.close()
+            if is_timeout(err):
+                err = new_timeout(ChunkReadTimeout, self.read_timeout)
             self.failed(chunk, 0, str(timed_out(err, self.read_timeout)))
             return None
         if response.status not in accepted:
@@ -232,6 +242,21 @@ class SourceOpener:
             connection.close()
             self.failed(chunk, 0, str(timed_out(err, self.read_timeout)))
             return None
+
+    def _head(self, connection: Any, patience_s: float) -> Any:
+        """Answer of a rawx, its body unread. Raises what goes wrong."""
+        client = connection.client if isinstance(connection, NativeConnection) else None
+        if client is not None:
+            client.settimeout(read_s=patience_s)
+        green = green_module()
+        if green is None:
+            response = connection.getresponse()
+        else:
+            with green.ChunkReadTimeout(patience_s):
+                response = connection.getresponse()
+        if client is not None:
+            client.settimeout(read_s=self.read_timeout)
+        return response
 
     def add_perf(self, prefix: str, chunk: Chunk, start_s: float) -> None:
         """Add the time since ``start_s`` to a figure of ``perfdata``."""

@@ -306,6 +306,19 @@ def test_too_many_timeouts_raise(cluster, sysmeta):
         fetch(chunks, read_timeout=0.2)
 
 
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_silent_services_are_waited_for_together(cluster, sysmeta, rebuild):
+    chunks, _, _ = write(cluster, sysmeta, DATA)
+    for rawx in cluster.rawx[:2]:
+        rawx.script = {"get_silent": True}
+    start = time.monotonic()
+    if rebuild:
+        b"".join(ECRebuildHandler(chunks, 1, method(), read_timeout=1.0).rebuild()[1])
+    else:
+        assert fetch(chunks, read_timeout=1.0) == DATA
+    assert 1.0 <= time.monotonic() - start < 1.9
+
+
 def test_all_missing(cluster, sysmeta):
     chunks, _, _ = write(cluster, sysmeta, DATA)
     for rawx in cluster.rawx:
