@@ -169,7 +169,8 @@ def started(tmp_path_factory):
     sandbox = Sandbox(
         str(tmp_path_factory.mktemp("ensemble")), namespace="ENSEMBLE", base_port=20000,
         replicas=3, zookeeper=3, rawx=0, prepare_directories=False, isolate_hosts=not why_not_isolated(),
-        config={"sqliterepo.zk.timeout": f"{SESSION_S:g}s"},
+        # Connections break more often here than where services are to leave their elections for that.
+        config={"sqliterepo.zk.timeout": f"{SESSION_S:g}s", "sqliterepo.zk.rrd.threshold": "0"},
     )  # fmt: skip
     try:
         layout = sandbox.init()
