@@ -26,7 +26,8 @@ def events_of(trace, volume):
         call, arguments, result = match.groups()
         path = re.search(r'"([^"]*)"', arguments)
         if call == "openat":
-            if path[1].startswith(str(volume)):
+            # The search for left-overs after the start reads directories too (opendir), at its own pace.
+            if path[1].startswith(str(volume)) and "O_NONBLOCK" not in arguments:
                 names[result] = path[1]
                 found.append(("create" if "O_CREAT" in arguments else "open", path[1]))
             else:
