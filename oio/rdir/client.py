@@ -505,3 +505,11 @@ def _add(totals: dict[str, int], counters: Mapping[str, int]) -> None:
     for name, count in counters.items():
         totals[name] = totals.get(name, 0) + count
 
+
+def __getattr__(name: str) -> Any:
+    if name in ("JOKER_SVC_TARGET", "RdirDispatcher", "_make_id"):
+        # Where programs look for them; loaded when asked for, since the dispatcher stands on this client.
+        from oio.rdir import dispatcher
+
+        return getattr(dispatcher, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ from oio.common.exceptions import (
     ServiceBusy,
     ServiceUnavailable,
 )
+from oio.rdir import client
 from oio.rdir import dispatcher as module
 from oio.rdir.dispatcher import JOKER_SVC_TARGET, RDIR_ACCT, RdirDispatcher, _make_id
 
@@ -274,3 +275,10 @@ def test_failures_are_told_at_the_end(pauses):
     services, rdirs = cluster.dispatcher().get_assignments("rawx")
     assert ["rdir" in service for service in services] == [False] * 4 + [True]
     assert len(rdirs) == 3
+
+
+@pytest.mark.parametrize("name", ["JOKER_SVC_TARGET", "RDIR_ACCT", "RdirDispatcher", "_make_id"])
+def test_the_module_of_the_client_has_the_names_of_the_dispatcher(name):
+    assert getattr(client, name) is getattr(module, name)
+    with pytest.raises(AttributeError, match="no attribute 'RdirElsewhere'"):
+        _ = client.RdirElsewhere
