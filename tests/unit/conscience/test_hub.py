@@ -5,11 +5,10 @@
 import itertools
 import logging
 import random
-import socket
 
 import msgspec
 import pytest
-from support import eventually
+from support import eventually, held_port
 
 from oio.conscience.hub import Hub
 from oio.conscience.messages import ServiceDef
@@ -229,9 +228,13 @@ def facts(node, kind):
 # --- over sockets
 
 
-def two_ports():
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-        return [sock.getsockname()[1] for sock in (one, two)]
+@pytest.fixture
+def ports():
+    """Two ports that nobody else is given."""
+    held = [held_port() for _ in range(2)]
+    yield [port for _, port in held]
+    for sock, _ in held:
+        sock.close()
 
 
 @pytest.fixture
@@ -251,8 +254,7 @@ def run_hub():
         hub.close(0.2)
 
 
-def test_hubs_follow_each_other(run_hub, tmp_path):
-    ports = two_ports()
+def test_hubs_follow_each_other(run_hub, ports, tmp_path):
     one, two = Node(), Node()
     one.register(1)
     one.push(1, 12)
@@ -268,8 +270,7 @@ def test_hubs_follow_each_other(run_hub, tmp_path):
     eventually(lambda: "2" not in two.view())
 
 
-def test_a_hub_that_comes_back_empty_is_filled(run_hub):
-    ports = two_ports()
+def test_a_hub_that_comes_back_empty_is_filled(run_hub, ports):
     one, two, again = Node(), Node(), Node()
     run_hub(one.registry, ports[0], ports[1])
     hub = run_hub(two.registry, ports[1], ports[0])
@@ -283,8 +284,7 @@ def test_a_hub_that_comes_back_empty_is_filled(run_hub):
     eventually(lambda: "2" in one.view(), what="the new run to be followed")
 
 
-def test_a_hub_of_another_namespace_is_not_believed(run_hub, caplog):
-    ports = two_ports()
+def test_a_hub_of_another_namespace_is_not_believed(run_hub, ports, caplog):
     one, two = Node(), Node(namespace="OTHER")
     two.register(1)
     run_hub(two.registry, ports[1], ports[0])
@@ -293,8 +293,8 @@ def test_a_hub_of_another_namespace_is_not_believed(run_hub, caplog):
     assert "serves the namespace OTHER" in caplog.text
 
 
-def test_a_hub_that_names_itself_in_another_way_is_left_in_peace(run_hub, caplog):
-    (port, _) = two_ports()
+def test_a_hub_that_names_itself_in_another_way_is_left_in_peace(run_hub, ports, caplog):
+    port = ports[0]
     one = Node()
     run_hub(one.registry, port, port)
     assert "is this conscience itself" in caplog.text
