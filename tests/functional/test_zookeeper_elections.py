@@ -20,7 +20,7 @@ from zookeeper_servers import ZooKeeperProcess
 
 from oio.meta.replication.candidacy import Candidacy, View
 from oio.meta.replication.registration import Registration
-from oio.meta.replication.zookeeper import CONNECTED, LOST, STOP_S, SUSPENDED, Ensemble, ZooKeepers
+from oio.meta.replication.zookeeper import CONNECTED, LOST, SUSPENDED, Ensemble, ZooKeepers
 from oio.zk.tree import Tree
 
 KEY = "0A1B" + "F" * 60
@@ -392,19 +392,6 @@ def test_a_frozen_zookeeper_is_noticed(member, server):
     finally:
         server.thaw()
     reached(candidacy, lambda view: view.leads)
-
-
-def test_the_end_of_a_service_does_not_wait_for_a_frozen_zookeeper(server):
-    sessions = ZooKeepers({"zookeeper": f"{server.addr};{server.addr}"}, "NS", "meta2", LONG_S)
-    sessions.start()
-    assert all(one.wait_connected(20) for one in sessions.ensembles)
-    server.freeze()
-    try:
-        begin = time.monotonic()
-        sessions.stop()
-        assert time.monotonic() - begin < 2 * STOP_S
-    finally:
-        server.thaw()
 
 
 def test_a_server_that_accepts_and_says_nothing_does_not_hold_for_long(server):
