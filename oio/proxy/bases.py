@@ -118,8 +118,10 @@ def ask_peer(
     )
 
 
-def per_peer(call: Call, peers: Sequence[str], ask: Ask, *, admin: bool | None = None) -> Response:
-    """Ask all peers at once; one that fails neither hides nor delays the others."""
+def per_peer(
+    call: Call, peers: Sequence[str], ask: Ask, *, admin: bool | None = None, in_turn: bool = False
+) -> Response:
+    """Ask all peers at once, or ``in_turn``; one that fails neither hides nor (at once) delays the others."""
     call.timeout_s(1.0)
 
     def one(peer: str) -> _PeerReply:
@@ -128,7 +130,8 @@ def per_peer(call: Call, peers: Sequence[str], ask: Ask, *, admin: bool | None =
         except StatusError as exc:
             return _PeerReply(_PeerStatus(exc.code, exc.message))
 
-    return json_reply(dict(zip(peers, in_parallel(one, peers), strict=True)))
+    replies = [one(peer) for peer in peers] if in_turn else in_parallel(one, peers)
+    return json_reply(dict(zip(peers, replies, strict=True)))
 
 
 def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -231,12 +231,9 @@ class Replication:
     def group_for(self, base_name: str, route: Route = NO_ROUTE) -> Group | None:
         """Group of a base, None when it has one copy. :raises StatusError: 431 when it is not ours."""
         peers = self.peers_of(base_name, route)
-        if len(peers) < 2:
-            return None
-        if not self.own_name(peers):
-            # A service that names another one is a slave, and that other one the master: we know of neither.
+        if len(peers) > 1 and not self.own_name(peers):
             raise StatusError(status.CONTAINER_NOT_FOUND, f"Base not managed: {base_name} is on {','.join(peers)}")
-        return self.group(peers, base_name)
+        return self.group(peers, base_name) if len(peers) > 1 else None
 
     def _check_ours(self, peers: Sequence[str]) -> None:
         """Send those elsewhere who come for a base that has moved away: it exists, and not here."""

@@ -89,14 +89,16 @@ def _election(call: Call, kind: type[BasePing] | type[BaseStatus]) -> Response:
     return _tell_each(call, base, kind(base=base.name))
 
 
-def _tell_each(call: Call, base: Base, request: Operation, ceiling_s: float | None = None) -> Response:
+def _tell_each(
+    call: Call, base: Base, request: Operation, ceiling_s: float | None = None, in_turn: bool = False
+) -> Response:
     """Send an operation without reply to each peer."""
 
     def ask(peer: str, errand: Errand) -> str:
         ask_peer(call, base, peer, request, errand, write=True, ceiling_s=ceiling_s)
         return ""
 
-    return per_peer(call, base.asked, ask, admin=True)
+    return per_peer(call, base.asked, ask, admin=True, in_turn=in_turn)
 
 
 def sync(call: Call) -> Response:
@@ -115,11 +117,14 @@ def leave(call: Call) -> Response:
 
 
 def remove(call: Call) -> Response:
-    """``admin/remove``: delete the copies of the peers that are named."""
+    """``admin/remove``: delete the copies of the peers that are named, in turn.
+
+    A peer keeps its copy when too few others have one, and those that are asked at once would count each other.
+    """
     if not call.only:
         raise bad_request("Missing parameter 'service_id': the copies to remove")
     base = base_of(call)
-    return _tell_each(call, base, BaseRemove(base=base.name))
+    return _tell_each(call, base, BaseRemove(base=base.name), in_turn=True)
 
 
 def debug(call: Call) -> Response:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``admin/*`` on bases of several copies, ``forward/balance-masters``, and the life of replicated containers."""
 
+import contextlib
 import threading
 import time
 
@@ -164,6 +165,21 @@ def test_copies_are_removed_where_it_is_said(copies, cluster):
     answer = cluster.post(f"admin/remove?{META2}&service_id={NAMES[2]},{NAMES[1]}")
     assert statuses(answer) == {NAMES[2]: OK, NAMES[1]: OK}
     assert sorted(copies.calls("base_remove")) == NAMES[1:]
+
+
+def test_copies_are_removed_one_after_the_other(copies, cluster):
+    """Each is kept when too few others are left: those that went together would count each other."""
+    meeting = threading.Barrier(2)
+    met = []
+
+    def remove(_):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            met.append(meeting.wait(0.2))
+
+    for service in copies.services.values():
+        service.answers["base_remove"] = remove
+    answer = cluster.post(f"admin/remove?{META2}&service_id={NAMES[2]},{NAMES[0]}")
+    assert statuses(answer) == {NAMES[2]: OK, NAMES[0]: OK} and not met
 
 
 def test_a_copy_is_made(copies, cluster):
