@@ -84,7 +84,9 @@ def test_checks_and_statistics_of_another_package(installed, registry):
         port = server.getsockname()[1]
         description = {
             "host": "127.0.0.1", "port": port, "type": "echo",
-            "checks": [{"type": "greeting", "word": "hello"}], "stats": [{"type": "weather", "sky": "clear"}],
+            # The second check waits for its word until the score of the first was seen.
+            "checks": [{"type": "greeting", "word": "hello", "timeout": 60}],
+            "stats": [{"type": "weather", "sky": "clear"}],
         }  # fmt: skip
         bad = {**description, "port": proxy.port, "checks": [{"type": "greeting"}]}
         registry.start_agent(proxy, {"one": description, "bad": bad}, path=[installed])
