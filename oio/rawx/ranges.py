@@ -13,6 +13,8 @@ import re
 # What follows the first range is ignored: answers never have several parts.
 _RANGE = re.compile(r"bytes=([0-9]+)-([0-9]+)")
 _INT64_MAX = (1 << 63) - 1
+# With leading zeros; Python refuses to read numbers of thousands of digits.
+_DIGITS_MAX = 64
 
 
 class Unsatisfiable(Exception):
@@ -30,7 +32,7 @@ def parse(header: str | None, size: int) -> tuple[int, int] | None:
     if header is None or not size:
         return None
     match = _RANGE.match(header)
-    if match is None:
+    if match is None or max(map(len, match.groups())) > _DIGITS_MAX:
         return None
     first, last = int(match[1]), int(match[2])
     if first > last or last > _INT64_MAX:
