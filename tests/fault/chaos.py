@@ -16,7 +16,7 @@ import time
 from functools import partial
 from typing import NamedTuple
 
-from faults import Hurry
+from faults import Hurry, kill_one
 from support import ACCOUNT, eventually
 
 from oio import ObjectStorageApi
@@ -240,9 +240,7 @@ class Chaos:
 
     def _kill(self, type_, rng):
         victim = rng.choice(self._broken.services(type_))
-        pid = self._broken.pids()[victim.name]
-        self._broken.kill(victim.name)
-        self._broken.wait_restarted(victim.name, pid)
+        kill_one(self._broken, victim.name)
         return victim.name
 
     def _progress(self, more):

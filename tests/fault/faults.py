@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import ACCOUNT
+from support import ACCOUNT, eventually
 
 from oio.common.exceptions import NoSuchObject, OioException
 from oio.event.client import EventClient
@@ -57,6 +57,13 @@ def why_not_isolated():
         return str(err)
     subnet.run(["ip", "netns", "delete", name])
     return ""
+
+
+def kill_one(sandbox, name):
+    """Kill a service, which may just come back from a crash, and wait until it is started again."""
+    pid = eventually(lambda: sandbox.pids().get(name), what=f"{name} runs")
+    sandbox.kill(name)
+    sandbox.wait_restarted(name, pid)
 
 
 class Hurry:

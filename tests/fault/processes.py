@@ -47,12 +47,19 @@ def tracer(path, calls):
 
 
 def whole_calls(trace):
-    """Lines of a trace, where a call that others interrupted is one line: at its end, when its effect is there."""
+    """Lines of a trace, where a call that others interrupted is one line: at its end, when its effect is there.
+
+    But a descriptor is free when its closing begins: another thread may be given its number before the end.
+    """
     begun = {}
     for line in trace.read_text(errors="replace").splitlines():
         pid = line.split(None, 1)[0]
         if line.endswith("<unfinished ...>"):
-            begun[pid] = line.removesuffix("<unfinished ...>").rstrip()
+            text = line.removesuffix("<unfinished ...>").rstrip()
+            if " close(" in text:
+                yield f"{text}) = 0"
+            else:
+                begun[pid] = text
         elif "resumed>" in line and pid in begun:
             yield begun.pop(pid) + line.partition("resumed>")[2]
         else:

@@ -8,7 +8,7 @@ import hashlib
 import random
 
 import pytest
-from faults import Hurry, chunk_path, read, servers_of, stopped
+from faults import Hurry, chunk_path, kill_one, read, servers_of, stopped
 from processes import files_below
 from support import ACCOUNT, eventually
 
@@ -160,9 +160,7 @@ def test_kills_between_deletion_and_cleaning_lose_no_event(broken, fault_api, bo
     deleted = set()
     for number, one in enumerate(doomed):
         if number % 10 == 5:
-            pid = broken.pids()[name]
-            broken.kill(name)
-            broken.wait_restarted(name, pid)
+            kill_one(broken, name)
 
         def gone(one=one):
             try:
@@ -175,9 +173,7 @@ def test_kills_between_deletion_and_cleaning_lose_no_event(broken, fault_api, bo
 
         eventually(gone, what=f"deletion of {one}")
         deleted.add(one)
-    pid = broken.pids()[name]
-    broken.kill(name)
-    broken.wait_restarted(name, pid)
+    kill_one(broken, name)
     broken.wait_ready()
     assert deleted == set(doomed)
     vanish(broken, [chunk for chunks in doomed.values() for chunk in chunks], 40)
@@ -193,9 +189,7 @@ def test_events_wait_for_the_agent_even_when_their_producer_is_killed(broken, fa
     meta2 = f"{broken.namespace}-meta2-1"
     with stopped(broken, f"{broken.namespace}-event-agent-1"):
         fault_api.object_delete_many(ACCOUNT, box, [f"{number}" for number in range(10)])
-        pid = broken.pids()[meta2]
-        broken.kill(meta2)
-        broken.wait_restarted(meta2, pid)
+        kill_one(broken, meta2)
         assert len(files(broken, doomed)) == len(doomed)
     broken.wait_ready()
     vanish(broken, doomed)

@@ -30,6 +30,9 @@ SMALL_DISK_MIB = 128 + 4 * ROUNDS
 #: Without OIO_CHAOS_ROUNDS nothing lasts longer; it is more than leases and sessions all the same.
 SHORT_RUN_LASTS_S = 5.0
 
+#: On a slow machine it lasts as long as it takes; each of its waits has a bound of its own.
+pytestmark = pytest.mark.timeout(0 if ROUNDS else 600)
+
 
 def chosen(kinds):
     """The misfortunes that may happen."""

@@ -69,9 +69,9 @@ class Copies:
         return self.api.container_get_properties(ACCOUNT, self.name, **options)["properties"].get("k")
 
     def ask(self, peer, request, **route):
-        """Ask one service, past the proxy."""
+        """Ask one service, past the proxy; longer than it waits for a master."""
         address = self.service(peer).addr
-        return self._direct.call(address, request, timeout_s=5.0, route=Route(peers=self.peers, **route))
+        return self._direct.call(address, request, timeout_s=15.0, route=Route(peers=self.peers, **route))
 
     def value_of_copy(self, peer):
         """What the copy of a service holds, whoever leads."""
