@@ -19,6 +19,7 @@ from oio.api._transport import (
     LOGGER,
     ChunkReadTimeout,
     NativeConnection,
+    connect_each,
     discard,
     failures,
     green_module,
@@ -196,19 +197,20 @@ class SourceOpener:
 
         The answers come at the same time: those that do not are waited for together, the read timeout at most.
         """
-        waiting: list[tuple[Chunk, Any, float]] = []
-        for chunk in chunks:
+
+        def send(chunk: Chunk) -> tuple[Any, float]:
             start_s = time.monotonic()
-            try:
-                connection = open_connection(
-                    chunk, "GET", headers, self.connection_timeout, self.read_timeout
-                )
-                if isinstance(connection, NativeConnection) and connection.client is not None:
-                    connection.client.flush()
-            except failures() as err:
-                self.failed(chunk, 0, str(err))
-                continue
-            waiting.append((chunk, connection, start_s))
+            connection = open_connection(chunk, "GET", headers, self.connection_timeout, self.read_timeout)
+            if isinstance(connection, NativeConnection) and connection.client is not None:
+                connection.client.flush()
+            return connection, start_s
+
+        waiting: list[tuple[Chunk, Any, float]] = []
+        for chunk, result in connect_each(send, chunks):
+            if isinstance(result, BaseException):
+                self.failed(chunk, 0, str(result))
+            else:
+                waiting.append((chunk, *result))
         sources = []
         deadline_s = time.monotonic() + self.read_timeout
         patience_s = self.read_timeout

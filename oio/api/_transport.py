@@ -21,7 +21,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from oio.common import exceptions as exc
@@ -232,19 +232,64 @@ def open_connection(
 
     scheme, netloc, path = split_url(chunk.get("real_url") or chunk["url"])
     green = green_module()
-    if green is not None:
+    try:
+        if green is None:
+            connection = io.http_connect(netloc, method, path, headers, scheme=scheme)
+            if isinstance(connection, NativeConnection):
+                connection.open(connection_timeout, timeout, fresh)
+            return connection
         with green.ConnectionTimeout(connection_timeout):
             connection = io.http_connect(netloc, method, path, headers, scheme=scheme)
             if isinstance(connection, NativeConnection):
                 connection.open(connection_timeout, timeout, fresh)
             return connection
-    connection = io.http_connect(netloc, method, path, headers, scheme=scheme)
-    if isinstance(connection, NativeConnection):
+    except http_errors.ConnectTimeout:
+        raise new_timeout(ConnectionTimeout, connection_timeout) from None
+
+
+def connect_each(
+    connect: Callable[[dict[str, Any]], Any], chunks: Sequence[dict[str, Any]]
+) -> list[tuple[dict[str, Any], Any]]:
+    """Call a function that connects for each chunk: the pairs of a chunk and what came of it, failures too.
+
+    Connecting is quick as a rule, hence one after the other. Once a host gives no sign of life, the rest go all at
+    once: others of the chunks may be there, and the timeouts would add up.
+    """
+
+    def attempt(chunk: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         try:
-            connection.open(connection_timeout, timeout, fresh)
-        except http_errors.ConnectTimeout:
-            raise new_timeout(ConnectionTimeout, connection_timeout) from None
-    return connection
+            return chunk, connect(chunk)
+        except failures() as err:
+            return chunk, err
+
+    pairs = []
+    for index, chunk in enumerate(chunks, 1):
+        pair = attempt(chunk)
+        pairs.append(pair)
+        if isinstance(pair[1], BaseException) and is_timeout(pair[1]) and speaks_native():
+            return pairs + _at_once(attempt, chunks[index:])
+    return pairs
+
+
+def _at_once(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """Results of a function, which must not raise, in the order of the items."""
+    green = green_module()
+    if green is not None and items:
+        return list(green.GreenPool(len(items)).imap(function, items))
+    results: list[Any] = [None] * len(items)
+
+    def run(index: int) -> None:
+        results[index] = function(items[index])
+
+    threads = [
+        threading.Thread(target=run, args=(index,), name="oio-connect", daemon=True)
+        for index in range(len(items))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
 
 
 def discard(response: Any) -> None:

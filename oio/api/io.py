@@ -37,6 +37,7 @@ from oio.api._transport import (
     CHUNK_TIMEOUT,
     CONNECTION_TIMEOUT,
     LOGGER,
+    connect_each,
     failures,
     green_module,
     http_connect,
@@ -185,13 +186,13 @@ class MetachunkWriter:
         pending = list(chunks)
         asked = self.spare_provider is None
         while pending:
-            for chunk in pending:
-                try:
-                    fanout.sinks.append(self._connect(chunk, headers_of(chunk)))
-                except failures() as err:
-                    self.logger.warning("cannot connect to %s: %s (reqid=%s)",
-                                        chunk.get("url"), err, self.reqid)  # fmt: skip
-                    failed.append((chunk, err))
+            for chunk, result in connect_each(lambda one: self._connect(one, headers_of(one)), pending):
+                if isinstance(result, Sink):
+                    fanout.sinks.append(result)
+                    continue
+                self.logger.warning("cannot connect to %s: %s (reqid=%s)",
+                                    chunk.get("url"), result, self.reqid)  # fmt: skip
+                failed.append((chunk, result))
             pending = []
             if failed and not asked:
                 asked = True

@@ -319,6 +319,41 @@ def test_silent_services_are_waited_for_together(cluster, sysmeta, rebuild):
     assert 1.0 <= time.monotonic() - start < 1.9
 
 
+def silent_host():
+    """A listener whose kernel answers no more connections: to connect there takes all the time that is given."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+    waiting = []
+    for _ in range(4):
+        one = socket.socket()
+        one.setblocking(False)
+        one.connect_ex(listener.getsockname())
+        waiting.append(one)
+    return listener, waiting
+
+
+def test_dead_hosts_are_waited_for_together(cluster, sysmeta):
+    chunks, _, _ = write(cluster, sysmeta, DATA)
+    fresh = cluster.metachunk(6, ec=True)
+    listener, waiting = silent_host()
+    try:
+        for group in (chunks, fresh):
+            for number in (0, 1, 2):
+                group[number]["url"] = f"http://127.0.0.1:{listener.getsockname()[1]}/{number:064d}"
+        timeouts = {"connection_timeout": 1.0, "read_timeout": 1.0}
+        start = time.monotonic()
+        with pytest.raises(exc.ServiceUnavailable):
+            fetch(chunks, **timeouts)
+        assert 1.0 <= time.monotonic() - start < 2.7
+        start = time.monotonic()
+        with pytest.raises(exc.ServiceBusy, match=r"quorum not reached \(3/5\)"):
+            write_metachunk(cluster, sysmeta, b"data", fresh, **timeouts)
+        assert 1.0 <= time.monotonic() - start < 2.7
+        assert [chunk["error"] for chunk in fresh[:3]] == ["connect: Connection timeout 1.0 second"] * 3
+    finally:
+        for one in (listener, *waiting):
+            one.close()
+
+
 def test_all_missing(cluster, sysmeta):
     chunks, _, _ = write(cluster, sysmeta, DATA)
     for rawx in cluster.rawx:

@@ -152,3 +152,28 @@ def test_green_timeouts_are_raised_when_green_is_loaded(cluster):
             raise AssertionError
         """
     )
+
+
+def test_connection_timeouts_say_the_same_when_nothing_is_patched():
+    run(
+        """
+        import socket
+        from oio.common import green
+        from oio.api.io import ChunkReader
+        from oio.common import exceptions as exc
+        listener, waiting = socket.create_server(("127.0.0.1", 0), backlog=0), []
+        for _ in range(4):
+            one = socket.socket()
+            one.setblocking(False)
+            one.connect_ex(listener.getsockname())
+            waiting.append(one)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/{0:064d}"
+        reader = ChunkReader(iter([dict(url=url)]), None, {}, connection_timeout=0.2)
+        try:
+            reader.get_iter()
+        except exc.OioException as err:
+            assert "Connection timeout 0.2 seconds" in str(err), err
+        else:
+            raise AssertionError
+        """
+    )
