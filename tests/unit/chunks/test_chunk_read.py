@@ -281,6 +281,16 @@ def test_foreign_source_that_fails_midway():
     assert reader.request_headers["Range"] == "bytes=8-"
 
 
+def test_foreign_source_that_ignores_the_range_of_the_rest():
+    class Whole(FakeSource):
+        def getheader(self, name):
+            return "12" if name.lower() == "content-length" else None
+
+    reader = ChunkReader(None, 4, {})
+    reader._get_source = lambda: (Whole(b"abc", b"d12", b"34ef", b"gh"), {})
+    assert read_fake(reader, Whole(b"abcd", b"12", OSError("broken"))) == [b"abcd", b"1234", b"efgh"]
+
+
 def test_foreign_source_without_alternative():
     reader = ChunkReader(None, None, {})
     reader._get_source = lambda: (None, None)
