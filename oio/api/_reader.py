@@ -162,7 +162,7 @@ class VerifiedBody:
 
 def timed_out(err: BaseException, timeout: float) -> BaseException:
     """The failure as readers raise it."""
-    if is_timeout(err) and not str(err).startswith("Chunk"):
+    if is_timeout(err) and not str(err).startswith(("Chunk", "Connection")):
         return new_timeout(ChunkReadTimeout, timeout)
     if isinstance(err, (HttpClientError, ConnectionError)):
         wrapped = exc.OioNetworkException(str(err))
