@@ -59,6 +59,7 @@ fault: $(VENV)/.installed-test
 
 chaos: export OIO_CHAOS_KILLS ?= 300
 chaos: export OIO_CHAOS_ROUNDS ?= 200
+chaos: export OIO_CHAOS_SEED ?= random
 chaos: $(VENV)/.installed-test
 	$(PYTHON_HERE) -m pytest -q -s -o timeout=0 tests/fault/test_chaos.py tests/fault/test_replicated_histories.py
 

@@ -7,12 +7,18 @@ import os
 import signal
 import time
 
+import hypothesis
 import pytest
 from support import ACCOUNT, CHUNK_SIZE, start_cluster
 
 # Whoever started the tests behind a shell made them ignore Ctrl-C, and with them all the programs that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in each run, so that a change of the code is what makes a test fail or pass;
+# HYPOTHESIS_PROFILE=default looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture(scope="session")

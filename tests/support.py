@@ -4,6 +4,8 @@
 """Tools that the tests share: waiting for conditions, a queue of events, starting clusters."""
 
 import json
+import os
+import random
 import socket
 import threading
 import time
@@ -23,6 +25,15 @@ def eventually(condition, timeout_s=20.0, what="condition"):
             return result
         assert time.monotonic() < deadline, f"{what}: not reached within {timeout_s} s"
         time.sleep(0.02)
+
+
+def chosen_seed():
+    """What the random tests draw from: the same in each run, so that a red one is the work of a change.
+
+    ``OIO_CHAOS_SEED=random`` looks for new misfortunes (``make chaos``), a number repeats a run.
+    """
+    seed = os.environ.get("OIO_CHAOS_SEED", "1")
+    return str(random.randrange(10**6)) if seed == "random" else seed
 
 
 def held_port():

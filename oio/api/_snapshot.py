@@ -43,7 +43,7 @@ _CODE_FROZEN = 436
 _CODE_ENABLED = 439
 # Seconds between the tries to put things right. A service that was killed is back before the last one;
 # leaving the source frozen, or half a copy, is worse than insisting.
-_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 # Versions whose chunks are linked at once: the source is frozen meanwhile.
 _LINKERS = 8
 _DRAINED = "drained"

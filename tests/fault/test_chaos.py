@@ -9,12 +9,11 @@ Afterwards containers, accounts, reverse directory and chunk files agree: no eve
 """
 
 import os
-import random
 import shutil
 
 import pytest
 from chaos import Chaos
-from support import start_cluster
+from support import chosen_seed, start_cluster
 
 from oio import ObjectStorageApi
 
@@ -33,7 +32,7 @@ def cluster(request, tmp_path):
 
 
 def test_random_kills_lose_nothing_that_was_acknowledged(cluster):
-    seed = os.environ.get("OIO_CHAOS_SEED") or str(random.randrange(10**6))
+    seed = chosen_seed()
     print(f"OIO_CHAOS_SEED={seed} OIO_CHAOS_KILLS={KILLS}")
     api = ObjectStorageApi(cluster.namespace, endpoint=cluster.proxy)
     chaos = Chaos(cluster, "chaos", seed)

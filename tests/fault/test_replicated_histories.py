@@ -20,6 +20,7 @@ from histories import nemesis
 from histories.trial import Trial
 from histories.workloads import Sets
 from processes import small_disk
+from support import chosen_seed
 
 from oio.sandbox import Sandbox
 
@@ -43,7 +44,7 @@ def chosen(kinds):
 
 def run(cluster, kinds, rounds):
     """So many rounds, and the judgement."""
-    seed = os.environ.get("OIO_CHAOS_SEED") or str(random.randrange(10**6))
+    seed = chosen_seed()
     print(f"\nOIO_CHAOS_SEED={seed} OIO_CHAOS_ROUNDS={rounds}")
     trial = Trial(cluster, seed)
     violations = None
