@@ -22,7 +22,7 @@ LISTING_PAGE = 10000
 DELETION_BATCH = 100
 
 _LISTING_KEYWORDS = (
-    "limit", "marker", "end_marker", "prefix", "delimiter", "properties", "versions", "deleted",
+    "limit", "marker", "version_marker", "end_marker", "prefix", "delimiter", "properties", "versions", "deleted",
 )  # fmt: skip
 
 

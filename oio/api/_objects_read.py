@@ -235,19 +235,24 @@ class ObjectReadMethods(ApiCore):
         properties: bool = False,
         versions: bool = False,
         deleted: bool = False,
+        version_marker: int | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """List the objects of a container, one page.
 
         :param limit: objects and prefixes of the page (default 1000, at most 10000).
-        :param marker: name after which the page begins, or ``next_marker`` of the previous one, which also tells
-            where it ended amid the versions of a name.
+        :param marker: name after which the page begins, e.g. ``next_marker`` of the previous one.
+        :param version_marker: ``next_version_marker`` of the previous page: with ``versions`` and ``marker``, begin with
+            the versions of this name that are lower. A marker alone skips what is left of them.
         :param delimiter: cut names after this character, into ``prefixes``.
         :param properties: with the properties of objects.
         :param versions: every version, delete markers included.
         :param deleted: also objects whose latest version is a delete marker.
-        :returns: ``objects``, ``prefixes``, ``properties``, ``system``, ``truncated``, ``next_marker``.
+        :returns: ``objects``, ``prefixes``, ``properties``, ``system``, ``truncated``, ``next_marker``, and
+            ``next_version_marker`` when the page ends amid the versions of a name.
         """
+        if version_marker is not None:
+            kwargs["version_marker"] = version_marker
         headers, listing = self.container.content_list(
             account,
             container,
@@ -261,7 +266,7 @@ class ObjectReadMethods(ApiCore):
             deleted=deleted,
             **kwargs,
         )
-        latest = _version_before_page(marker)
+        latest = {marker: version_marker} if marker and version_marker is not None else {}
         objects = listing["objects"]
         for item in objects:
             for sent, key in _LISTING_KEYS:
@@ -280,13 +285,10 @@ class ObjectReadMethods(ApiCore):
         next_marker = headers.get("x-oio-list-marker")
         if next_marker is not None:
             listing["next_marker"] = unquote(next_marker)
+        next_version = headers.get("x-oio-list-version-marker")
+        if next_version is not None:
+            listing["next_version_marker"] = int(next_version)
         return listing
-
-
-def _version_before_page(marker: Any) -> dict[str, int]:
-    """The version of a name with which the previous page ended, when it ended amid its versions."""
-    name, _, version = marker.partition("\0") if isinstance(marker, str) else ("", "", "")
-    return {name: int(version)} if version.isdigit() else {}
 
 
 def _numeric_position(chunk: dict[str, Any]) -> tuple[int, ...]:

@@ -83,9 +83,8 @@ class ListObject(ObjectCommand, ListCommand):
             if not page["truncated"]:
                 return
             left -= len(page["objects"]) + len(page["prefixes"])
-            kwargs["marker"] = page["next_marker"]
-        # A page that ends amid the versions of a name tells it after a NUL, which no argument can hold.
-        self.app.log.info("Next marker: %s", kwargs["marker"].partition("\0")[0])
+            kwargs.update(_next_page(page))
+        self.app.log.info("Next marker: %s", kwargs["marker"])
 
     def _all_objects(self, container: str | None, kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         kwargs = dict(kwargs)
@@ -94,7 +93,7 @@ class ListObject(ObjectCommand, ListCommand):
             yield from _items(page)
             if not page["truncated"]:
                 return
-            kwargs["marker"] = page["next_marker"]
+            kwargs.update(_next_page(page))
 
     def _page(self, container: str | None, **kwargs: Any) -> dict[str, Any]:
         manager = self.app.client_manager
@@ -160,6 +159,11 @@ class ListObject(ObjectCommand, ListCommand):
             item["policy"],
             format_properties(item.get("properties") or {}, parsed.formatter),
         )
+
+
+def _next_page(page: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of the page after this one, which may have ended amid the versions of a name."""
+    return {"marker": page["next_marker"], "version_marker": page.get("next_version_marker")}
 
 
 def _items(page: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -178,8 +178,8 @@ class Gatherer:
         count = size = 0
         page: dict[str, Any] = {"truncated": True}
         while page["truncated"]:
-            marker = page.get("next_marker")
-            page = self._api.object_list(account, name, limit=_PAGE, marker=marker, versions=True, cid=cid)
+            after = {"marker": page.get("next_marker"), "version_marker": page.get("next_version_marker")}
+            page = self._api.object_list(account, name, limit=_PAGE, versions=True, cid=cid, **after)
             alive = [item for item in page["objects"] if not item["deleted"]]
             count += len(alive)
             size += sum(item["size"] for item in alive)

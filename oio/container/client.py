@@ -93,6 +93,7 @@ class ContainerClient(ContainerRoutes):
         cid: str | None = None,
         versions: bool = False,
         deleted: bool = False,
+        version_marker: int | None = None,
         **kwargs: Any,
     ) -> tuple[Any, dict[str, Any]]:
         """List objects. :returns: headers of the answer, and its body."""
@@ -112,6 +113,8 @@ class ContainerClient(ContainerRoutes):
             params["all"] = "1"
         if deleted:
             params["deleted"] = "1"
+        if version_marker is not None:
+            params["version_marker"] = version_marker
         if kwargs.pop("local", False):
             params["local"] = "1"
         resp, body = self._direct_request(

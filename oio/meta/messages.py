@@ -273,6 +273,8 @@ class ListReply(Message, kw_only=True):
     prefixes: list[str] = []
     truncated: bool = False
     next_marker: str = ""
+    #: The page ends amid the versions of ``next_marker``, with this one.
+    next_version_marker: int | None = None
     properties: dict[str, str] = {}
 
 
@@ -282,6 +284,8 @@ class ContentList(ContainerTarget, kw_only=True):
     reply: ClassVar[ReplyType] = ListReply
     prefix: str = ""
     marker: str = ""
+    #: Lower versions of the name ``marker`` are in the page too, when all versions are asked for.
+    version_marker: int | None = None
     end_marker: str = ""
     delimiter: str = ""
     max: int = 1000

@@ -248,11 +248,15 @@ def test_pages_of_all_versions_hold_each_once(box, size, more):
             box.put(name, headers={"x-oio-force-versioning": "-1"})
     whole = [(row["name"], row["version"]) for row in box.rows(all=1)]
     assert len(whole) == 12
-    found, marker, truncated = [], "", "true"
+    found, after, truncated = [], {}, "true"
     while truncated == "true":
-        answer = box.get("container/list", all=1, max=size, marker=unquote(marker), **more)
+        answer = box.get("container/list", all=1, max=size, **after, **more)
         found += [(row["name"], row["version"]) for row in answer.json["objects"]]
-        truncated, marker = answer.headers["x-oio-list-truncated"], answer.headers.get("x-oio-list-marker", "")
+        truncated = answer.headers["x-oio-list-truncated"]
+        after = {
+            "marker": unquote(answer.headers.get("x-oio-list-marker", "")),
+            "version_marker": answer.headers.get("x-oio-list-version-marker", ""),
+        }
     assert found == whole
 
 

@@ -7,9 +7,8 @@ does not depend on how many names it folds. A name with many versions is jumped 
 that delete markers hide must be read one by one: a page that meets too many of them ends before its
 deadline, truncated, with the marker of the last name that it read.
 
-Markers are names. A page of all versions that ends amid those of a name says so in its marker, after a NUL,
-which no name holds: ``name NUL version`` continues with the version before. Who keeps only the name goes on
-with the next name.
+Markers are names: a page begins with the next name. A page of all versions that ends amid those of a name tells
+the last version as well, and who gives both back goes on with the version below it.
 
 The look-ups by chunk and by hash read a whole table, which takes about 0.1 µs per chunk: an index would cost
 each put a page more, for the sake of tools that seldom ask. They end at the deadline with 504.
@@ -32,8 +31,6 @@ DEFAULT_MAX, ABSOLUTE_MAX = 1000, 10000
 #: Appended to a prefix, it makes a marker that is after every name of that prefix.
 LAST_CHARACTER = "\U0010fffd"
 MARKER_MIME_TYPE = "application/x-deleted;swift_versions_deleted=1"
-#: Between the name and the version of a marker.
-VERSION_SEPARATOR = "\0"
 #: Lower than every version.
 _NO_VERSION = -(2**63)
 #: Versions of one name that are read before jumping to the next name.
@@ -86,16 +83,19 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Page:
-    """What a page holds so far; ``last`` is the marker that continues after it."""
+    """What a page holds so far; ``last`` is the marker that continues after it, ``last_version`` the version where
+    it ends amid those of this name.
+    """
 
     __slots__ = (
-        "_begin", "_deadline", "_hidden", "last", "prefixes", "rows", "scattered", "truncated",
+        "_begin", "_deadline", "_hidden", "last", "last_version", "prefixes", "rows", "scattered", "truncated",
     )  # fmt: skip
 
     def __init__(self, deadline: float | None = None) -> None:
         self.rows: list[Any] = []
         self.prefixes: list[str] = []
         self.last = ""
+        self.last_version: int | None = None
         self.truncated = False
         #: Are there names between the rows that are not in the page?
         self.scattered = False
@@ -112,6 +112,12 @@ class Page:
             return False
         self.last, self.truncated = name, True
         return True
+
+    def end_before(self, following: Any) -> None:
+        """The page is full, and it ends with an object; the next one begins with this row."""
+        name, version = self.rows[-1][:2]
+        self.last, self.truncated = name, True
+        self.last_version = version if following[0] == name else None
 
     def is_sparse(self) -> bool:
         """Are there many names between the first row and the last that are not in the page?"""
@@ -137,25 +143,9 @@ def list_contents(reader: Reader, request: ContentList, deadline: float | None =
         prefixes=page.prefixes,
         truncated=page.truncated,
         next_marker=page.last if page.truncated else "",
+        next_version_marker=page.last_version,
         properties=reader.all_admin(),
     )
-
-
-def split_marker(marker: str) -> tuple[str, int | None]:
-    """Name of a marker, and the version after which its versions continue, None when they are all behind.
-
-    >>> split_marker("photo\\0001234")
-    ('photo', 1234)
-    """
-    name, _, text = marker.partition(VERSION_SEPARATOR)
-    version = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
-    return name, version if version is not None and version <= rows.INTEGER_MAX else None
-
-
-def _marker_between(last: Any, following: Any) -> str:
-    """The marker of a page that ends with a row, when the next one begins with another."""
-    name: str = last[0]
-    return name if following[0] != name else f"{name}{VERSION_SEPARATOR}{last[1]}"
 
 
 def _range(request: ContentList, after: str, at: str, below: int | None = None) -> tuple[str, list[Any]]:
@@ -203,18 +193,15 @@ def after_prefix(prefix: str) -> str:
 
 def _walk_versions(reader: Reader, request: ContentList, limit: int, page: Page) -> None:
     """Every version, markers included, without delimiter."""
-    after, below = split_marker(request.marker)
-    sql, values = _range(request, after, "", below)
+    sql, values = _range(request, request.marker, "", request.version_marker)
     _fill(page, reader.execute(f"{sql} LIMIT {limit + 1}", values).fetchall(), limit)
 
 
 def _fill(page: Page, found: list[Any], limit: int) -> None:
     """Make a page of rows of which one more than the limit was asked."""
-    page.truncated = len(found) > limit
-    if page.truncated:
-        following = found.pop()
-        page.last = _marker_between(found[-1], following)
     page.rows = found
+    if len(found) > limit:
+        page.end_before(found.pop())
 
 
 def _walk(reader: Reader, request: ContentList, limit: int, page: Page) -> None:
@@ -222,7 +209,7 @@ def _walk(reader: Reader, request: ContentList, limit: int, page: Page) -> None:
     found = page.rows
     append = found.append
     with_deleted = request.deleted
-    (after, _), previous, repeats = split_marker(request.marker), None, 0
+    after, previous, repeats = request.marker, None, 0
     while True:
         sql, values = _range(request, after, "")
         jump = False
@@ -253,9 +240,8 @@ def _walk_folded(reader: Reader, request: ContentList, limit: int, page: Page) -
     delimiter, start = request.delimiter[0], len(request.prefix)
     skipped = _prefix_of_marker(request.marker)
     found, prefixes = page.rows, page.prefixes
-    (after, below), at, last = split_marker(request.marker), "", ""
-    if not request.all_versions:
-        below = None
+    after, at, last = request.marker, "", ""
+    below = request.version_marker if request.all_versions else None
     previous, repeats = None, 0
     while True:
         sql, values = _range(request, after, at, below)
@@ -284,7 +270,7 @@ def _walk_folded(reader: Reader, request: ContentList, limit: int, page: Page) -
             if len(found) + len(prefixes) == limit:
                 page.last, page.truncated = last, True
                 if name == last:
-                    page.last = _marker_between(found[-1], row)
+                    page.end_before(row)
                 return
             if folded:
                 prefixes.append(folded)
@@ -357,9 +343,9 @@ def _look_up(reader: Reader, request: ContentList, limit: int, page: Page) -> No
     else:
         suffix = "/" + request.chunk_id.upper()
         sql, wanted = _BY_BARE_CHUNK, (len(suffix), suffix)
-    after, below = split_marker(request.marker)
-    start = (after, after, _NO_VERSION if below is None else below)
-    _fill(page, reader.execute(sql, (*wanted, *start, limit + 1)).fetchall(), limit)
+    below = _NO_VERSION if request.version_marker is None else request.version_marker
+    after = (request.marker, request.marker, below)
+    _fill(page, reader.execute(sql, (*wanted, *after, limit + 1)).fetchall(), limit)
     if not page.rows and not request.marker:
         raise StatusError(status.CONTENT_NOT_FOUND, "No object has this chunk or hash")
 

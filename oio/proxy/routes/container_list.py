@@ -30,6 +30,7 @@ def list_contents(call: Call) -> Response:
         name=target.name,
         prefix=args.get("prefix", ""),
         marker=args.get("marker", ""),
+        version_marker=call.optional_number("version_marker"),
         end_marker=args.get("end_marker") or args.get("marker_end", ""),
         delimiter=args.get("delimiter", "")[:1],
         max=LIST_DEFAULT if maximum <= 0 else min(maximum, LIST_MAX),
@@ -50,6 +51,8 @@ def list_contents(call: Call) -> Response:
     ]
     if reply.truncated:
         answer.append(("X-oio-list-marker", escape(reply.next_marker)))
+        if reply.next_version_marker is not None:
+            answer.append(("X-oio-list-version-marker", str(reply.next_version_marker)))
     body = b'{"prefixes":%b,"properties":%b,"system":%b,"objects":%b}' % (
         encode_json(reply.prefixes),
         encode_json(user),

@@ -435,7 +435,7 @@ def test_latest_version_of_a_page() -> None:
     listing = api.object_list("acct", "cont", versions=True)
     assert [item["is_latest"] for item in listing["objects"]] == [True, False, True]
     # The former page ended amid the versions of the first name.
-    listing = api.object_list("acct", "cont", versions=True, marker="a\x004")
+    listing = api.object_list("acct", "cont", versions=True, marker="a", version_marker=4)
     assert [item["is_latest"] for item in listing["objects"]] == [False, False, True]
 
 

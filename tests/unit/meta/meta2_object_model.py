@@ -164,6 +164,9 @@ class Model:
     # --- changes in place -----------------------------------------------------------------------------------
 
     def update(self, name: str, version: int, changes: dict[int, tuple[int, int]]) -> None:
+        latest = self.target(name)[1]
+        if latest is not None and version not in self.versions(name) and not latest.is_marker:
+            self._require_chunks(latest)  # told whatever version is announced
         stored = self._require_object(name, version)
         self._require_chunks(stored)
         count = len(stored.metachunks)

@@ -59,25 +59,24 @@ def everything(bench: Meta2Bench, **fields: Any) -> tuple[list[Row], list[str]]:
     """All the pages of a listing: rows, prefixes; the form of each page is checked."""
     found: list[Row] = []
     prefixes: list[str] = []
-    marker = fields.pop("marker", "")
+    marker, version = fields.pop("marker", ""), None
     size = fields["max"]
     while True:
-        items, reply = page(bench, marker=marker, **fields)
+        items, reply = page(bench, marker=marker, version_marker=version, **fields)
         assert reply.prefixes == sorted(reply.prefixes)
         found += items
         prefixes += reply.prefixes
         count = len(items) + len(reply.prefixes)
         if not reply.truncated:
             assert count <= size
-            assert reply.next_marker == ""
+            assert (reply.next_marker, reply.next_version_marker) == ("", None)
             return found, prefixes
         assert count == size
         last = max([name for name, _, _ in items] + [prefix + LAST for prefix in reply.prefixes])
-        name, version = listing.split_marker(reply.next_marker)
-        assert name == last >= listing.split_marker(marker)[0] and reply.next_marker != marker
-        if version is not None:
-            assert fields["all_versions"] and version == items[-1][1]
-        marker = reply.next_marker
+        assert reply.next_marker == last >= marker
+        assert (reply.next_marker, reply.next_version_marker) != (marker, version)
+        marker, version = reply.next_marker, reply.next_version_marker
+        assert version is None or (fields["all_versions"] and version == items[-1][1])
 
 
 def model(rows_: list[Row], **fields: Any) -> tuple[list[Row], list[str]]:
@@ -134,27 +133,29 @@ def test_pages_agree_with_a_model(bench: Meta2Bench, seed: int) -> None:
 def test_a_page_may_end_amid_the_versions_of_a_name(bench: Meta2Bench) -> None:
     fill(bench, [("a", number, False) for number in range(1, 6)] + [("a0", 1, False), ("b", 1, False)])
     items, reply = page(bench, all_versions=True, max=2)
-    assert (items, reply.next_marker) == ([("a", 5, False), ("a", 4, False)], "a\x004")
-    items, reply = page(bench, all_versions=True, max=3, marker=reply.next_marker)
-    assert (items, reply.next_marker) == ([("a", 3, False), ("a", 2, False), ("a", 1, False)], "a")
+    assert items == [("a", 5, False), ("a", 4, False)]
+    assert (reply.next_marker, reply.next_version_marker) == ("a", 4)
+    items, reply = page(bench, all_versions=True, max=3, marker="a", version_marker=4)
+    assert items == [("a", 3, False), ("a", 2, False), ("a", 1, False)]
+    assert (reply.next_marker, reply.next_version_marker) == ("a", None)
     # The name alone goes on with the next one, as does a listing of the latest versions.
-    for marker, fields in (("a", {"all_versions": True}), ("a\x004", {}), ("a\0x", {"all_versions": True})):
-        assert [name for name, _, _ in page(bench, marker=marker, **fields)[0]] == ["a0", "b"]
-    # What was put meanwhile above the marker does not come back.
-    assert page(bench, all_versions=True, max=1, marker="a\x003", delimiter="/")[0] == [("a", 2, False)]
+    for fields in ({"all_versions": True}, {"version_marker": 4}, {"version_marker": 4, "delimiter": "/"}):
+        assert [name for name, _, _ in page(bench, marker="a", **fields)[0]] == ["a0", "b"]
+    folded = page(bench, all_versions=True, max=1, marker="a", version_marker=3, delimiter="/")
+    assert folded[0] == [("a", 2, False)]
 
 
 def test_look_ups_go_through_all_versions(bench: Meta2Bench) -> None:
     rows_ = [("a", number, False) for number in range(5, 0, -1)] + [("b", 1, False)]
     fill(bench, rows_)
     found: list[Row] = []
-    marker = ""
+    after: dict[str, Any] = {}
     while True:
-        items, reply = page(bench, max=2, marker=marker, content_hash="AB" * 16)
+        items, reply = page(bench, max=2, content_hash="AB" * 16, **after)
         found += items
         if not reply.truncated:
             break
-        marker = reply.next_marker
+        after = {"marker": reply.next_marker, "version_marker": reply.next_version_marker}
     assert found == rows_
 
 

@@ -268,11 +268,14 @@ def test_list_copies_the_objects(cluster):
 
 def test_list_continues_amid_the_versions_of_a_name(cluster):
     cluster.meta.answers["content_list"] = messages.ListReply(
-        objects=b"[]", truncated=True, next_marker="b c\x0012"
+        objects=b"[]", truncated=True, next_marker="b c", next_version_marker=12
     )
-    answer = cluster.get(f"container/list?{REF}&all&marker=a%0034")
-    assert answer.headers["x-oio-list-marker"] == "b%20c%0012"
-    assert cluster.meta.last("content_list").marker == "a\x0034"
+    answer = cluster.get(f"container/list?{REF}&all&marker=a&version_marker=34")
+    assert answer.headers["x-oio-list-marker"] == "b%20c"
+    assert answer.headers["x-oio-list-version-marker"] == "12"
+    asked = cluster.meta.last("content_list")
+    assert (asked.marker, asked.version_marker) == ("a", 34)
+    assert cluster.get(f"container/list?{REF}&all&marker=a&version_marker=x").code == (400, 400)
 
 
 def test_list_by_chunk_or_hash(cluster):
