@@ -242,8 +242,8 @@ class ObjectReadMethods(ApiCore):
 
         :param limit: objects and prefixes of the page (default 1000, at most 10000).
         :param marker: name after which the page begins, e.g. ``next_marker`` of the previous one.
-        :param version_marker: ``next_version_marker`` of the previous page: with ``versions`` and ``marker``, begin with
-            the versions of this name that are lower. A marker alone skips what is left of them.
+        :param version_marker: ``next_version_marker`` of the previous page: with ``versions``, begin with the
+            versions of ``marker`` that are lower. A marker alone skips what is left of them.
         :param delimiter: cut names after this character, into ``prefixes``.
         :param properties: with the properties of objects.
         :param versions: every version, delete markers included.
