@@ -178,8 +178,10 @@ class Gatherer:
         count = size = 0
         page: dict[str, Any] = {"truncated": True}
         while page["truncated"]:
-            after = {"marker": page.get("next_marker"), "version_marker": page.get("next_version_marker")}
-            page = self._api.object_list(account, name, limit=_PAGE, versions=True, cid=cid, **after)
+            page = self._api.object_list(
+                account, name, limit=_PAGE, versions=True, cid=cid,
+                marker=page.get("next_marker"), version_marker=page.get("next_version_marker"),
+            )  # fmt: skip
             alive = [item for item in page["objects"] if not item["deleted"]]
             count += len(alive)
             size += sum(item["size"] for item in alive)
