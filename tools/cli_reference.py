@@ -9,39 +9,18 @@ is 1 when the page is out of date.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from itertools import groupby
-from pathlib import Path
 
 from oio.cli.common.describe import Argument, CommandText, describe_commands, describe_program
 from oio.cli.common.examples import examples_of
+from tools.written_page import WrittenPage
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
-MARKER = "<!-- Below: written by tools/cli_reference.py. Change the commands, not this. -->\n"
 # Every command has these; those of formats are told once.
 _COMMON = frozenset(("--help", "--format", "--column", "--sort-column", "--sort-ascending", "--sort-descending"))
 _FORMATS = frozenset((
     "--max-width", "--fit-width", "--print-empty", "--noindent", "--quote", "--variable",
 ))  # fmt: skip
-
-
-def main() -> int:
-    """Write the page; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only tell whether the page is up to date")
-    options = parser.parse_args()
-    before = PAGE.read_text(encoding="utf-8")
-    after = updated(before)
-    if options.check:
-        return int(before != after)
-    PAGE.write_text(after, encoding="utf-8")
-    return 0
-
-
-def updated(page: str) -> str:
-    """The page with a new reference."""
-    return page.partition(MARKER)[0].rstrip("\n") + "\n\n" + MARKER + "\n" + reference()
 
 
 def reference() -> str:
@@ -89,5 +68,7 @@ def _table(arguments: tuple[Argument, ...] | list[Argument]) -> str:
     return "\n".join(rows) + "\n"
 
 
+PAGE = WrittenPage("cli.md", "cli_reference", "the commands", reference)
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(PAGE.main(__doc__))

@@ -9,34 +9,13 @@ is 1 when the page is out of date.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 from oio.common.variables import DECLARED, WITHOUT_EFFECT, Variable
+from tools.written_page import WrittenPage
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "variables.md"
-MARKER = "<!-- Below: written by tools/variables_reference.py. Change oio/common/variables.py, not this. -->\n"
 _UNITS_S = (("d", 86400.0), ("h", 3600.0), ("m", 60.0), ("s", 1.0), ("ms", 1e-3))
 _UNITS_BYTES = (("Ei", 2**60), ("Pi", 2**50), ("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10))
-
-
-def main() -> int:
-    """Write the page; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only tell whether the page is up to date")
-    options = parser.parse_args()
-    before = PAGE.read_text(encoding="utf-8")
-    after = updated(before)
-    if options.check:
-        return int(before != after)
-    PAGE.write_text(after, encoding="utf-8")
-    return 0
-
-
-def updated(page: str) -> str:
-    """The page with a new table."""
-    return page.partition(MARKER)[0].rstrip("\n") + "\n\n" + MARKER + "\n" + table()
 
 
 def table() -> str:
@@ -82,5 +61,7 @@ def _bounds(variable: Variable) -> str:
     return f"{written(variable, variable.minimum)} to {written(variable, variable.maximum)}"
 
 
+PAGE = WrittenPage("variables.md", "variables_reference", "oio/common/variables.py", table)
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(PAGE.main(__doc__))

@@ -6,13 +6,13 @@
 import pytest
 
 from oio.common.variables import DECLARED
-from tools.variables_reference import MARKER, PAGE, updated, written
+from tools.variables_reference import PAGE, written
 
 
 def test_the_page_is_up_to_date():
-    page = PAGE.read_text(encoding="utf-8")
-    assert MARKER in page
-    assert page == updated(page), "run: python -m tools.variables_reference"
+    page = PAGE.read()
+    assert PAGE.marker in page
+    assert page == PAGE.updated(page), "run: python -m tools.variables_reference"
 
 
 @pytest.mark.parametrize("name", sorted(DECLARED))
