@@ -1,7 +1,7 @@
 # Copyright The OIO-SDS authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pages of which the end is written from the code; what stands above a marker is written by hand and left alone."""
+"""Pages whose end is written from the code; what stands above a marker is written by hand and left alone."""
 
 from __future__ import annotations
 

@@ -45,6 +45,6 @@ def test_examples_of_shortened_words():
 
 
 def test_exit_codes_are_told():
-    page = PAGE.read_text(encoding="utf-8").partition("## Exit codes")[2].partition("## ")[0]
+    page = PAGE.read().partition("## Exit codes")[2].partition("## ")[0]
     for code in (0, 1, 2, INTERRUPTED, CLOSED_PIPE, 129, 143):
         assert str(code) in page and str(code) in EPILOG
