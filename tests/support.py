@@ -16,6 +16,10 @@ ACCOUNT = "test_account"
 CHUNK_SIZE = 2**20
 
 
+# Sockets that keep ports of servers that were stopped, until the tests are over.
+_held = []
+
+
 def eventually(condition, timeout_s=20.0, what="condition"):
     """Wait until ``condition()`` gives something true, and return it."""
     deadline = time.monotonic() + timeout_s
@@ -45,6 +49,16 @@ def held_port():
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", 0))
     return sock, sock.getsockname()[1]
+
+
+def stop_for_good(server):
+    """Stop a server, and keep its port: a server of another test that is given it would answer in its place."""
+    host, port = server.addresses[0]
+    server.stop(0)
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((host, port))
+    _held.append(sock)
 
 
 class MemoryQueue:

@@ -235,24 +235,22 @@ class ObjectReadMethods(ApiCore):
         properties: bool = False,
         versions: bool = False,
         deleted: bool = False,
-        version_marker: int | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """List the objects of a container, one page.
 
         :param limit: objects and prefixes of the page (default 1000, at most 10000).
         :param marker: name after which the page begins, e.g. ``next_marker`` of the previous one.
-        :param version_marker: ``next_version_marker`` of the previous page: with ``versions``, begin with the
-            versions of ``marker`` that are lower. A marker alone skips what is left of them.
         :param delimiter: cut names after this character, into ``prefixes``.
         :param properties: with the properties of objects.
         :param versions: every version, delete markers included.
         :param deleted: also objects whose latest version is a delete marker.
+        :keyword version_marker: ``next_version_marker`` of the previous page: with ``versions``, begin with the
+            versions of ``marker`` that are lower. A marker alone skips what is left of them.
         :returns: ``objects``, ``prefixes``, ``properties``, ``system``, ``truncated``, ``next_marker``, and
             ``next_version_marker`` when the page ends amid the versions of a name.
         """
-        if version_marker is not None:
-            kwargs["version_marker"] = version_marker
+        version_marker: int | None = kwargs.get("version_marker")
         headers, listing = self.container.content_list(
             account,
             container,

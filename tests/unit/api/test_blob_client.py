@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from fake_cluster import NS, FakeCluster
+from support import stop_for_good
 
 from oio.blob.client import BlobClient, ChunkStream, extract_headers_meta
 from oio.common import exceptions as exc
@@ -104,7 +105,7 @@ def test_head_errors(blob: BlobClient, cluster: FakeCluster) -> None:
         with pytest.raises(expected) as caught:
             blob.chunk_head(url_of(cluster))
         assert str(caught.value).startswith(f"n/a (HTTP {status}) (STATUS ")
-    cluster.rawx[0].server.stop()
+    stop_for_good(cluster.rawx[0].server)
     with pytest.raises(exc.OioNetworkException):
         blob.chunk_head(url_of(cluster))
 
@@ -114,7 +115,7 @@ def test_delete_many(blob: BlobClient, cluster: FakeCluster) -> None:
     for url in urls:
         blob.chunk_put(url, meta_of(), b"x")
     cluster.rawx[1].chunks.clear()
-    cluster.rawx[2].server.stop()
+    stop_for_good(cluster.rawx[2].server)
     results = blob.chunk_delete_many([{"url": url} for url in urls], cid="12" * 32)
     by_url = {result.chunk["url"]: getattr(result, "status", None) for result in results}
     assert by_url == {urls[0]: 204, urls[1]: 404, urls[2]: None}

@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from support import stop_for_good
 
 from oio.api.base import HttpApi, encode_query, text_of_json
 from oio.common import client as client_module
@@ -154,7 +155,7 @@ def test_errors(api: HttpApi, scripted: Scripted, http_status: int, expected: ty
 
 
 def test_network_errors(api: HttpApi, scripted: Scripted) -> None:
-    scripted.server.stop()
+    stop_for_good(scripted.server)
     with pytest.raises(exc.OioNetworkException) as caught:
         api._request("GET", "a", reqid="r1")
     assert caught.value.args[0] == f"reqid=r1, host={scripted.address}"
@@ -194,7 +195,7 @@ def test_pool_of_urllib3(scripted: Scripted) -> None:
     resp, body = api._request("POST", "a", data="x", nonsense=1, read_timeout=3)
     assert isinstance(resp, urllib3.HTTPResponse)
     assert body == {"a": 1}
-    scripted.server.stop()
+    stop_for_good(scripted.server)
     with pytest.raises(exc.OioNetworkException):
         HttpApi(endpoint=f"http://{scripted.address}", pool_manager=http_urllib3.SafePoolManager())._request(
             "GET", "a"

@@ -16,6 +16,7 @@ import apsw
 import pytest
 from blake3 import blake3
 from meta2_bench import CID, FakeQueue, Meta2Bench, wait_until
+from support import held_port
 
 from oio.common.status import StatusError
 from oio.http.client import HttpPool
@@ -280,11 +281,9 @@ def test_a_slave_namespace_makes_no_copy(services: tuple[Service, Service]) -> N
 
 def test_a_source_that_is_down(services: tuple[Service, Service]) -> None:
     _, target = services
-    server = Server(lambda request: Response(204), [("127.0.0.1", 0)])
-    server.start()
-    host, port = server.addresses[0]
-    server.stop(0)
-    assert code_of(lambda: target.call(request(f"{host}:{port}"))) == 2
+    held, port = held_port()
+    with held:
+        assert code_of(lambda: target.call(request(f"127.0.0.1:{port}"))) == 2
     assert leftovers(target) == []
 
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 from proxy_cluster import NS, OPERATIONS
+from support import held_port
 
 from oio.common.status import StatusError, http_status
 from oio.common.variables import Variables
@@ -22,13 +23,15 @@ from oio.proxy.resolver import Resolver
 class Replica:
     """One service. ``behaviour`` is "well", "silent", "unsure", or a function that answers (or raises)."""
 
-    def __init__(self, group, name, port=0):
+    def __init__(self, group, name, held=None):
         self.group, self.name = group, name
         self.behaviour = "well"
         self.awake = threading.Event()
-        self.server = Server(self.handle, [("127.0.0.1", port)], ServerConfig(linger_s=0.001, access_log=None))
+        # Nobody else is given the port of a service that is down.
+        self.held, self.port = held or held_port()
+        listen = [("127.0.0.1", self.port)]
+        self.server = Server(self.handle, listen, ServerConfig(linger_s=0.001, access_log=None))
         self.server.start()
-        self.port = self.server.addresses[0][1]
         self.address = f"127.0.0.1:{self.port}"
 
     def handle(self, request):
@@ -135,10 +138,12 @@ class Group:
     def restart(self, number):
         """Start a service again where it was."""
         name = f"{self.kind}-{number}"
-        self.replicas[name] = Replica(self, name, self.replicas[name].port)
+        former = self.replicas[name]
+        self.replicas[name] = Replica(self, name, (former.held, former.port))
 
     def stop(self):
         """End everything."""
         for replica in self.replicas.values():
             replica.kill()
+            replica.held.close()
         self.pool.close()

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from proxy_cluster import NS, FakeMeta
+from support import stop_for_good
 
 from oio.common.status import StatusError
 from oio.common.utils import cid_from_name
@@ -132,7 +133,7 @@ def test_a_peer_that_is_dead_or_silent_delays_nobody(copies, cluster):
     silent = copies.services[NAMES[1]]
     silent.answers["base_ping"] = lambda _: release.wait(20) and None
     silent.orders["POST /v1/ping"] = lambda: release.wait(20) and (204, b"")
-    copies.services[NAMES[2]].server.stop(0)
+    stop_for_good(copies.services[NAMES[2]].server)
     begin = time.monotonic()
     answer = cluster.post(f"admin/ping?{META2}")
     took_s = time.monotonic() - begin
