@@ -140,7 +140,7 @@ def test_a_full_rawx_among_others(broken, fault_api, box, full_rawx):
             # Too large to be sent again, under a policy that needs every chunk: a clean failure.
             assert len(payload) > SMALL_MAX and policy in ("TWOCOPIES", "EC21")
             with pytest.raises(NoSuchObject):
-                fault_api.object_show(ACCOUNT, box, name)
+                fault_api.object_get_properties(ACCOUNT, box, name)
             continue
         stored[name] = payload
     # An upload that goes on with the other servers does not wait for what the full one cleans up.
