@@ -229,9 +229,11 @@ class ContainerCreate(ContainerTarget, kw_only=True):
 
 
 class ContainerDestroy(ContainerTarget, kw_only=True):
-    """Delete the base; 438 when it holds chunks, unless ``force``."""
+    """Delete the base; 438 when it holds chunks, unless ``force``; 439 when it is ``sealed`` no more."""
 
     force: bool = False
+    #: Frozen (or disabled) for its destruction: a base that is not was made since, by somebody else.
+    sealed: bool = False
 
 
 class ContainerGetProperties(ContainerTarget, kw_only=True):

@@ -20,7 +20,7 @@ from oio.meta.messages import (
     Created,
     Properties,
 )
-from oio.meta.meta2 import events, rows, rules, scans, schema
+from oio.meta.meta2 import events, rows, rules, scans, schema, states
 from oio.meta.repository import Repository
 from oio.meta.transaction import Reader, Transaction
 
@@ -83,6 +83,8 @@ def destroy(
     rules.check_writable_namespace(settings, context)
 
     def last(tx: Transaction) -> None:
+        if request.sealed and states.current(tx.get) == "enabled":
+            raise StatusError(status.CONTAINER_ENABLED, "The container is not the one that was frozen")
         if not request.force and tx.execute("SELECT 1 FROM chunks LIMIT 1").fetchone():
             raise StatusError(status.CONTAINER_NOT_EMPTY, "Container not empty")
         data = {"bucket": tx.get(schema.BUCKET)}

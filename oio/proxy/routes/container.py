@@ -33,6 +33,8 @@ from oio.proxy.resolver import hosts_of
 
 logger = logging.getLogger(__name__)
 
+#: The base that was to be destroyed is not there: there is none, or another one.
+_GONE = frozenset({status.CONTAINER_NOT_FOUND, status.CONTAINER_ENABLED})
 #: What tells that a container is not there: no reference, or no base.
 CONTAINER_MISSING = frozenset({status.REFERENCE_NOT_FOUND, status.CONTAINER_NOT_FOUND})
 
@@ -210,9 +212,11 @@ def destroy(call: Call) -> Response:
     try:
         resolver.call_meta1(ReferenceUnlink(**names, type="meta2"), call, write=True)
         unlinked = True
-        resolver.call_services("meta2", hosts, ContainerDestroy(**names, force=force), call, write=True)
+        # A request that is sent again must not hit a base that somebody made after it was done.
+        request = ContainerDestroy(**names, force=force, sealed=there)
+        resolver.call_services("meta2", hosts, request, call, write=True)
     except StatusError as exc:
-        if exc.code == status.CONTAINER_NOT_FOUND and unlinked and there and exc.resent:
+        if exc.code in _GONE and unlinked and there and exc.resent:
             # Done by the request whose answer was lost on the way: others find no link to remove, but in the rare
             # case of one that was put back meanwhile.
             return Response(204)

@@ -123,6 +123,16 @@ def test_destroy(bench: Meta2Bench) -> None:
     assert bench.objects() == []
 
 
+def test_a_destruction_that_comes_late_spares_what_was_made_since(bench: Meta2Bench) -> None:
+    bench.call(m.ContainerSetStatus(cid=CID, status="frozen"))
+    bench.call(m.ContainerDestroy(cid=CID, sealed=True))
+    bench.create()
+    with pytest.raises(StatusError) as caught:
+        bench.call(m.ContainerDestroy(cid=CID, sealed=True))
+    assert caught.value.code == 439
+    assert bench.objects() == []
+
+
 def test_a_container_of_markers_is_empty(bench: Meta2Bench) -> None:
     bench.set(sys__m2__policy__version="-1")
     version = bench.put("a")
