@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -110,6 +111,19 @@ class OpenioProgram:
         assert keys == list(shown)
         assert len(texts["shell"].splitlines()) == len(shown)
         return shown
+
+
+def make_example_files(directory):
+    """What the examples of the help upload."""
+    (directory / "cat.jpg").write_bytes(b"meow" * 1000)
+    (directory / "Pictures").mkdir()
+    for name in ("one.jpg", "two.jpg"):
+        (directory / "Pictures" / name).write_text(name)
+
+
+def example_words(line, cluster):
+    """Arguments of an example of the help, for the services of a cluster."""
+    return shlex.split(line.replace("OPENIO-", f"{cluster.namespace}-"))[1:]
 
 
 def remove_account(api, account):

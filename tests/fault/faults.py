@@ -92,21 +92,12 @@ class Hurry:
         self._last_s = time.monotonic()
 
 
-class Writers:
-    """Threads that upload objects one after the other and remember what was acknowledged.
+class Background:
+    """Threads that work during a ``with``, until ``_stop`` is set at its end."""
 
-    ``acknowledged`` maps names to checksums; ``unsure`` holds names whose upload ended with an error: the
-    object may be there (the answer was lost), but then it must be whole.
-    """
-
-    def __init__(self, broken, container, policy, count=3):
-        self.broken = broken
-        self.container = container
-        self.policy = policy
-        self.acknowledged = {}
-        self.unsure = {}
+    def __init__(self, work, items):
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._write, args=(number,)) for number in range(count)]
+        self._threads = [threading.Thread(target=work, args=(item,)) for item in items]
 
     def __enter__(self):
         for thread in self._threads:
@@ -117,7 +108,23 @@ class Writers:
         self._stop.set()
         for thread in self._threads:
             thread.join(60)
-            assert not thread.is_alive(), "a writer hangs"
+            assert not thread.is_alive(), "a thread hangs"
+
+
+class Writers(Background):
+    """Threads that upload objects one after the other and remember what was acknowledged.
+
+    ``acknowledged`` maps names to checksums; ``unsure`` holds names whose upload ended with an error: the
+    object may be there (the answer was lost), but then it must be whole.
+    """
+
+    def __init__(self, broken, container, policy, count=3):
+        super().__init__(self._write, range(count))
+        self.broken = broken
+        self.container = container
+        self.policy = policy
+        self.acknowledged = {}
+        self.unsure = {}
 
     def _write(self, number):
         from oio import ObjectStorageApi

@@ -15,7 +15,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from faults import why_not_isolated
+from faults import Background, why_not_isolated
 from support import ACCOUNT, ROOT, eventually
 
 from oio import ObjectStorageApi
@@ -107,32 +107,27 @@ class Cluster:
         return done.stdout
 
 
-class Writing:
+class Writing(Background):
     """One thread for each container, which writes numbers that grow.
 
     ``acknowledged`` is the last number of each that was; ``errors`` tells what was refused.
     """
 
     def __init__(self, cluster):
+        super().__init__(self._write, cluster.names)
         self._cluster = cluster
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._write, args=(name,)) for name in cluster.names]
         self.acknowledged = dict.fromkeys(cluster.names, -1)
         self.counts = dict.fromkeys(cluster.names, 0)
         self.errors = []
         self.longest_s = 0.0
 
     def __enter__(self):
-        for thread in self._threads:
-            thread.start()
+        super().__enter__()
         self.progress()
         return self
 
-    def __exit__(self, *_exc):
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
-            assert not thread.is_alive(), "a writer hangs"
+    def __exit__(self, *exc):
+        super().__exit__(*exc)
         for name in self._cluster.names:
             assert int(self._cluster.get(name)) >= self.acknowledged[name]
 

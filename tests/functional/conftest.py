@@ -28,3 +28,12 @@ def box(make_box):
     box = make_box()
     assert box.post("container/create").status == 201
     return box
+
+
+@pytest.fixture
+def hands(server):
+    """A session of the test's own, with the ZooKeeper of its module."""
+    client = server.client()
+    yield client
+    client.stop()
+    client.close()

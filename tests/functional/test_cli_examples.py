@@ -4,12 +4,11 @@
 """The examples of the help, run from the first to the last on a cluster."""
 
 import json
-import shlex
 import subprocess
 import sys
 
 import pytest
-from cli_program import OpenioProgram, remove_account
+from cli_program import OpenioProgram, example_words, make_example_files, remove_account
 
 from oio.cli.common.examples import EXAMPLES, NOT_RUN
 
@@ -46,12 +45,9 @@ def program(cluster, tmp_path, api):
 
 
 def test_examples(program, cluster, tmp_path):
-    (tmp_path / "cat.jpg").write_bytes(b"meow" * 1000)
-    (tmp_path / "Pictures").mkdir()
-    for name in ("one.jpg", "two.jpg"):
-        (tmp_path / "Pictures" / name).write_text(name)
+    make_example_files(tmp_path)
     lines = [line for name, examples in EXAMPLES.items() if name not in NOT_RUN for line in examples]
-    commands = [shlex.split(line.replace("OPENIO-", f"{cluster.namespace}-"))[1:] for line in lines]
+    commands = [example_words(line, cluster) for line in lines]
     done = subprocess.run(
         [sys.executable, "-c", RUN], input=json.dumps(commands), cwd=tmp_path, env=program.environment,
         capture_output=True, text=True, check=False, timeout=120,

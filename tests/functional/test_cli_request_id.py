@@ -4,12 +4,11 @@
 """``--request-id``: every request that a command causes carries the id that the user gave."""
 
 import json
-import shlex
 import subprocess
 import sys
 
 import pytest
-from cli_program import OpenioProgram, remove_account
+from cli_program import OpenioProgram, example_words, make_example_files, remove_account
 
 from oio.cli.common.examples import EXAMPLES
 
@@ -59,18 +58,12 @@ def program(cluster, tmp_path, api):
 
 
 def test_the_id_is_in_every_request(program, cluster, tmp_path):
-    (tmp_path / "cat.jpg").write_bytes(b"meow" * 1000)
-    (tmp_path / "Pictures").mkdir()
-    for name in ("one.jpg", "two.jpg"):
-        (tmp_path / "Pictures" / name).write_text(name)
+    make_example_files(tmp_path)
     commands = {
-        name: [
-            ["--request-id", ID, *shlex.split(line.replace("OPENIO-", f"{cluster.namespace}-"))[1:]]
-            for line in lines
-        ]
+        name: [["--request-id", ID, *example_words(line, cluster)] for line in lines]
         for name, lines in EXAMPLES.items()
         if name not in HARMFUL
-    }  # fmt: skip
+    }
     commands["object create --auto"] = [["--request-id", ID, "object", "create", "--auto", "cat.jpg"]]
     commands["object list --auto"] = [["--request-id", ID, "object", "list", "--auto"]]
     done = subprocess.run(

@@ -79,15 +79,6 @@ def member(services):
     return make
 
 
-@pytest.fixture
-def hands(server):
-    """A session of the test's own."""
-    client = server.client()
-    yield client
-    client.stop()
-    client.close()
-
-
 def reached(candidacy, predicate, timeout_s=20.0):
     assert candidacy.wait_for(predicate, timeout_s), f"{candidacy.view}\n" + "\n".join(candidacy.log)
     return candidacy.view

@@ -26,15 +26,6 @@ def server(tmp_path):
     started.stop()
 
 
-@pytest.fixture
-def hands(server):
-    """A session of the test's own."""
-    client = server.client()
-    yield client
-    client.stop()
-    client.close()
-
-
 def test_services_make_a_root_that_is_missing(server, hands):
     hosts = f"{server.addr}/deep/root"
     ensemble = Ensemble(hosts, LONG_S)
